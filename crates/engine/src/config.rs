@@ -1,0 +1,42 @@
+//! Engine configuration, validated once by [`crate::Engine::new`].
+
+use kvasir_cache::Recipe;
+
+/// What an operator sets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// How the cache is encoded (`--kv-cache`).
+    pub kv_cache: Recipe,
+    /// Budget of the block pool in bytes (`--kv-cache-memory`).
+    pub kv_cache_memory: usize,
+    /// Tokens per block: 16, 32 or 64 (`--block-size`).
+    pub block_size: usize,
+    /// Most sequences in the running batch (`--max-num-seqs`).
+    pub max_num_seqs: usize,
+    /// Most tokens computed in a step (`--max-num-batched-tokens`).
+    pub max_num_batched_tokens: usize,
+    /// Longest prompt + output; `None` is the model's own limit (`--max-model-len`).
+    pub max_model_len: Option<usize>,
+    /// Reuse the blocks of equal prefixes (`--enable-prefix-caching`).
+    pub enable_prefix_caching: bool,
+    /// Most requests waiting; more are refused (`--max-num-queued-reqs`).
+    pub max_num_queued_reqs: Option<usize>,
+    /// Seed of requests that bring none.
+    pub seed: u64,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            kv_cache: Recipe::F16,
+            kv_cache_memory: 256 << 20,
+            block_size: 32,
+            max_num_seqs: 128,
+            max_num_batched_tokens: 512,
+            max_model_len: None,
+            enable_prefix_caching: true,
+            max_num_queued_reqs: None,
+            seed: 0,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The one error type of this crate.
+
+/// What can go wrong in the engine. The first group is the client's fault and concerns one
+/// request; the second is the operator's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    // --- a request -------------------------------------------------------------------------
+    /// The prompt has no tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// The prompt leaves no room for a token.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, but the model's length is {max_model_len} tokens \
+         (prompt and output together)"
+    )]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        prompt_tokens: usize,
+        /// `--max-model-len`.
+        max_model_len: usize,
+    },
+    /// The request could never be held by the cache, even alone.
+    #[error(
+        "the request needs {needed_bytes} bytes of KV cache for {tokens} tokens, but the budget \
+         is {budget_bytes} bytes (--kv-cache-memory)"
+    )]
+    ExceedsBudget {
+        /// Tokens of prompt and output.
+        tokens: usize,
+        /// Bytes for them.
+        needed_bytes: usize,
+        /// The whole budget.
+        budget_bytes: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {token_id} is outside the vocabulary of {vocab_size} tokens")]
+    UnknownToken {
+        /// The token.
+        token_id: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A sampling parameter out of range.
+    #[error("{param} must be {expected}, got {found}")]
+    BadParam {
+        /// Name as in the API.
+        param: &'static str,
+        /// Range.
+        expected: String,
+        /// Value.
+        found: String,
+    },
+    /// Two unfinished requests with one id.
+    #[error("request id '{id}' is already in use")]
+    DuplicateRequest {
+        /// The id.
+        id: String,
+    },
+    /// The waiting queue is full; try again later.
+    #[error("the server is busy: {waiting} requests are waiting (--max-num-queued-reqs {limit})")]
+    QueueFull {
+        /// Requests waiting.
+        waiting: usize,
+        /// `--max-num-queued-reqs`.
+        limit: usize,
+    },
+    // --- the engine ------------------------------------------------------------------------
+    /// A configuration value out of range.
+    #[error("{option} must be {expected}, got {found}")]
+    BadConfig {
+        /// Name of the flag.
+        option: &'static str,
+        /// Range.
+        expected: String,
+        /// Value.
+        found: String,
+    },
+    /// Budget too small to hold a single sequence of one block.
+    #[error(
+        "a budget of {budget_bytes} bytes cannot hold one sequence of {tokens} tokens, which \
+         needs {needed_bytes} bytes: raise --kv-cache-memory or lower --max-model-len"
+    )]
+    BudgetTooSmall {
+        /// The budget.
+        budget_bytes: usize,
+        /// Tokens that must fit at least.
+        tokens: usize,
+        /// Bytes for them.
+        needed_bytes: usize,
+    },
+    /// Bookkeeping that does not add up: a bug, with the numbers that show it.
+    #[error("integrity check failed: {what}")]
+    Integrity {
+        /// Which numbers disagree.
+        what: String,
+    },
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] kvasir_model::ModelError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] kvasir_cache::CacheError),
+}
+
+/// Shorthand of this crate.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;

@@ -1,0 +1,24 @@
+//! Requests in, tokens out: continuous batching over the jointly encoded KV cache.
+//!
+//! Read first: [`Request`], [`Engine`], [`StepOutput`]. The engine is synchronous and
+//! deterministic: no clock, no thread of its own, no I/O. `server` drives it from a thread.
+//!
+//! Not its job: HTTP, JSON, time, text templates.
+#![forbid(unsafe_code)]
+
+mod config;
+mod engine;
+mod error;
+mod request;
+mod sampling_params;
+mod stats;
+
+pub use config::EngineConfig;
+pub use engine::Engine;
+pub use error::{EngineError, Result};
+pub use request::{
+    Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
+    TokenLogprobs,
+};
+pub use sampling_params::SamplingParams;
+pub use stats::EngineStats;

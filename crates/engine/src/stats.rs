@@ -1,0 +1,35 @@
+//! What the engine knows about itself, for metrics and for `/stats`.
+
+/// A snapshot. Counters count from the engine's start.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences in the running batch.
+    pub num_running: usize,
+    /// Sequences waiting, preempted ones included.
+    pub num_waiting: usize,
+    /// Bytes the cached tokens of all running sequences would take in f16, shared blocks counted
+    /// once per reader.
+    pub kv_logical_bytes: usize,
+    /// Bytes the block pool has handed out: blocks, tails, tables, cached prefixes.
+    pub kv_physical_bytes: usize,
+    /// Of those, bytes of cached prefixes that no sequence uses: freed on demand.
+    pub kv_evictable_bytes: usize,
+    /// `--kv-cache-memory`.
+    pub kv_budget_bytes: usize,
+    /// Most `kv_physical_bytes` ever seen.
+    pub kv_peak_physical_bytes: usize,
+    /// Counter: prompt tokens of admitted requests.
+    pub prompt_tokens: u64,
+    /// Counter: prompt tokens found in the prefix cache.
+    pub cached_prompt_tokens: u64,
+    /// Counter: tokens generated.
+    pub generation_tokens: u64,
+    /// Counter: tokens looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Counter: tokens found there.
+    pub prefix_hits: u64,
+    /// Counter: preemptions.
+    pub preemptions: u64,
+    /// Counter: steps.
+    pub steps: u64,
+}

@@ -1,0 +1,5 @@
+//! GGUF files: header, metadata, tensors, dequantisation.
+
+mod metadata;
+
+pub use metadata::{Metadata, Value};

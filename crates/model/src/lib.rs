@@ -1,0 +1,26 @@
+//! Models: files, weights, tokenizer, chat template, forward pass. (Skeleton.)
+#![deny(unsafe_code)]
+
+mod error;
+pub mod gguf;
+mod source;
+pub mod tokenizer;
+
+use std::sync::Arc;
+
+pub use error::{ModelError, Result};
+pub use source::TensorSource;
+pub use tokenizer::Tokenizer;
+
+/// A model ready to run.
+#[derive(Debug)]
+pub struct Model {
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Model {
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+}

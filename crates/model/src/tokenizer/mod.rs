@@ -1,0 +1,5 @@
+//! Text to tokens and back. (Skeleton: signatures are final, bodies follow.)
+
+/// A model's tokenizer.
+#[derive(Debug)]
+pub struct Tokenizer {}
