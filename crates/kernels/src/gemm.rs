@@ -6,6 +6,9 @@
 //! output is 16 partial sums (one per lane, lane = index mod 16) that are added in a fixed tree: the
 //! same for every tile shape, hence row invariant.
 
+// Tiles are indexed by (row, column) of the register block; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
 use crate::isa::{Isa, mul_add};
 
 /// Lanes of one partial sum; the AVX2 and baseline paths emulate 16 to sum in the same order.
