@@ -1,9 +1,7 @@
 //! HOT PATH. The forward pass: one flat batch of tokens of many sequences through all layers.
 
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache};
-use kvasir_kernels::{
-    Threads, add_assign, gated, rms_norm_rows, scale_in_place, soft_cap,
-};
+use kvasir_kernels::{Threads, add_assign, gated, rms_norm_rows, scale_in_place, soft_cap};
 
 use crate::arch::DecoderSpec;
 use crate::error::{ModelError, Result};

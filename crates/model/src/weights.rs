@@ -137,7 +137,10 @@ impl Weights {
     /// Bytes held in memory.
     pub(crate) fn num_bytes(&self) -> usize {
         let layers = self.layers.iter().map(|l| {
-            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].iter().map(|w| w.num_bytes()).sum()
+            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
+                .iter()
+                .map(|w| w.num_bytes())
+                .sum::<usize>()
         });
         self.embedding.num_bytes()
             + self.output.as_ref().map_or(0, Linear::num_bytes)
@@ -157,7 +160,10 @@ impl Reader<'_> {
         let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
         let q_size = s.query_heads * s.head_dim;
         let qkv = |name: &str, heads: usize, rotated: bool| {
-            let (mut rows, size) = (self.read(&weight(name), &[heads * s.head_dim, s.hidden_size])?, heads * s.head_dim);
+            let (mut rows, size) = (
+                self.read(&weight(name), &[heads * s.head_dim, s.hidden_size])?,
+                heads * s.head_dim,
+            );
             let bias_name = format!("{}.{index}.{name}.bias", n.layer);
             let mut bias = match (s.qkv_bias, self.source.shape(&bias_name)) {
                 (true, None) => return Err(ModelError::MissingTensor { name: bias_name }),
@@ -188,7 +194,6 @@ impl Reader<'_> {
             down: self.linear(&weight(n.down), s.ffn_size, s.hidden_size)?,
             post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
         })
-
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

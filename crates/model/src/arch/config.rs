@@ -35,9 +35,9 @@ impl Config<'_> {
             Self::Gguf { metadata, .. } => {
                 metadata.require("general.architecture", Metadata::str).map(str::to_owned)
             }
-            Self::Hf { .. } => self.string("", "model_type")?.ok_or_else(|| ModelError::MissingKey {
-                key: "model_type".to_owned(),
-            }),
+            Self::Hf { .. } => self
+                .string("", "model_type")?
+                .ok_or_else(|| ModelError::MissingKey { key: "model_type".to_owned() }),
         }
     }
 
@@ -138,9 +138,8 @@ impl Config<'_> {
     /// (query heads, KV heads, head size), with the usual defaults.
     pub(crate) fn heads(&self, hidden_size: usize) -> Result<(usize, usize, usize)> {
         let query_heads = self.need_usize("attention.head_count", "num_attention_heads")?;
-        let kv_heads = self
-            .usize("attention.head_count_kv", "num_key_value_heads")?
-            .unwrap_or(query_heads);
+        let kv_heads =
+            self.usize("attention.head_count_kv", "num_key_value_heads")?.unwrap_or(query_heads);
         let head_dim = match self.usize("attention.key_length", "head_dim")? {
             Some(dim) => dim,
             None => hidden_size.checked_div(query_heads).unwrap_or(0),

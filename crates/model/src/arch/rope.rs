@@ -86,7 +86,5 @@ fn gguf_scaling(config: &Config<'_>) -> Result<RopeScaling> {
 }
 
 fn unsupported(kind: &str) -> ModelError {
-    ModelError::Unsupported {
-        what: format!("RoPE scaling '{kind}' (known: linear, llama3, yarn)"),
-    }
+    ModelError::Unsupported { what: format!("RoPE scaling '{kind}' (known: linear, llama3, yarn)") }
 }
