@@ -65,6 +65,7 @@ impl GgufBuilder {
 
     /// Adds a key and its value.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "callers make the value in the call")]
     pub fn metadata(self, key: &str, value: Value) -> Self {
         let (ty, bytes) = encode(&value);
         self.raw_metadata(key.as_bytes(), ty, &bytes)
