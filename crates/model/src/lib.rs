@@ -1,6 +1,7 @@
 //! Models: files, weights, tokenizer, chat template, forward pass. (Skeleton.)
 #![deny(unsafe_code)]
 
+pub mod chat_template;
 mod error;
 pub mod gguf;
 mod source;
@@ -8,9 +9,10 @@ pub mod tokenizer;
 
 use std::sync::Arc;
 
+pub use chat_template::{ChatTemplate, RenderOptions};
 pub use error::{ModelError, Result};
 pub use source::TensorSource;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TokenDecoder, Tokenizer};
 
 /// A model ready to run.
 #[derive(Debug)]
