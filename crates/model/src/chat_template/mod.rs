@@ -149,7 +149,7 @@ impl ChatTemplate {
         let rendered = self
             .environment
             .get_template(NAME)
-            .and_then(|template| template.render(context.into_iter().collect::<Value>()))
+            .and_then(|template| template.render(Value::from_pairs(context)))
             .map_err(|e| python::template_error(&e))?;
         if options.continue_final_message { cut_at_continue_tag(&rendered) } else { Ok(rendered) }
     }
