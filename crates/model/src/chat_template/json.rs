@@ -8,6 +8,7 @@ use serde::Serialize as _;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 /// `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja calls filters with owned arguments")]
 pub(super) fn tojson(
     value: &Value,
     positional: Rest<Value>,
@@ -163,7 +164,7 @@ impl Formatter for PythonFormatter {
         }
         let mut units = [0; 2];
         for c in fragment.chars() {
-            if c.is_ascii() {
+            if matches!(c, ' '..='~') {
                 out.write_all(&[c as u8])?;
             } else {
                 for unit in c.encode_utf16(&mut units) {
