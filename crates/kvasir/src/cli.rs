@@ -7,14 +7,19 @@ use crate::pull;
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
-#[command(name = "kvasir", version, propagate_version = true, after_help = "\
+#[command(
+    name = "kvasir",
+    version,
+    propagate_version = true,
+    after_help = "\
 Examples:
   kvasir serve                          serve the default model on http://127.0.0.1:8000
   kvasir chat                           talk to it in the terminal
   kvasir run \"The capital of France is\"
   kvasir pull gemma3-270m
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. `kvasir COMMAND --help` has examples.")]
+Exit codes: 0 done, 1 failed, 2 wrong usage. `kvasir COMMAND --help` has examples."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,

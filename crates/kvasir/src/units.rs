@@ -107,8 +107,21 @@ mod tests {
     #[test]
     fn byte_sizes_that_are_none() {
         for text in [
-            "", "MiB", "12XB", "-1", "1e9", "1..5GiB", "1.GiB", ".5GiB", "0", "0MiB", "0.0001B",
-            "99999999999999999999", "18446744073709551615KiB", "12 34", "1,5GiB",
+            "",
+            "MiB",
+            "12XB",
+            "-1",
+            "1e9",
+            "1..5GiB",
+            "1.GiB",
+            ".5GiB",
+            "0",
+            "0MiB",
+            "0.0001B",
+            "99999999999999999999",
+            "18446744073709551615KiB",
+            "12 34",
+            "1,5GiB",
         ] {
             assert!(parse_bytes(text).is_err(), "{text:?} was taken");
         }
@@ -118,7 +131,8 @@ mod tests {
 
     #[test]
     fn token_counts() {
-        for (text, tokens) in [("1", 1), ("4096", 4096), ("8k", 8000), ("8K", 8192), ("1.5k", 1500)] {
+        for (text, tokens) in [("1", 1), ("4096", 4096), ("8k", 8000), ("8K", 8192), ("1.5k", 1500)]
+        {
             assert_eq!(parse_tokens(text), Ok(tokens), "{text}");
         }
         for text in ["", "k", "0", "8kb", "-4", "99999999999999999999k"] {

@@ -42,11 +42,7 @@ pub(crate) struct PullCommand {
 pub(crate) fn execute(command: &PullCommand) -> Result<()> {
     let options = PullOptions { verify: command.verify, force: command.force };
     let pulled = Puller::from_env(Progress::stderr()).pull(&command.name, options)?;
-    if command.json {
-        print_json(&pulled)
-    } else {
-        print_line(&pulled.path.display().to_string())
-    }
+    if command.json { print_json(&pulled) } else { print_line(&pulled.path.display().to_string()) }
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ pub(crate) fn download(
         failures = if download.staged.len() > furthest { 1 } else { failures + 1 };
         furthest = furthest.max(download.staged.len());
         if failures >= retry.attempts || attempt >= retry.total_attempts {
+            if download.staged.len() == 0 {
+                entry.discard_part();
+            }
             return Err(error.context(format!("gave up after {attempt} attempts")));
         }
         let pause = retry.pause_before(failures, asked);
@@ -160,8 +163,7 @@ impl<'a> Download<'a> {
         let (known, state) = (self.known, &self.state);
         let mut stale = false;
         let found = self.client.get(&self.url, resume, |headers| {
-            let hub_says =
-                Expected { bytes: headers.bytes, sha256: headers.sha256.clone() };
+            let hub_says = Expected { bytes: headers.bytes, sha256: headers.sha256.clone() };
             same_file(known, &hub_says)?;
             stale = resumable && state.etag.is_some() && headers.etag != state.etag;
             if stale {
@@ -245,10 +247,8 @@ impl<'a> Download<'a> {
             let read = match body.read(&mut chunk) {
                 Ok(n) => chunk.get(..n).unwrap_or_default(),
                 Err(error) => {
-                    let error = anyhow::Error::new(error).context(format!(
-                        "the connection broke after {} bytes",
-                        self.staged.len()
-                    ));
+                    let error = anyhow::Error::new(error)
+                        .context(format!("the connection broke after {} bytes", self.staged.len()));
                     break Err(Failure::Transient(error, None));
                 }
             };
@@ -280,7 +280,9 @@ impl<'a> Download<'a> {
 fn same_file(known: &Expected, hub_says: &Expected) -> Result<()> {
     match (known.bytes, hub_says.bytes) {
         (Some(known), Some(found)) if known != found => {
-            return Err(anyhow!("the hub's file has {found} bytes, not {known}: it is another file"));
+            return Err(anyhow!(
+                "the hub's file has {found} bytes, not {known}: it is another file"
+            ));
         }
         _ => {}
     }
@@ -307,9 +309,8 @@ mod tests {
     #[test]
     fn pauses_double_and_are_bounded() {
         let retry = RetryPolicy::default();
-        let seconds = |n, asked: Option<u64>| {
-            retry.pause_before(n, asked.map(Duration::from_secs)).as_secs()
-        };
+        let seconds =
+            |n, asked: Option<u64>| retry.pause_before(n, asked.map(Duration::from_secs)).as_secs();
         assert_eq!([1, 2, 3, 4].map(|n| seconds(n, None)), [0, 1, 2, 4]);
         assert_eq!(seconds(40, None), 30);
         assert_eq!(seconds(1, Some(7)), 7);

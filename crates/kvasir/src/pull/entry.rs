@@ -82,7 +82,11 @@ impl CacheEntry {
 
     /// The record of the finished file if that file is there, has the recorded length (and, with
     /// `verify`, the recorded checksum), and is the one that `known` describes.
-    pub(crate) fn cached(&self, known: Option<(u64, &str)>, verify: bool) -> Result<Option<Record>> {
+    pub(crate) fn cached(
+        &self,
+        known: Option<(u64, &str)>,
+        verify: bool,
+    ) -> Result<Option<Record>> {
         let Ok(metadata) = fs::metadata(&self.path) else { return Ok(None) };
         let Some(record) = self.record() else { return Ok(None) };
         let (bytes, sha256) = known.unwrap_or((record.bytes, &record.sha256));
@@ -131,8 +135,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let entry = CacheEntry::new(folder.path().join("m.gguf"));
         fs::write(entry.path(), content).unwrap();
-        let record =
-            Record { source: "test".into(), bytes: 3, sha256: ABC_SHA256.into() };
+        let record = Record { source: "test".into(), bytes: 3, sha256: ABC_SHA256.into() };
         entry.write_record(&record).unwrap();
         (folder, entry)
     }

@@ -152,7 +152,9 @@ impl Client {
                 continue;
             }
             return match status {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                StatusCode::OK
+                | StatusCode::PARTIAL_CONTENT
+                | StatusCode::RANGE_NOT_SATISFIABLE => {
                     let body_etag = strong_etag(response.headers());
                     Ok(Found { response, headers: described.unwrap_or_default(), body_etag })
                 }
@@ -206,7 +208,8 @@ impl FileHeaders {
             .filter(|tag| !tag.starts_with("W/"))
             .map(|tag| tag.trim_matches('"').to_owned())
             .filter(|tag| !tag.is_empty());
-        let is_sha256 = |tag: &&String| tag.len() == 64 && tag.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_sha256 =
+            |tag: &&String| tag.len() == 64 && tag.bytes().all(|b| b.is_ascii_hexdigit());
         Self {
             sha256: etag.as_ref().filter(is_sha256).map(|tag| tag.to_ascii_lowercase()),
             etag,
@@ -308,7 +311,10 @@ mod tests {
 
     #[test]
     fn origins() {
-        assert_eq!(origin(&uri("https://Hub.example/a")), origin(&uri("https://hub.example:443/b")));
+        assert_eq!(
+            origin(&uri("https://Hub.example/a")),
+            origin(&uri("https://hub.example:443/b"))
+        );
         assert_ne!(origin(&uri("https://hub.example")), origin(&uri("http://hub.example")));
         assert_ne!(origin(&uri("http://hub.example:81")), origin(&uri("http://hub.example")));
         assert_ne!(origin(&uri("https://hub.example")), origin(&uri("https://hub.example.evil")));

