@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::pull;
+use crate::{chat, inspect, pull, run, serve};
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
@@ -26,15 +26,24 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Command {
+    Serve(serve::ServeCommand),
+    Chat(chat::ChatCommand),
+    Run(run::RunCommand),
     Pull(pull::PullCommand),
+    Inspect(inspect::InspectCommand),
 }
 
 impl Cli {
     /// Runs the command.
     pub(crate) fn execute(self) -> Result<()> {
         match self.command {
+            Command::Serve(command) => serve::execute(command),
+            Command::Chat(command) => chat::execute(command),
+            Command::Run(command) => run::execute(&command),
             Command::Pull(command) => pull::execute(&command),
+            Command::Inspect(command) => inspect::execute(&command),
         }
     }
 }

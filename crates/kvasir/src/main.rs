@@ -3,11 +3,19 @@
 //! Each command is a module with its arguments and an `execute` function. Results go to stdout,
 //! everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod chat;
 mod cli;
 mod failure;
+mod generate;
+mod inspect;
+mod interrupt;
 mod options;
 mod output;
 mod pull;
+mod run;
+mod serve;
+mod session;
+mod step_engine;
 mod units;
 
 use std::process::ExitCode;
