@@ -26,7 +26,6 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Command {
     Serve(serve::ServeCommand),
     Chat(chat::ChatCommand),

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use kvasir_engine::{FinishReason, Request, SequenceOutput, TokenId};
+use kvasir_server::StepEngine;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
-use crate::step_engine::StepEngine;
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,10 @@ impl KvBytes {
 impl Generation {
     /// Prompt tokens that were computed, per second.
     pub(crate) fn prompt_tokens_per_second(&self) -> f64 {
-        per_second(self.num_prompt_tokens.saturating_sub(self.num_cached_tokens), self.first_token_s)
+        per_second(
+            self.num_prompt_tokens.saturating_sub(self.num_cached_tokens),
+            self.first_token_s,
+        )
     }
 
     /// Tokens after the first, per second.
@@ -159,9 +162,7 @@ pub(crate) fn finish_reason_name(reason: FinishReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvasir_engine::{
-        EngineError, EngineStats, Finish, RequestId, SamplingParams, StepOutput,
-    };
+    use kvasir_engine::{EngineError, EngineStats, Finish, RequestId, SamplingParams, StepOutput};
 
     /// An engine that plays back outputs.
     #[derive(Default)]
@@ -187,6 +188,10 @@ mod tests {
 
         fn has_unfinished(&self) -> bool {
             !self.steps.is_empty()
+        }
+
+        fn reset_prefix_cache(&mut self) -> usize {
+            0
         }
 
         fn stats(&self) -> EngineStats {

@@ -9,6 +9,11 @@ use anyhow::{Context, Result};
 /// Exit code of a process that Ctrl-C ended: 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
 
+/// Ends the process at once.
+pub(crate) fn exit_interrupted() -> ! {
+    std::process::exit(INTERRUPTED)
+}
+
 /// Whether Ctrl-C was pressed. Clones see the same.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interrupt {
@@ -30,7 +35,7 @@ impl Interrupt {
                 runtime.block_on(async {
                     while tokio::signal::ctrl_c().await.is_ok() {
                         if pressed.swap(true, Ordering::SeqCst) {
-                            std::process::exit(INTERRUPTED);
+                            exit_interrupted();
                         }
                     }
                 });

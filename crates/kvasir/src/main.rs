@@ -15,7 +15,6 @@ mod pull;
 mod run;
 mod serve;
 mod session;
-mod step_engine;
 mod units;
 
 use std::process::ExitCode;

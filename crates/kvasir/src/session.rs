@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use kvasir_engine::Engine;
-use kvasir_model::{LoadOptions, Model, Threads};
+use kvasir_model::{LoadOptions, Model};
 
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
@@ -22,11 +22,15 @@ pub(crate) fn load_engine(
     Ok((model, engine))
 }
 
-/// Loads the model at `path`, with a spinner for whoever watches.
+/// Loads the model at `path`, with a bar for whoever watches.
 pub(crate) fn load_model(path: &Path, cache: &CacheArgs, progress: Progress) -> Result<Arc<Model>> {
-    let _ = cache;
-    let spinner = progress.spinner(&format!("loading {}", path.display()));
-    let model = Model::load(path, &LoadOptions::default());
-    spinner.finish_and_clear();
+    let bar = progress.steps(&format!("loading {}", path.display()));
+    let on_layer = |read: usize, layers: usize| {
+        bar.set_length(layers as u64);
+        bar.set_position(read as u64);
+    };
+    let options = LoadOptions { threads: cache.threads().unwrap_or(0), progress: Some(&on_layer) };
+    let model = Model::load(path, &options);
+    bar.finish_and_clear();
     Ok(Arc::new(model?))
 }

@@ -1,5 +1,6 @@
 //! `kvasir pull` against a hub on the loopback interface.
-#![allow(missing_docs)]
+// unwrap: in the helpers, where a failure is a failed test.
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod support;
 

@@ -120,9 +120,9 @@ impl Chat {
                 print_line("")?;
                 match generation.finish_reason {
                     FinishReason::Abort => self.progress.note("(stopped)"),
-                    FinishReason::Length => self.progress.note(
-                        "(cut at the length limit; see --max-tokens and --max-model-len)",
-                    ),
+                    FinishReason::Length => self
+                        .progress
+                        .note("(cut at the length limit; see --max-tokens and --max-model-len)"),
                     FinishReason::Stop => {}
                 }
                 self.conversation.add_turn(text, &generation.text);

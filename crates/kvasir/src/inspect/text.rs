@@ -33,7 +33,12 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         )?,
         None => writeln!(out, "KV cache      unknown: the metadata does not describe attention")?,
     }
-    writeln!(out, "\ntensors       {} ({})", report.tensor_count, format_bytes(report.tensor_bytes))?;
+    writeln!(
+        out,
+        "\ntensors       {} ({})",
+        report.tensor_count,
+        format_bytes(report.tensor_bytes)
+    )?;
     for (ty, total) in &report.tensor_types {
         writeln!(
             out,
@@ -73,7 +78,8 @@ fn shown(value: &Json) -> String {
         Json::String(text) => {
             let cut: String = text.chars().take(MAX_SHOWN).collect();
             let more = text.chars().count() - cut.chars().count();
-            let tail = if more > 0 { format!(" … {more} more characters") } else { String::new() };
+            let tail =
+                if more > 0 { format!(" … {more} more characters") } else { String::new() };
             format!("\"{}\"{tail}", printable(&cut))
         }
         Json::Object(array) => match (array.get("array"), array.get("length")) {

@@ -224,13 +224,13 @@ impl<'a> Download<'a> {
                 let total = headers
                     .get(CONTENT_LENGTH)
                     .and_then(|value| value.to_str().ok()?.trim().parse().ok());
-                if let (Some(total), Some(known)) = (total, self.known.bytes) {
-                    if total != known {
-                        return Err(Failure::Permanent(anyhow!(
-                            "{} has {total} bytes, not {known}: it is another file",
-                            self.url
-                        )));
-                    }
+                if let (Some(total), Some(known)) = (total, self.known.bytes)
+                    && total != known
+                {
+                    return Err(Failure::Permanent(anyhow!(
+                        "{} has {total} bytes, not {known}: it is another file",
+                        self.url
+                    )));
                 }
                 Ok(total)
             }

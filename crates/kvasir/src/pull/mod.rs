@@ -211,10 +211,10 @@ impl Puller {
             cached,
         };
         // Without the lock first, so that a cache folder that cannot be written serves as well.
-        if !options.force {
-            if let Some(record) = entry.cached(expected, options.verify)? {
-                return Ok(pulled(record, true));
-            }
+        if !options.force
+            && let Some(record) = entry.cached(expected, options.verify)?
+        {
+            return Ok(pulled(record, true));
         }
         entry.create_folder()?;
         let _lock = Lock::acquire(&entry.lock_path(), self.progress)?;

@@ -140,7 +140,7 @@ fn reason(stderr: &str, status: std::process::ExitStatus) -> String {
         Some(words.split("')").next().unwrap_or(words))
     });
     let errors: Vec<&str> = lines().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
-    match (errors.last(), network, lines().last()) {
+    match (errors.last(), network, lines().next_back()) {
         (Some(error), Some(network), _) => format!("{error} ({network})"),
         (Some(error), None, _) => (*error).to_owned(),
         (None, _, Some(line)) => line.to_owned(),

@@ -1,7 +1,6 @@
 //! What a user sees on stderr while something long runs.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -52,14 +51,13 @@ impl Progress {
         with_style(bar, template)
     }
 
-    /// A spinner with a text, for work of unknown length.
-    pub(crate) fn spinner(self, text: &str) -> ProgressBar {
+    /// A bar with a text that counts steps; its length is set later.
+    pub(crate) fn steps(self, text: &str) -> ProgressBar {
         if !self.bars {
             return ProgressBar::hidden();
         }
-        let bar = with_style(ProgressBar::new_spinner(), "{spinner} {msg} {elapsed}");
+        let bar = with_style(ProgressBar::no_length(), "{msg} {bar:32} {pos}/{len}");
         bar.set_message(text.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(120));
         bar
     }
 }

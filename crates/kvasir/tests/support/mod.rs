@@ -1,6 +1,8 @@
 //! What tests of `pull` need in place of the network: a hub on the loopback interface and wheels.
 // Compiled into several test binaries, none of which uses all of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
+// Helpers outside of #[test] functions; a failure here is a failed test.
+#![allow(clippy::unwrap_used)]
 
 mod server;
 

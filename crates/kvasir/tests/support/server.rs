@@ -30,7 +30,7 @@ impl Reply {
         Self { status, headers: Vec::new(), body: Vec::new(), cut_after: None }
     }
 
-    pub fn header(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn header(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
