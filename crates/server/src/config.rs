@@ -90,9 +90,15 @@ mod tests {
         ServerConfig::default().validate().unwrap();
         let cases: [(&str, ServerConfig); 4] = [
             ("--served-model-name", ServerConfig { served_model_names: vec![], ..default() }),
-            ("--served-model-name", ServerConfig { served_model_names: vec!["".into()], ..default() }),
+            (
+                "--served-model-name",
+                ServerConfig { served_model_names: vec!["".into()], ..default() },
+            ),
             ("--max-body-size", ServerConfig { max_body_bytes: 0, ..default() }),
-            ("--allowed-origins", ServerConfig { allowed_origins: vec!["a\nb".into()], ..default() }),
+            (
+                "--allowed-origins",
+                ServerConfig { allowed_origins: vec!["a\nb".into()], ..default() },
+            ),
         ];
         for (option, config) in cases {
             assert!(config.validate().unwrap_err().to_string().contains(option));

@@ -239,7 +239,7 @@ impl<E: StepEngine> Driver<E> {
             }
         };
         tracing::error!("the engine failed: {cause}");
-        self.fail(cause.into());
+        self.fail(&cause.into());
     }
 
     /// Handles what has been asked, then runs a step if there is work.
@@ -381,7 +381,7 @@ impl<E: StepEngine> Driver<E> {
     }
 
     /// Tells every job, then refuses commands until the server stops. The engine is not touched.
-    fn fail(&mut self, cause: Arc<str>) {
+    fn fail(&mut self, cause: &Arc<str>) {
         let _ = self.shared.failure.set(cause.clone());
         for (_, job) in self.jobs.drain() {
             job.timing.cut("error", &self.metrics.requests);

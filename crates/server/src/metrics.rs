@@ -41,13 +41,11 @@ const LATENCY: [f64; 20] = [
 /// vLLM's last bucket of [`LATENCY`].
 const LATENCY_MAX: f64 = 7680.0;
 /// Tokens of a request: 1, 2, 5, 10 … up to the longest contexts in use.
-const TOKENS: [f64; 17] = [
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
-];
+const TOKENS: [f64; 17] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5];
 /// Tokens of a step.
-const STEP_TOKENS: [f64; 13] = [
-    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
-];
+const STEP_TOKENS: [f64; 13] =
+    [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 /// Small counts.
 const FEW: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
 /// Seconds of an HTTP request.
@@ -146,8 +144,8 @@ impl Metrics {
     }
 
     /// Publishes the labels of `vllm:cache_config_info`.
-    pub(crate) fn set_cache_config(&self, labels: Vec<(String, String)>) {
-        self.cache_config.get_or_create(&labels).set(1);
+    pub(crate) fn set_cache_config(&self, labels: &[(String, String)]) {
+        self.cache_config.get_or_create(&labels.to_vec()).set(1);
     }
 
     /// Counts an HTTP request; `handler` must come from the route table, not from the client.
@@ -427,13 +425,17 @@ mod tests {
     fn http_and_cache_config_have_their_labels() {
         let metrics = Metrics::new("m");
         metrics.observe_http("/x", "GET", 404, 0.1);
-        metrics.set_cache_config(vec![("block_size".into(), "32".into())]);
+        metrics.set_cache_config(&[("block_size".into(), "32".into())]);
         metrics.requests.count("stop");
         let text = metrics.encode(&EngineStats::default()).unwrap();
-        assert_eq!(value(&text, r#"http_requests_total{handler="/x",method="GET",status="4xx"}"#), "1");
+        assert_eq!(
+            value(&text, r#"http_requests_total{handler="/x",method="GET",status="4xx"}"#),
+            "1"
+        );
         let info = r#"vllm:cache_config_info{model_name="m",engine="0",block_size="32"}"#;
         assert_eq!(value(&text, info), "1");
-        let stop = r#"vllm:request_success_total{model_name="m",engine="0",finished_reason="stop"}"#;
+        let stop =
+            r#"vllm:request_success_total{model_name="m",engine="0",finished_reason="stop"}"#;
         assert_eq!(value(&text, stop), "1");
     }
 }

@@ -473,8 +473,7 @@ fn certain(text: &[u8], stop: &[String]) -> usize {
 }
 
 fn logprobs(token: TokenId, top: usize) -> TokenLogprobs {
-    let top = (0..top).map(|rank| {
-        ((token + rank as TokenId) % VOCAB_SIZE as TokenId, -0.5 - rank as f32)
-    });
+    let top = (0..top)
+        .map(|rank| ((token + rank as TokenId) % VOCAB_SIZE as TokenId, -0.5 - rank as f32));
     TokenLogprobs { token_id: token, logprob: -0.5, rank: 1, top: top.collect() }
 }

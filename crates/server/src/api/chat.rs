@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(body: Value) -> Result<ChatRequest, ApiError> {
+    fn read(body: &Value) -> Result<ChatRequest, ApiError> {
         ChatRequest::read(body.as_object().unwrap())
     }
 
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let request = read(with("user", json!("u"))).unwrap();
+        let request = read(&with("user", json!("u"))).unwrap();
         assert_eq!(request.common.params.max_tokens, None);
         assert_eq!(request.common.params.temperature, 1.0);
         let prompt = request.conversation.prompt();
@@ -220,10 +220,10 @@ mod tests {
     fn logprobs_and_limits() {
         let mut body = with("logprobs", json!(true));
         body["max_tokens"] = json!(5);
-        assert_eq!(read(body.clone()).unwrap().common.params.logprobs, Some(0));
+        assert_eq!(read(&body).unwrap().common.params.logprobs, Some(0));
         body["top_logprobs"] = json!(4);
         body["max_completion_tokens"] = json!(6);
-        let params = read(body).unwrap().common.params;
+        let params = read(&body).unwrap().common.params;
         assert_eq!((params.logprobs, params.max_tokens), (Some(4), Some(6)));
     }
 
@@ -235,7 +235,7 @@ mod tests {
                 {"id": "1", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "content": "ok", "tool_call_id": "1"},
         ]});
-        let request = read(body).unwrap();
+        let request = read(&body).unwrap();
         let messages = request.conversation.prompt().messages;
         assert_eq!(messages[0]["content"], "a\nb");
         assert_eq!(messages[1]["content"], "");
@@ -268,7 +268,7 @@ mod tests {
             (with("tools", json!({})), "tools"),
         ];
         for (body, param) in cases {
-            assert_eq!(read(body.clone()).unwrap_err().field(), Some(param), "{body}");
+            assert_eq!(read(&body).unwrap_err().field(), Some(param), "{body}");
         }
     }
 }

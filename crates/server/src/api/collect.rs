@@ -39,10 +39,10 @@ impl Collector {
         self.job.hide(&mut output);
         let choice = self.job.choice(prompt, output.index);
         self.progress.absorb(prompt, choice, &output);
-        if let Some(logprobs) = output.prompt_logprobs {
-            if let Some(slot) = self.prompt_logprobs.get_mut(prompt) {
-                *slot = Some(logprobs);
-            }
+        if let Some(logprobs) = output.prompt_logprobs
+            && let Some(slot) = self.prompt_logprobs.get_mut(prompt)
+        {
+            *slot = Some(logprobs);
         }
         let Some(gathered) = self.choices.get_mut(choice) else { return };
         gathered.text.push_str(&output.text);
@@ -198,7 +198,8 @@ mod tests {
             collector.absorb(prompt, output(index, text, 1, Some(FinishReason::Length)));
         }
         let answer = finish(collector);
-        let texts: Vec<_> = answer["choices"].as_array().unwrap().iter().map(|c| &c["text"]).collect();
+        let texts: Vec<_> =
+            answer["choices"].as_array().unwrap().iter().map(|c| &c["text"]).collect();
         assert_eq!(texts, ["a", "b", "c", "d"]);
         assert_eq!(answer["choices"][3]["index"], 3);
         assert_eq!(answer["usage"]["completion_tokens"], 4);
@@ -209,7 +210,8 @@ mod tests {
         let body = r#"{"prompt": "hi", "echo": true, "logprobs": 1, "max_tokens": 0}"#;
         let mut collector = Collector::new(completion(body));
         let mut first = output(0, "x", 1, Some(FinishReason::Length));
-        let second = TokenLogprobs { token_id: 105, logprob: -2.0, rank: 3, top: vec![(120, -1.0)] };
+        let second =
+            TokenLogprobs { token_id: 105, logprob: -2.0, rank: 3, top: vec![(120, -1.0)] };
         first.prompt_logprobs = Some(vec![None, Some(second)]);
         collector.absorb(0, first);
         let answer = finish(collector);

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(body: Value) -> Result<CompletionRequest, ApiError> {
+    fn read(body: &Value) -> Result<CompletionRequest, ApiError> {
         CompletionRequest::read(body.as_object().unwrap())
     }
 
@@ -119,13 +119,13 @@ mod tests {
             (json!([[1], [2, 3]]), vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]),
         ];
         for (prompt, expected) in cases {
-            assert_eq!(read(json!({"prompt": prompt})).unwrap().prompts, expected);
+            assert_eq!(read(&json!({"prompt": prompt})).unwrap().prompts, expected);
         }
     }
 
     #[test]
     fn defaults_are_openais() {
-        let request = read(json!({"prompt": "a"})).unwrap();
+        let request = read(&json!({"prompt": "a"})).unwrap();
         assert_eq!(request.common.params.max_tokens, Some(16));
         assert!(!request.explicit_max_tokens && !request.echo);
     }
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn echo_asks_for_the_prompts_logprobs() {
         let request =
-            read(json!({"prompt": "a", "echo": true, "logprobs": 3, "max_tokens": 0})).unwrap();
+            read(&json!({"prompt": "a", "echo": true, "logprobs": 3, "max_tokens": 0})).unwrap();
         assert_eq!(request.common.params.prompt_logprobs, Some(3));
         assert_eq!(request.common.params.max_tokens, Some(1));
         assert!(request.only_prompt);
@@ -153,8 +153,8 @@ mod tests {
             (json!({"prompt": "a", "echo": true, "logprobs": 1, "stream": true, "n": 2}), "echo"),
         ];
         for (body, param) in cases {
-            assert_eq!(read(body.clone()).unwrap_err().field(), Some(param), "{body}");
+            assert_eq!(read(&body).unwrap_err().field(), Some(param), "{body}");
         }
-        read(json!({"prompt": "a", "best_of": 2, "n": 2, "suffix": ""})).unwrap();
+        read(&json!({"prompt": "a", "best_of": 2, "n": 2, "suffix": ""})).unwrap();
     }
 }

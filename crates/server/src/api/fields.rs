@@ -118,9 +118,9 @@ impl<'a> Body<'a> {
     pub(crate) fn texts(&self, name: &str) -> Option<Vec<String>> {
         match self.get(name)? {
             Value::String(text) => Some(vec![text.clone()]),
-            list => {
-                Some(list.as_array()?.iter().filter_map(|t| t.as_str().map(str::to_owned)).collect())
-            }
+            list => Some(
+                list.as_array()?.iter().filter_map(|t| t.as_str().map(str::to_owned)).collect(),
+            ),
         }
     }
 
@@ -370,7 +370,8 @@ fn as_int(value: &Value) -> Option<i64> {
         return Some(number);
     }
     // 2^53: beyond it a float no longer says which whole number was meant.
-    let number = value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= 9_007_199_254_740_992.0)?;
+    let number =
+        value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= 9_007_199_254_740_992.0)?;
     value.is_f64().then_some(number as i64)
 }
 
@@ -495,7 +496,8 @@ mod tests {
 
     #[test]
     fn getters_read_what_was_checked() {
-        let object = json!({"int": 3.0, "stop": "x", "bias": {"7": 0.5}, "tokens": [1, 2], "text": null});
+        let object =
+            json!({"int": 3.0, "stop": "x", "bias": {"7": 0.5}, "tokens": [1, 2], "text": null});
         let object = object.as_object().unwrap();
         let body = Body::check(object, &[TABLE]).unwrap();
         assert_eq!(body.usize("int"), Some(3));

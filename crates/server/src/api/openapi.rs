@@ -165,7 +165,8 @@ fn operation(route: &Route) -> Value {
         operation["requestBody"] = json!({"content": {"application/json": {"schema": schema}}});
     }
     if route.path.contains("{id}") {
-        let id = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});
+        let id =
+            json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});
         operation["parameters"] = json!([id]);
     }
     if route.guarded {

@@ -108,7 +108,8 @@ mod tests {
     #[test]
     fn every_field_survives_every_type() {
         // No type in any known field may panic; most are refused.
-        let values = ["null", "true", "-1", "1.5", "1e300", "\"x\"", "[]", "[1]", "[[]]", "[{}]", "{}"];
+        let values =
+            ["null", "true", "-1", "1.5", "1e300", "\"x\"", "[]", "[1]", "[[]]", "[{}]", "{}"];
         let tables: [(RequestKind, &[&[super::super::fields::Field]]); 3] = [
             (RequestKind::Chat, super::super::openapi::CHAT_BODY),
             (RequestKind::Completion, super::super::openapi::COMPLETION_BODY),

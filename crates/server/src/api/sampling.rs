@@ -22,8 +22,16 @@ pub(crate) const COMMON: &[Field] = &[
     field("model", Kind::Text, "Name of the model; the served one if absent."),
     field("temperature", Kind::Float { min: 0.0, max: FLOAT_MAX }, "0 is greedy. Default 1."),
     field("top_p", Kind::FloatAbove { min: 0.0, max: 1.0 }, "Nucleus sampling. Default 1."),
-    field("top_k", Kind::Int { min: -1, max: MAX_TOKENS }, "Most likely tokens kept; 0 or -1: all."),
-    field("min_p", Kind::Float { min: 0.0, max: 1.0 }, "Least share of the best token's probability."),
+    field(
+        "top_k",
+        Kind::Int { min: -1, max: MAX_TOKENS },
+        "Most likely tokens kept; 0 or -1: all.",
+    ),
+    field(
+        "min_p",
+        Kind::Float { min: 0.0, max: 1.0 },
+        "Least share of the best token's probability.",
+    ),
     field("presence_penalty", Kind::Float { min: -2.0, max: 2.0 }, "Against tokens already there."),
     field("frequency_penalty", Kind::Float { min: -2.0, max: 2.0 }, "The same, per occurrence."),
     field(
@@ -99,11 +107,11 @@ impl Common {
             return Err(ApiError::bad_field("stream_options", "is only allowed with stream: true"));
         }
         let option = |name| options.and_then(|o| o.get(name)?.as_bool()).unwrap_or(false);
-        if let Some(format) = body.object("response_format") {
-            if format.get("type").and_then(|kind| kind.as_str()) != Some("text") {
-                let what = "is not supported by this server, except {\"type\": \"text\"}";
-                return Err(ApiError::bad_field("response_format", what));
-            }
+        if let Some(format) = body.object("response_format")
+            && format.get("type").and_then(|kind| kind.as_str()) != Some("text")
+        {
+            let what = "is not supported by this server, except {\"type\": \"text\"}";
+            return Err(ApiError::bad_field("response_format", what));
         }
         let prompt_logprobs = body.usize("prompt_logprobs");
         if prompt_logprobs.is_some() && stream {
@@ -172,21 +180,21 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn read(body: Value) -> Result<Common, ApiError> {
+    fn read(body: &Value) -> Result<Common, ApiError> {
         let object = body.as_object().unwrap();
         Common::read(&Body::check(object, &[COMMON])?)
     }
 
     #[test]
     fn nothing_given_is_the_default() {
-        let common = read(json!({"temperature": null, "stop": null})).unwrap();
+        let common = read(&json!({"temperature": null, "stop": null})).unwrap();
         assert_eq!(common.params, SamplingParams::default());
         assert!(!common.stream && !common.include_usage);
     }
 
     #[test]
     fn everything_arrives() {
-        let common = read(json!({
+        let common = read(&json!({
             "model": "m", "temperature": 0.5, "top_p": 0.75, "top_k": -1, "min_p": 0.25,
             "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.5,
             "seed": -1, "logit_bias": {"3": -100}, "n": 2, "min_tokens": 1, "stop": "x",
@@ -246,7 +254,7 @@ mod tests {
             (json!({"n": 0}), "n"),
         ];
         for (body, param) in cases {
-            assert_eq!(read(body.clone()).unwrap_err().field(), Some(param), "{body}");
+            assert_eq!(read(&body).unwrap_err().field(), Some(param), "{body}");
         }
     }
 

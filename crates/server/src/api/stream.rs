@@ -250,7 +250,10 @@ mod tests {
     fn lines(out: &[u8]) -> Vec<String> {
         let text = std::str::from_utf8(out).unwrap();
         assert!(text.ends_with("\n\n"));
-        text.trim_end().split("\n\n").map(|l| l.strip_prefix("data: ").unwrap().to_owned()).collect()
+        text.trim_end()
+            .split("\n\n")
+            .map(|l| l.strip_prefix("data: ").unwrap().to_owned())
+            .collect()
     }
 
     fn parsed(out: &[u8]) -> Vec<Value> {

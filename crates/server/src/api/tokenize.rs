@@ -11,7 +11,11 @@ pub(crate) const TOKENIZE: &[Field] = &[
     field("model", Kind::Text, "Name of the model; the served one if absent."),
     field("prompt", Kind::Text, "The text; or give messages."),
     field("add_special_tokens", Kind::Bool, "Add BOS. Default true for a prompt, else false."),
-    field("return_token_strs", Kind::Bool, "Add token_strs: the tokens as the vocabulary has them."),
+    field(
+        "return_token_strs",
+        Kind::Bool,
+        "Add token_strs: the tokens as the vocabulary has them.",
+    ),
 ];
 
 /// Fields of `/detokenize`.

@@ -52,10 +52,9 @@ async fn generate(
     let (active, loaded) = app.begin()?;
     let body = prepare::body(&app, body)?;
     let (worker, id) = (app.clone(), meta.request_id.clone());
-    let job = prepare::off_thread(body.len(), move || {
-        prepare(&worker, worker.loaded()?, &id, &body)
-    })
-    .await?;
+    let job =
+        prepare::off_thread(body.len(), move || prepare(&worker, worker.loaded()?, &id, &body))
+            .await?;
     let requests = requests(&job, &meta);
     let running = loaded.driver.submit(&job.id, requests, meta.received).await?;
     if job.options.stream {
@@ -113,10 +112,7 @@ fn events(streamer: Streamer, running: Running, active: Active) -> Response {
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         // nginx buffers answers unless told otherwise.
-        (
-            header::HeaderName::from_static("x-accel-buffering"),
-            HeaderValue::from_static("no"),
-        ),
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (headers, Body::from_stream(body)).into_response()
 }

@@ -32,10 +32,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
 }
 
 /// The body, or what was wrong with reading it.
-pub(super) fn body(
-    app: &App,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Bytes, ApiError> {
+pub(super) fn body(app: &App, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
     body.map_err(|rejection| match rejection.into_response().status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(app.config.max_body_bytes),
         _ => ApiError::unreadable_body(),

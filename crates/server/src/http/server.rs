@@ -77,10 +77,7 @@ impl Server {
     /// running ones go on for `shutdown_timeout`, what is left is ended with finish reason
     /// `abort`. Until [`ServerHandle::set_ready`] is called, `/health` and the model's routes
     /// answer 503.
-    pub async fn run(
-        self,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), ServerError> {
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
         let ServerHandle { app, thread } = self.handle;
         let (close, closed) = oneshot::channel::<()>();
         // Tokens are small packets: waiting to fill larger ones would delay them.
@@ -148,7 +145,7 @@ impl ServerHandle {
         }
         let check = app.config.check_integrity;
         let (driver, joiner) = driver::start(engine, app.metrics.clone(), check)?;
-        app.metrics.set_cache_config(info.cache_config.clone());
+        app.metrics.set_cache_config(&info.cache_config);
         let loaded = Loaded { driver, text, info };
         app.loaded.set(loaded).map_err(|_| ServerError::AlreadyReady)?;
         *thread = Some(joiner);
