@@ -7,7 +7,7 @@ const fn is_plain(byte: u8) -> bool {
 }
 
 /// The character of every byte. Bytes that are not [`is_plain`] take U+0100 upwards, in order.
-const CHARS: [char; 256] = {
+pub(super) const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];
     let mut next = 0x100_u32;
     let mut byte = 0;

@@ -90,14 +90,19 @@ impl Tokenizer {
 
 fn read_vocab(encoder: &tokenizers::Tokenizer, decoding: Decoding) -> Result<Vocab> {
     let mut tokens: Vec<(String, u32)> = encoder.get_vocab(true).into_iter().collect();
-    tokens.sort_unstable_by_key(|(_, id)| *id);
+    let added = encoder.get_added_tokens_decoder();
+    // An added token takes the id of another one where the vocabulary has gaps; it is the one that
+    // the id is read as.
+    tokens.sort_unstable_by_key(|(text, id)| {
+        (*id, added.get(id).is_none_or(|token| token.content != *text))
+    });
+    tokens.dedup_by_key(|(_, id)| *id);
     let size = tokens.last().map_or(0, |(_, id)| *id as usize + 1);
     if size > tokens.len() + MAX_UNUSED_IDS {
         return Err(ModelError::Tokenizer {
             what: format!("token id {} in a vocabulary of {} tokens", size - 1, tokens.len()),
         });
     }
-    let added = encoder.get_added_tokens_decoder();
     let mut vocab = Vocab::with_capacity(size);
     let mut bytes = Vec::new();
     for (text, id) in &tokens {

@@ -11,6 +11,8 @@ mod decoder;
 mod end_of_generation;
 mod gguf;
 mod hf;
+#[cfg(test)]
+mod hf_tests;
 mod pre_tokenizer;
 mod special;
 mod spm;
@@ -105,18 +107,18 @@ impl Tokenizer {
 
     fn add_special_tokens(&self, ids: &mut Vec<u32>, text: &str) {
         if let Some(bos) = self.bos_id {
-            let written = self.token_str(bos).is_some_and(|bos| text.starts_with(bos));
-            let starts_with = ids.first() == Some(&bos);
+            let written = self.token_str(bos).map_or(0, |bos| leading_count(text, bos));
+            let encoded = ids.iter().take_while(|id| **id == bos).count();
             match self.add_bos {
-                AddToken::Yes if !starts_with => ids.insert(0, bos),
-                AddToken::No if starts_with && !written => {
+                AddToken::Yes if encoded == 0 => ids.insert(0, bos),
+                AddToken::No if encoded > written => {
+                    ids.remove(0);
+                }
+                // The post-processor of a tokenizer.json does not look whether BOS is there.
+                AddToken::Yes | AddToken::AsEncoded if written > 0 && encoded > written => {
                     ids.remove(0);
                 }
                 AddToken::Yes | AddToken::No | AddToken::AsEncoded => {}
-            }
-            // The post-processor of a tokenizer.json does not look whether BOS is there.
-            if written && ids.get(..2) == Some(&[bos, bos]) && !text_repeats(self, bos, text) {
-                ids.remove(0);
             }
         }
         if let Some(eos) = self.eos_ids.first().copied() {
@@ -204,9 +206,15 @@ impl Tokenizer {
     }
 }
 
-/// Does `text` itself start with BOS twice?
-fn text_repeats(tokenizer: &Tokenizer, bos: u32, text: &str) -> bool {
-    tokenizer.token_str(bos).and_then(|bos| text.strip_prefix(bos)?.strip_prefix(bos)).is_some()
+/// How often `text` starts with `token`.
+fn leading_count(text: &str, token: &str) -> usize {
+    let mut count = 0;
+    let mut rest = text;
+    while let Some(after) = rest.strip_prefix(token).filter(|_| !token.is_empty()) {
+        count += 1;
+        rest = after;
+    }
+    count
 }
 
 impl std::fmt::Debug for Tokenizer {

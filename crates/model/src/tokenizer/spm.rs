@@ -3,7 +3,9 @@
 //!
 //! The algorithm is llama.cpp's `llm_tokenizer_spm`: a priority queue over a linked list of
 //! symbols, `O(n log n)`. The `tokenizers` crate wants explicit merges, which a GGUF file of this
-//! kind does not have; deriving them for Gemma's 262,144 pieces costs seconds and hundreds of MiB.
+//! kind does not have; deriving those of Gemma 3
+//! (514,847) and building its model takes 0.85 s and 90 MiB, against 0.05 s here, and its ties
+//! would be broken by rank instead of by place.
 
 use std::collections::BinaryHeap;
 
