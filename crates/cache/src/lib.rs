@@ -1,33 +1,35 @@
-//! The KV cache (skeleton).
+//! The KV cache: where keys and values of all requests live, and how attention reads them.
+//!
+//! Read first: [`KvCache`] (what the engine and the model call), [`BlockPool`] (who owns the bytes),
+//! [`codec::Codec`] (how a block is stored).
+//!
+//! A cache belongs to one model and one recipe. A sequence appends un-rotated keys and values layer
+//! by layer; they are stored per (layer, KV head) in blocks of [`Geometry::block_size`] tokens,
+//! **keys rotated by their offset inside the block only** ("block-relative frame"): rotary scores
+//! depend on distances, so the query is rotated by its distance from the block's start instead. Equal
+//! content then has equal bytes at any position, which is what sharing needs.
+//!
+//! Not its job: requests, scheduling policy, sampling, model weights.
 #![forbid(unsafe_code)]
-#![allow(missing_docs)]
 
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CacheError {
-    #[error("unknown KV cache recipe '{name}' (known: {known})")]
-    UnknownRecipe { name: String, known: String },
-}
+mod attention;
+pub mod codec;
+mod config;
+mod error;
+mod frame;
+mod geometry;
+mod kv_cache;
+mod pool;
+mod prefix;
+mod sequence;
+mod table;
 
-/// How the cache is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Recipe {
-    #[default]
-    F16,
-}
-
-impl std::str::FromStr for Recipe {
-    type Err = CacheError;
-    fn from_str(name: &str) -> Result<Self, CacheError> {
-        match name {
-            "f16" => Ok(Self::F16),
-            _ => Err(CacheError::UnknownRecipe { name: name.into(), known: "f16".into() }),
-        }
-    }
-}
-impl std::fmt::Display for Recipe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("f16")
-    }
-}
+pub use attention::{AttentionScratch, BatchSlice};
+pub use config::Recipe;
+pub use error::{CacheError, Result};
+pub use geometry::{Geometry, LayerGeometry};
+pub use kv_cache::{CacheConfig, CacheStats, KvCache};
+pub use pool::{BlockPool, ClassId, SlotId};
+pub use prefix::BlockHash;
+pub use sequence::SequenceId;
+pub use table::{BlockTable, Entry};

@@ -1,1 +1,39 @@
-//! kernels
+//! CPU kernels: linear layers, norms, RoPE, softmax, conversions.
+//!
+//! Owns every `unsafe` that SIMD needs. Each kernel is compiled for AVX-512, AVX2+FMA and the
+//! baseline of the target, chosen at run time by [`Isa::best`], and stands beside a scalar
+//! reference that its tests compare it with.
+//!
+//! **Row invariance.** The result for one row (token, query) never depends on how many other rows
+//! are computed with it: every output element is one chain of operations in a fixed order. So a
+//! greedy sequence gets bit-equal logits alone, in any batch, and in any chunking of its prefill.
+//! A new kernel must keep this; `gemm::tests::rows_do_not_depend_on_the_batch` shows how it is
+//! checked.
+//!
+//! Kernels that use threads run on the *current* rayon pool: call them inside
+//! [`Threads::install`].
+#![allow(unsafe_code)]
+
+mod activation;
+mod aligned;
+mod convert;
+mod elementwise;
+mod gemm;
+mod isa;
+mod linear;
+mod norm;
+mod rope;
+mod softmax;
+mod threads;
+
+pub use activation::{Activation, gated};
+pub use aligned::AlignedBytes;
+pub use convert::{f16_to_f32, f32_to_f16};
+pub use elementwise::{add_assign, scale_in_place, soft_cap};
+pub use gemm::{gemm_nn_acc, gemm_nt};
+pub use isa::Isa;
+pub use linear::Linear;
+pub use norm::{rms_norm, rms_norm_rows};
+pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};
+pub use softmax::{OnlineSoftmax, log_sum_exp};
+pub use threads::{Threads, ThreadsError};

@@ -1,26 +1,31 @@
-//! Models: files, weights, tokenizer, chat template, forward pass. (Skeleton.)
+//! Models: files, weights, tokenizer, chat template, forward pass.
+//!
+//! Read first: [`Model`] (load, forward, logits), [`arch::DecoderSpec`] (what architectures differ in),
+//! [`Tokenizer`]. Weights come through [`TensorSource`] from GGUF files or safetensors folders; the
+//! forward pass keeps keys and values in a [`kvasir_cache::KvCache`].
+//!
+//! Not its job: fetching files, requests, sampling.
 #![deny(unsafe_code)]
 
+pub mod arch;
+pub mod chat_template;
+mod decoder;
+pub mod dequant;
 mod error;
+mod file_bytes;
 pub mod gguf;
+mod model;
+mod safetensors_dir;
 mod source;
+pub mod testkit;
 pub mod tokenizer;
+mod weights;
 
-use std::sync::Arc;
-
+pub use chat_template::{ChatTemplate, RenderOptions};
+pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
+pub use kvasir_kernels::{Threads, ThreadsError};
+pub use model::{LoadOptions, Model};
+pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;
-pub use tokenizer::Tokenizer;
-
-/// A model ready to run.
-#[derive(Debug)]
-pub struct Model {
-    tokenizer: Arc<Tokenizer>,
-}
-
-impl Model {
-    /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
-    }
-}
+pub use tokenizer::{TokenDecoder, Tokenizer};

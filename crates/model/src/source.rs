@@ -13,9 +13,8 @@ pub trait TensorSource: Send + Sync {
 
     /// Reads a tensor whose shape must be `expected`.
     fn read_shaped(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        let found = self
-            .shape(name)
-            .ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+        let found =
+            self.shape(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         if found != expected {
             return Err(ModelError::TensorShape {
                 name: name.to_owned(),

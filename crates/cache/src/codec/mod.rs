@@ -1,0 +1,64 @@
+//! Codecs: how one block of keys or values is stored in a slot. One file a codec; all pass the
+//! [`conformance`] suite.
+//!
+//! A codec sees a block as f32 rows `[tokens, head_dim]`, keys already in the block-relative frame,
+//! and writes exactly [`Codec::slot_bytes`] bytes. It does not know about sequences, tables or the
+//! pool.
+
+#[cfg(test)]
+pub(crate) mod conformance;
+mod raw;
+
+pub use raw::{RawF16, RawF32};
+
+/// Stores blocks of rows.
+pub trait Codec: Send + Sync + std::fmt::Debug {
+    /// As in recipes.
+    fn name(&self) -> &'static str;
+
+    /// Bytes of a slot for `tokens` rows of `dim` channels. What [`Self::encode`] writes, no more and
+    /// no less: the pool's accounting rests on it.
+    fn slot_bytes(&self, tokens: usize, dim: usize) -> usize;
+
+    /// Encodes whole rows. `rows`: `[tokens, dim]`; `slot`: `slot_bytes(tokens, dim)` bytes. NaN and
+    /// infinity must not disturb other channels or rows than their own.
+    fn encode(&self, rows: &[f32], dim: usize, slot: &mut [u8]);
+
+    /// Decodes the first `out.len() / dim` rows. `out`: `[n, dim]`.
+    fn decode(&self, slot: &[u8], dim: usize, out: &mut [f32]);
+
+    /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
+    /// conformance suite holds the codec to it.
+    fn expected_error(&self) -> f32;
+}
+
+/// A codec whose rows can be written one by one: what tails are made of.
+pub trait TailCodec: Codec {
+    /// Overwrites row `row`. `x`: `[dim]`.
+    fn write_row(&self, row: usize, x: &[f32], slot: &mut [u8]);
+}
+
+/// The codecs that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CodecKind {
+    /// [`RawF16`].
+    F16,
+    /// [`RawF32`].
+    F32,
+}
+
+impl CodecKind {
+    /// As in recipes.
+    pub fn name(self) -> &'static str {
+        self.tail().name()
+    }
+
+    /// What a sequence's unsealed block is stored as. A sealed block of the same codec keeps its slot.
+    pub fn tail(self) -> &'static dyn TailCodec {
+        match self {
+            Self::F16 => &RawF16,
+            Self::F32 => &RawF32,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The one error type of this crate.
+
+/// What can go wrong in the cache.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// `--kv-cache` names nothing.
+    #[error("unknown KV cache recipe '{name}' (known: {known})")]
+    UnknownRecipe {
+        /// As given.
+        name: String,
+        /// Comma separated.
+        known: String,
+    },
+    /// `--block-size` is not one of the sizes.
+    #[error("block size must be 16, 32 or 64 tokens, got {found}")]
+    BlockSize {
+        /// As given.
+        found: usize,
+    },
+    /// A model whose heads the cache cannot hold.
+    #[error("layer {layer}: {what}")]
+    Geometry {
+        /// Layer index.
+        layer: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// No room for more blocks, even after evicting every unused prefix. The engine preempts.
+    #[error(
+        "the block pool has no room for {needed} more blocks of {slot_bytes} bytes ({used_bytes} of {budget_bytes} bytes in use)"
+    )]
+    Exhausted {
+        /// Slots asked for.
+        needed: usize,
+        /// Bytes of one.
+        slot_bytes: usize,
+        /// Bytes in use.
+        used_bytes: usize,
+        /// The budget.
+        budget_bytes: usize,
+    },
+    /// A sequence that is not, or no longer, in the cache: a bug of the caller.
+    #[error("sequence {id} is not in the cache")]
+    UnknownSequence {
+        /// Index and generation.
+        id: String,
+    },
+    /// Tokens were written or committed that nothing was reserved for: a bug of the caller.
+    #[error("sequence {id} reserved {reserved} tokens, but {used} were used")]
+    NotReserved {
+        /// Index and generation.
+        id: String,
+        /// Tokens reserved, cached ones included.
+        reserved: usize,
+        /// Tokens used.
+        used: usize,
+    },
+    /// Bookkeeping that does not add up: a bug, with the numbers that show it.
+    #[error("cache integrity: {what}")]
+    Integrity {
+        /// Which numbers disagree.
+        what: String,
+    },
+}
+
+/// Shorthand of this crate.
+pub type Result<T, E = CacheError> = std::result::Result<T, E>;

@@ -1,0 +1,53 @@
+//! HOT PATH. The frame keys are stored in: rotated by their offset inside the block.
+//!
+//! With a query at position m and a block starting at p,
+//! `(R_m q) · (R_{p+j} k) = (R_{m-p} q) · (R_j k)`: scores are those of ordinary RoPE, and equal
+//! content has equal stored bytes wherever it stands.
+
+use kvasir_kernels::{RopeTable, rotate_into};
+
+/// The model's RoPE tables, held by distance.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    tables: Vec<RopeTable>,
+}
+
+/// Distances are added this many at a time, so that decoding rarely grows a table.
+const GROWTH: usize = 1024;
+
+impl Frame {
+    pub(crate) fn new(tables: Vec<RopeTable>) -> Self {
+        Self { tables }
+    }
+
+    /// Makes distances below `len` available to every table.
+    pub(crate) fn grow(&mut self, len: usize) {
+        for table in &mut self.tables {
+            if table.len() < len {
+                table.grow(len.next_multiple_of(GROWTH));
+            }
+        }
+    }
+
+    pub(crate) fn num_tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// What scores of a layer are multiplied with beside its own scale (YaRN).
+    pub(crate) fn score_factor(&self, rope: Option<usize>) -> f32 {
+        rope.map_or(1.0, |r| self.tables[r].score_factor())
+    }
+
+    /// Rotates a key by its offset in the block, or a query by its distance from the block's start.
+    /// `x`, `out`: `[head_dim]`.
+    #[inline]
+    pub(crate) fn rotate(&self, rope: Option<usize>, distance: usize, x: &[f32], out: &mut [f32]) {
+        match rope {
+            Some(rope) => {
+                let (cos, sin) = self.tables[rope].at(distance);
+                rotate_into(x, cos, sin, out);
+            }
+            None => out.copy_from_slice(x),
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! The cache of one model: sequences append, seal, read and free through it.
+
+use kvasir_kernels::RopeTable;
+
+use crate::attention::BatchSlice;
+use crate::codec::TailCodec;
+use crate::config::Recipe;
+use crate::error::{CacheError, Result};
+use crate::frame::Frame;
+use crate::geometry::Geometry;
+use crate::pool::{BlockPool, ClassId, SlotId};
+use crate::prefix::{BlockHash, PrefixCache};
+use crate::sequence::{Sequence, SequenceId};
+use crate::table::Entry;
+
+/// What a [`KvCache`] is made of.
+#[derive(Debug)]
+pub struct CacheConfig {
+    /// Shapes of the model and the block size.
+    pub geometry: Geometry,
+    /// The model's RoPE tables, as [`crate::LayerGeometry::rope`] numbers them.
+    pub ropes: Vec<RopeTable>,
+    /// How blocks are stored.
+    pub recipe: Recipe,
+    /// Budget of the block pool.
+    pub budget_bytes: usize,
+    /// Whether equal prefixes share blocks.
+    pub prefix_caching: bool,
+}
+
+/// Gauges of a cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// What all cached tokens would take in f16: every sequence's tokens, and unused prefixes.
+    pub logical_bytes: usize,
+    /// What they take.
+    pub physical_bytes: usize,
+    /// Of `physical_bytes`, what unused prefixes take; freed on demand.
+    pub evictable_bytes: usize,
+    /// The budget.
+    pub budget_bytes: usize,
+    /// Most bytes ever handed out.
+    pub peak_physical_bytes: usize,
+    /// Sequences.
+    pub num_sequences: usize,
+    /// Blocks of tokens in the prefix cache.
+    pub num_prefix_blocks: usize,
+}
+
+/// See the crate's documentation.
+#[derive(Debug)]
+pub struct KvCache {
+    pub(crate) geometry: Geometry,
+    pub(crate) frame: Frame,
+    pub(crate) pool: BlockPool,
+    recipe: Recipe,
+    prefix: PrefixCache,
+    prefix_caching: bool,
+    /// Slot class of every group's tails.
+    group_class: Vec<ClassId>,
+    /// Slots that one block of tokens takes, by class.
+    block_slots: Vec<(ClassId, usize)>,
+    sequences: Vec<Option<Sequence>>,
+    generations: Vec<u32>,
+    /// One rotated key while it is written.
+    row: Vec<f32>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// A layer that names a RoPE table that is not there.
+    pub fn new(config: CacheConfig) -> Result<Self> {
+        let CacheConfig { geometry, ropes, recipe, budget_bytes, prefix_caching } = config;
+        let frame = Frame::new(ropes);
+        for (layer, l) in geometry.layers().iter().enumerate() {
+            if let Some(rope) = l.rope.filter(|r| *r >= frame.num_tables()) {
+                let what = format!("RoPE table {rope} of {} does not exist", frame.num_tables());
+                return Err(CacheError::Geometry { layer, what });
+            }
+        }
+        let tail = recipe.codec().tail();
+        let slot_bytes = |dim: usize| tail.slot_bytes(geometry.block_size(), dim);
+        let head_dims = || geometry.layers().iter().map(|l| l.head_dim);
+        let mut pool = BlockPool::new(budget_bytes, head_dims().map(slot_bytes).max().unwrap_or(0));
+        let group_class: Vec<ClassId> =
+            geometry.groups().map(|(_, l)| pool.class(slot_bytes(l.head_dim))).collect();
+        let mut block_slots: Vec<(ClassId, usize)> = Vec::new();
+        for class in &group_class {
+            match block_slots.iter_mut().find(|(c, _)| c == class) {
+                Some((_, count)) => *count += 2,
+                None => block_slots.push((*class, 2)),
+            }
+        }
+        let row = vec![0.0; head_dims().max().unwrap_or(0)];
+        Ok(Self {
+            geometry,
+            frame,
+            pool,
+            recipe,
+            prefix: PrefixCache::default(),
+            prefix_caching,
+            group_class,
+            block_slots,
+            sequences: Vec::new(),
+            generations: Vec::new(),
+            row,
+        })
+    }
+
+    /// Shapes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// How blocks are stored.
+    pub fn recipe(&self) -> Recipe {
+        self.recipe
+    }
+
+    /// Bytes of the budget that one sequence of `tokens` tokens takes when it is alone. What is larger
+    /// than the budget can never run.
+    pub fn bytes_alone(&self, tokens: usize) -> usize {
+        let blocks = self.geometry.blocks_for(tokens);
+        let slots: Vec<_> = self.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+        self.pool.bytes_alone(&slots, blocks * self.metadata_per_block())
+    }
+
+    /// Table entries, and the prefix cache's copy of them.
+    fn metadata_per_block(&self) -> usize {
+        let node = PrefixCache::node_bytes(2 * self.geometry.num_groups());
+        self.geometry.table_bytes_per_block() + if self.prefix_caching { node } else { 0 }
+    }
+
+    /// Adds an empty sequence. `salt` separates tenants: prefixes are shared within equal salts only.
+    pub fn add_sequence(&mut self, salt: Option<&str>) -> SequenceId {
+        let chain = self
+            .prefix_caching
+            .then(|| BlockHash::root(salt, &self.recipe.to_string(), self.geometry.block_size()));
+        let sequence = Sequence::new(self.geometry.num_groups(), chain);
+        let index = match self.sequences.iter().position(Option::is_none) {
+            Some(index) => {
+                self.sequences[index] = Some(sequence);
+                index
+            }
+            None => {
+                self.sequences.push(Some(sequence));
+                self.generations.push(0);
+                self.sequences.len() - 1
+            }
+        };
+        SequenceId { index: index as u32, generation: self.generations[index] }
+    }
+
+    pub(crate) fn sequence(&self, id: SequenceId) -> Result<&Sequence> {
+        find(&self.sequences, &self.generations, id)
+    }
+
+    /// Takes a sequence out while it is worked on; callers put it back.
+    fn take(&mut self, id: SequenceId) -> Result<Sequence> {
+        self.sequence(id)?;
+        self.sequences[id.index as usize]
+            .take()
+            .ok_or_else(|| CacheError::UnknownSequence { id: id.to_string() })
+    }
+
+    fn with_sequence<T>(
+        &mut self,
+        id: SequenceId,
+        work: impl FnOnce(&mut Self, &mut Sequence) -> Result<T>,
+    ) -> Result<T> {
+        let mut sequence = self.take(id)?;
+        let result = work(self, &mut sequence);
+        self.sequences[id.index as usize] = Some(sequence);
+        result
+    }
+
+    /// Committed tokens of a sequence.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn num_tokens(&self, id: SequenceId) -> Result<usize> {
+        Ok(self.sequence(id)?.num_tokens)
+    }
+
+    /// Gives an empty sequence the cached blocks of the longest known prefix of `tokens`, but never all
+    /// of them: at least one token is left to compute. Returns the tokens found.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn match_prefix(&mut self, id: SequenceId, tokens: &[u32]) -> Result<usize> {
+        let block_size = self.geometry.block_size();
+        self.with_sequence(id, |cache, sequence| {
+            let Some(mut chain) = sequence.chain.filter(|_| sequence.num_blocks() == 0) else {
+                return Ok(0);
+            };
+            let usable = tokens.len().saturating_sub(1) / block_size;
+            for block in tokens.chunks_exact(block_size).take(usable) {
+                let hash = chain.child(block);
+                let Some(node) = cache.prefix.find(&hash) else { break };
+                if cache.pool.charge_metadata(cache.geometry.table_bytes_per_block()).is_err() {
+                    break;
+                }
+                let entries = cache.prefix.acquire(node, &mut cache.pool)?;
+                for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
+                    table.keys.push(pair[0]);
+                    table.values.push(pair[1]);
+                }
+                sequence.nodes.push(node);
+                sequence.num_sealed += 1;
+                chain = hash;
+            }
+            sequence.chain = Some(chain);
+            sequence.num_tokens = sequence.num_sealed * block_size;
+            sequence.num_reserved = sequence.num_tokens;
+            cache.frame.grow(sequence.num_tokens + 1);
+            Ok(sequence.num_tokens)
+        })
+    }
+
+    /// Tokens of the longest known prefix, as [`Self::match_prefix`] would find them, without taking
+    /// anything.
+    pub fn lookup_prefix(&self, salt: Option<&str>, tokens: &[u32]) -> usize {
+        if !self.prefix_caching {
+            return 0;
+        }
+        let block_size = self.geometry.block_size();
+        let usable = tokens.len().saturating_sub(1) / block_size;
+        let mut chain = BlockHash::root(salt, &self.recipe.to_string(), block_size);
+        let found = tokens.chunks_exact(block_size).take(usable).take_while(|block| {
+            chain = chain.child(block);
+            self.prefix.find(&chain).is_some()
+        });
+        found.count() * block_size
+    }
+
+    /// Whether `tokens` more tokens of a sequence would fit, unused prefixes counted as room. An
+    /// estimate for admission: [`Self::reserve`] decides.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn fits(&self, id: SequenceId, tokens: usize) -> Result<bool> {
+        let sequence = self.sequence(id)?;
+        let blocks = self.geometry.blocks_for(sequence.num_tokens + tokens);
+        let blocks = blocks.saturating_sub(sequence.num_blocks());
+        let slots: Vec<_> = self.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+        let needed = self.pool.bytes_alone(&slots, blocks * self.metadata_per_block());
+        let used = self.pool.reserved_bytes() - self.prefix.evictable_bytes();
+        Ok(self.pool.can_allocate(&slots, blocks * self.metadata_per_block())
+            || used + needed <= self.pool.budget_bytes())
+    }
+
+    /// Makes room for the next `count` tokens of a sequence, evicting unused prefixes as needed. All or
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`CacheError::Exhausted`] if there is no room: the caller preempts somebody.
+    pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
+        self.with_sequence(id, |cache, sequence| {
+            let end = sequence.num_tokens + count;
+            let blocks = cache.geometry.blocks_for(end).saturating_sub(sequence.num_blocks());
+            let metadata = blocks * cache.geometry.table_bytes_per_block();
+            let slots: Vec<_> = cache.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+            while blocks > 0 && !cache.pool.can_allocate(&slots, metadata) {
+                if !cache.prefix.evict_one(&mut cache.pool)? {
+                    return Err(CacheError::Exhausted {
+                        needed: slots.iter().map(|(_, n)| n).sum(),
+                        slot_bytes: slots.first().map_or(0, |(c, _)| cache.pool.slot_bytes(*c)),
+                        used_bytes: cache.pool.physical_bytes(),
+                        budget_bytes: cache.pool.budget_bytes(),
+                    });
+                }
+            }
+            if blocks > 0 {
+                cache.pool.charge_metadata(metadata)?;
+            }
+            for _ in 0..blocks {
+                for (table, class) in sequence.tables.iter_mut().zip(&cache.group_class) {
+                    table.keys.push(Entry::exact(cache.pool.allocate(*class)?));
+                    table.values.push(Entry::exact(cache.pool.allocate(*class)?));
+                }
+            }
+            sequence.num_reserved = sequence.num_reserved.max(end);
+            cache.frame.grow(end);
+            Ok(())
+        })
+    }
+
+    /// Writes one layer's keys and values of the step's tokens into their blocks.
+    ///
+    /// `keys` (not rotated) and `values`: `[rows, kv_heads, head_dim]`, rows as the slices number them.
+    ///
+    /// # Errors
+    /// [`CacheError::NotReserved`] for tokens without a slot.
+    pub fn write(
+        &mut self,
+        layer: usize,
+        slices: &[BatchSlice],
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        let l = &self.geometry.layers()[layer];
+        let (heads, dim, rope) = (l.kv_heads, l.head_dim, l.rope);
+        let block_size = self.geometry.block_size();
+        let tail: &dyn TailCodec = self.recipe.codec().tail();
+        let first_group = self.geometry.group(layer, 0);
+        for slice in slices {
+            let sequence = find(&self.sequences, &self.generations, slice.sequence)?;
+            if slice.start + slice.len > sequence.num_reserved || slice.start < sequence.num_tokens
+            {
+                return Err(CacheError::NotReserved {
+                    id: slice.sequence.to_string(),
+                    reserved: sequence.num_reserved,
+                    used: slice.start + slice.len,
+                });
+            }
+            for head in 0..heads {
+                let table = &sequence.tables[first_group + head];
+                for t in 0..slice.len {
+                    let position = slice.start + t;
+                    let (block, offset) = (position / block_size, position % block_size);
+                    let at = ((slice.row + t) * heads + head) * dim;
+                    let key = &mut self.row[..dim];
+                    self.frame.rotate(rope, offset, &keys[at..at + dim], key);
+                    let slot = self.pool.bytes_mut(table.keys[block].slot)?;
+                    tail.write_row(offset, key, slot);
+                    let slot = self.pool.bytes_mut(table.values[block].slot)?;
+                    tail.write_row(offset, &values[at..at + dim], slot);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts written tokens, seals the blocks they fill, and publishes those to the prefix cache.
+    /// `tokens` are the ids of exactly the tokens written.
+    ///
+    /// # Errors
+    /// [`CacheError::NotReserved`] for more tokens than were reserved.
+    pub fn commit(&mut self, id: SequenceId, tokens: &[u32]) -> Result<()> {
+        let block_size = self.geometry.block_size();
+        self.with_sequence(id, |cache, sequence| {
+            let end = sequence.num_tokens + tokens.len();
+            if end > sequence.num_reserved {
+                let id = id.to_string();
+                return Err(CacheError::NotReserved {
+                    id,
+                    reserved: sequence.num_reserved,
+                    used: end,
+                });
+            }
+            sequence.num_tokens = end;
+            sequence.tail_tokens.extend_from_slice(tokens);
+            while sequence.tail_tokens.len() >= block_size {
+                cache.seal(sequence)?;
+                sequence.tail_tokens.drain(..block_size);
+            }
+            Ok(())
+        })
+    }
+
+    /// Seals the first unsealed block. With an uncompressed recipe the tail's slots become the block's.
+    fn seal(&mut self, sequence: &mut Sequence) -> Result<()> {
+        let block = sequence.num_sealed;
+        sequence.num_sealed += 1;
+        let Some(chain) = sequence.chain else { return Ok(()) };
+        let hash = chain.child(&sequence.tail_tokens[..self.geometry.block_size()]);
+        sequence.chain = Some(hash);
+        // A block can only be known if all before it are: stop publishing after a gap.
+        if sequence.nodes.len() != block {
+            return Ok(());
+        }
+        if let Some(node) = self.prefix.find(&hash) {
+            // Somebody sealed the same prefix meanwhile: read theirs, free ours.
+            let entries = self.prefix.acquire(node, &mut self.pool)?;
+            let mut old: Vec<SlotId> = Vec::with_capacity(entries.len());
+            for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
+                old.push(std::mem::replace(&mut table.keys[block], pair[0]).slot);
+                old.push(std::mem::replace(&mut table.values[block], pair[1]).slot);
+            }
+            for slot in old {
+                self.pool.release(slot)?;
+            }
+            sequence.nodes.push(node);
+        } else {
+            let entries: Box<[Entry]> =
+                sequence.tables.iter().flat_map(|t| [t.keys[block], t.values[block]]).collect();
+            if let Some(node) = self.prefix.publish(hash, block, entries, &mut self.pool)? {
+                sequence.nodes.push(node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees a sequence. Its sealed blocks stay in the prefix cache until room is needed.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn remove_sequence(&mut self, id: SequenceId) -> Result<()> {
+        let sequence = self.take(id)?;
+        self.generations[id.index as usize] += 1;
+        self.pool.discharge_metadata(sequence.num_blocks() * self.geometry.table_bytes_per_block());
+        for entry in sequence.tables.iter().flat_map(|t| t.entries()) {
+            self.pool.release(entry.slot)?;
+        }
+        // The deepest block leaves first, so that it is evicted first.
+        for node in sequence.nodes.iter().rev() {
+            self.prefix.leave(*node)?;
+        }
+        Ok(())
+    }
+
+    /// Logical and physical bytes of one sequence, blocks it shares counted whole.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn sequence_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
+        let sequence = self.sequence(id)?;
+        let slots = sequence.tables.iter().flat_map(|t| t.entries());
+        let bytes: usize = slots.map(|e| self.pool.size_of(e.slot)).sum();
+        let tables = sequence.num_blocks() * self.geometry.table_bytes_per_block();
+        Ok((sequence.num_tokens * self.geometry.logical_bytes_per_token(), bytes + tables))
+    }
+
+    /// Evicts every unused prefix; returns the bytes freed.
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if the books are wrong.
+    pub fn reset_prefix_cache(&mut self) -> Result<usize> {
+        let before = self.pool.physical_bytes();
+        while self.prefix.evict_one(&mut self.pool)? {}
+        Ok(before - self.pool.physical_bytes())
+    }
+
+    /// A snapshot. O(sequences).
+    pub fn stats(&self) -> CacheStats {
+        let tokens: usize = self.sequences.iter().flatten().map(|s| s.num_tokens).sum();
+        let unused = self.prefix.num_unused() * self.geometry.block_size();
+        CacheStats {
+            logical_bytes: (tokens + unused) * self.geometry.logical_bytes_per_token(),
+            physical_bytes: self.pool.physical_bytes(),
+            evictable_bytes: self.prefix.evictable_bytes(),
+            budget_bytes: self.pool.budget_bytes(),
+            peak_physical_bytes: self.pool.peak_bytes(),
+            num_sequences: self.sequences.iter().flatten().count(),
+            num_prefix_blocks: self.prefix.len(),
+        }
+    }
+
+    /// Recounts references, users and bytes over pool, prefix cache and sequences. O(everything).
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] naming the first numbers that disagree.
+    pub fn check_integrity(&self) -> Result<()> {
+        self.pool.check()?;
+        self.prefix.check()?;
+        let agree = |what: &str, counted: usize, found: usize| {
+            if counted == found {
+                Ok(())
+            } else {
+                let what = format!("{what}: {counted} counted, {found} found");
+                Err(CacheError::Integrity { what })
+            }
+        };
+        let live = || self.sequences.iter().flatten();
+        let entries: usize = live().flat_map(|s| &s.tables).map(|t| t.entries().count()).sum();
+        let references = entries + self.prefix.num_references();
+        agree("slot references", self.pool.num_references(), references)?;
+        agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
+        let tables: usize =
+            live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
+        let metadata = tables + self.prefix.metadata_bytes();
+        agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
+        for s in live() {
+            let blocks = self.geometry.blocks_for(s.num_reserved);
+            agree("blocks of a sequence", s.num_blocks(), blocks.max(s.num_sealed))?;
+            let sealed = s.num_tokens / self.geometry.block_size();
+            agree("sealed blocks of a sequence", s.num_sealed, sealed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The sequence of an id; a function of fields, so that others stay free to borrow.
+fn find<'a>(
+    sequences: &'a [Option<Sequence>],
+    generations: &[u32],
+    id: SequenceId,
+) -> Result<&'a Sequence> {
+    let index = id.index as usize;
+    let found = sequences.get(index).and_then(Option::as_ref);
+    found
+        .filter(|_| generations.get(index) == Some(&id.generation))
+        .ok_or_else(|| CacheError::UnknownSequence { id: id.to_string() })
+}

@@ -1,0 +1,527 @@
+//! The block pool: byte-budgeted slabs of equally sized slots, with reference counts.
+//!
+//! Memory is taken in slabs. A slab serves one slot size while any of its slots is in use and any
+//! size after, so recipes with several slot sizes share one budget. The budget bounds slabs plus
+//! metadata (tables) at all times: [`BlockPool::reserved_bytes`] never exceeds it.
+
+use kvasir_kernels::AlignedBytes;
+
+use crate::error::{CacheError, Result};
+
+/// Bits of a slot's index inside its slab.
+const INDEX_BITS: u32 = 12;
+/// Slab size for ordinary budgets.
+const SLAB_BYTES: usize = 256 << 10;
+/// Buffers of empty slabs kept for reuse; the rest go back to the operating system.
+const SPARE_BUFFERS: usize = 16;
+
+/// Where an encoded block lives. Valid while its reference count is above zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(u32);
+
+impl SlotId {
+    fn new(slab: usize, index: usize) -> Self {
+        Self(((slab as u32) << INDEX_BITS) | index as u32)
+    }
+
+    fn slab(self) -> usize {
+        (self.0 >> INDEX_BITS) as usize
+    }
+
+    fn index(self) -> usize {
+        (self.0 & ((1 << INDEX_BITS) - 1)) as usize
+    }
+}
+
+/// A slot size registered with the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClassId(usize);
+
+#[derive(Debug)]
+struct Class {
+    slot_bytes: usize,
+    slots_per_slab: usize,
+    /// Slabs with at least one free slot.
+    open: Vec<usize>,
+    free_slots: usize,
+}
+
+#[derive(Debug)]
+struct Slab {
+    buffer: AlignedBytes,
+    class: usize,
+    ref_counts: Vec<u32>,
+    free: Vec<u16>,
+}
+
+/// See the module's documentation. All operations are O(1) but for the slab's first use.
+#[derive(Debug)]
+pub struct BlockPool {
+    budget_bytes: usize,
+    slab_bytes: usize,
+    classes: Vec<Class>,
+    slabs: Vec<Option<Slab>>,
+    vacant: Vec<usize>,
+    spare: Vec<AlignedBytes>,
+    num_slabs: usize,
+    used_bytes: usize,
+    metadata_bytes: usize,
+    peak_bytes: usize,
+}
+
+impl BlockPool {
+    /// A pool that never holds more than `budget_bytes`; `largest_slot` is the biggest slot it will be
+    /// asked for.
+    pub fn new(budget_bytes: usize, largest_slot: usize) -> Self {
+        // Small budgets get small slabs, so that rounding to slabs costs a few percent at most.
+        let largest_slot = largest_slot.max(64);
+        let slots = (budget_bytes / 64).clamp(largest_slot, SLAB_BYTES.max(largest_slot));
+        let slab_bytes = slots / largest_slot * largest_slot;
+        Self {
+            budget_bytes,
+            slab_bytes,
+            classes: Vec::new(),
+            slabs: Vec::new(),
+            vacant: Vec::new(),
+            spare: Vec::new(),
+            num_slabs: 0,
+            used_bytes: 0,
+            metadata_bytes: 0,
+            peak_bytes: 0,
+        }
+    }
+
+    /// Registers a slot size (or finds it).
+    pub fn class(&mut self, slot_bytes: usize) -> ClassId {
+        if let Some(found) = self.classes.iter().position(|c| c.slot_bytes == slot_bytes) {
+            return ClassId(found);
+        }
+        let slots_per_slab = (self.slab_bytes / slot_bytes.max(1)).clamp(1, 1 << INDEX_BITS);
+        self.classes.push(Class { slot_bytes, slots_per_slab, open: Vec::new(), free_slots: 0 });
+        ClassId(self.classes.len() - 1)
+    }
+
+    /// Bytes of a slot of this class.
+    pub fn slot_bytes(&self, class: ClassId) -> usize {
+        self.classes[class.0].slot_bytes
+    }
+
+    /// The budget.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget_bytes
+    }
+
+    /// Bytes handed out: slots in use and metadata. The numerator of pressure, the denominator of
+    /// every ratio.
+    pub fn physical_bytes(&self) -> usize {
+        self.used_bytes + self.metadata_bytes
+    }
+
+    /// Bytes taken from the budget: whole slabs and metadata.
+    pub fn reserved_bytes(&self) -> usize {
+        self.num_slabs * self.slab_bytes + self.metadata_bytes
+    }
+
+    /// Most bytes ever handed out.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes
+    }
+
+    /// Bytes of slabs and metadata that these (class, slots) and `metadata` bytes would take in an empty
+    /// pool.
+    pub fn bytes_alone(&self, slots: &[(ClassId, usize)], metadata: usize) -> usize {
+        let slabs: usize =
+            slots.iter().map(|(c, n)| n.div_ceil(self.classes[c.0].slots_per_slab)).sum();
+        slabs * self.slab_bytes + metadata
+    }
+
+    /// Whether these (class, slots) and `metadata` bytes all fit now.
+    pub fn can_allocate(&self, slots: &[(ClassId, usize)], metadata: usize) -> bool {
+        let slabs: usize = slots
+            .iter()
+            .map(|(class, count)| {
+                let c = &self.classes[class.0];
+                count.saturating_sub(c.free_slots).div_ceil(c.slots_per_slab)
+            })
+            .sum();
+        self.reserved_bytes() + slabs * self.slab_bytes + metadata <= self.budget_bytes
+    }
+
+    /// Takes a slot with reference count 1. Its bytes are whatever they were.
+    ///
+    /// # Errors
+    /// [`CacheError::Exhausted`] if the budget has no room.
+    pub fn allocate(&mut self, class: ClassId) -> Result<SlotId> {
+        if self.classes[class.0].open.is_empty() {
+            self.open_slab(class)?;
+        }
+        let c = &mut self.classes[class.0];
+        let slab_index = c.open.last().copied().unwrap_or_default();
+        let slab = self.slabs.get_mut(slab_index).and_then(Option::as_mut);
+        let Some((slab, index)) = slab.and_then(|s| s.free.pop().map(|index| (s, index))) else {
+            return Err(integrity(format!("open slab {slab_index} has no free slot")));
+        };
+        if slab.free.is_empty() {
+            c.open.pop();
+        }
+        slab.ref_counts[usize::from(index)] = 1;
+        c.free_slots -= 1;
+        self.used_bytes += c.slot_bytes;
+        self.peak_bytes = self.peak_bytes.max(self.physical_bytes());
+        Ok(SlotId::new(slab_index, usize::from(index)))
+    }
+
+    fn open_slab(&mut self, class: ClassId) -> Result<()> {
+        let c = &mut self.classes[class.0];
+        if (self.num_slabs + 1) * self.slab_bytes + self.metadata_bytes > self.budget_bytes {
+            return Err(CacheError::Exhausted {
+                needed: 1,
+                slot_bytes: c.slot_bytes,
+                used_bytes: self.used_bytes + self.metadata_bytes,
+                budget_bytes: self.budget_bytes,
+            });
+        }
+        let slab = Slab {
+            buffer: self.spare.pop().unwrap_or_else(|| AlignedBytes::zeroed(self.slab_bytes)),
+            class: class.0,
+            ref_counts: vec![0; c.slots_per_slab],
+            // Popped from the end: low indices first.
+            free: (0..c.slots_per_slab as u16).rev().collect(),
+        };
+        let index = match self.vacant.pop() {
+            Some(index) => {
+                self.slabs[index] = Some(slab);
+                index
+            }
+            None => {
+                self.slabs.push(Some(slab));
+                self.slabs.len() - 1
+            }
+        };
+        c.open.push(index);
+        c.free_slots += c.slots_per_slab;
+        self.num_slabs += 1;
+        Ok(())
+    }
+
+    /// Adds a reference.
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if the slot is not in use.
+    pub fn retain(&mut self, slot: SlotId) -> Result<()> {
+        match self.ref_count_mut(slot) {
+            Some(count) if *count > 0 => {
+                *count += 1;
+                Ok(())
+            }
+            _ => Err(integrity(format!("retained {slot:?}, which is not in use"))),
+        }
+    }
+
+    /// Drops a reference; the last one frees the slot, and with a slab's last slot the slab.
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if the slot is not in use.
+    pub fn release(&mut self, slot: SlotId) -> Result<()> {
+        match self.ref_count_mut(slot) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                Ok(())
+            }
+            Some(count) if *count == 1 => {
+                *count = 0;
+                self.free(slot);
+                Ok(())
+            }
+            _ => Err(integrity(format!("released {slot:?}, which is not in use"))),
+        }
+    }
+
+    fn free(&mut self, slot: SlotId) {
+        let Some(slab) = self.slabs.get_mut(slot.slab()).and_then(Option::as_mut) else { return };
+        let c = &mut self.classes[slab.class];
+        if slab.free.is_empty() {
+            c.open.push(slot.slab());
+        }
+        slab.free.push(slot.index() as u16);
+        c.free_slots += 1;
+        self.used_bytes -= c.slot_bytes;
+        if slab.free.len() == c.slots_per_slab {
+            c.open.retain(|s| *s != slot.slab());
+            c.free_slots -= c.slots_per_slab;
+            self.vacant.push(slot.slab());
+            self.num_slabs -= 1;
+            if let Some(slab) = self.slabs[slot.slab()].take()
+                && self.spare.len() < SPARE_BUFFERS
+            {
+                self.spare.push(slab.buffer);
+            }
+        }
+    }
+
+    fn ref_count_mut(&mut self, slot: SlotId) -> Option<&mut u32> {
+        self.slabs.get_mut(slot.slab())?.as_mut()?.ref_counts.get_mut(slot.index())
+    }
+
+    /// References to a slot; 0 if it is not in use.
+    pub fn ref_count(&self, slot: SlotId) -> u32 {
+        let slab = self.slabs.get(slot.slab()).and_then(Option::as_ref);
+        slab.and_then(|s| s.ref_counts.get(slot.index()).copied()).unwrap_or(0)
+    }
+
+    /// A slot's bytes; empty if it is not in use.
+    #[inline]
+    pub fn bytes(&self, slot: SlotId) -> &[u8] {
+        match self.slabs.get(slot.slab()) {
+            Some(Some(slab)) => {
+                let size = self.classes[slab.class].slot_bytes;
+                &slab.buffer.as_slice()[slot.index() * size..(slot.index() + 1) * size]
+            }
+            _ => &[],
+        }
+    }
+
+    /// A slot's bytes for writing.
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] unless there is exactly one reference: shared blocks are immutable.
+    #[inline]
+    pub fn bytes_mut(&mut self, slot: SlotId) -> Result<&mut [u8]> {
+        let references = self.ref_count(slot);
+        match self.slabs.get_mut(slot.slab()) {
+            Some(Some(slab)) if references == 1 => {
+                let size = self.classes[slab.class].slot_bytes;
+                Ok(&mut slab.buffer.as_mut_slice()[slot.index() * size..(slot.index() + 1) * size])
+            }
+            _ => Err(integrity(format!("write to {slot:?} with {references} references"))),
+        }
+    }
+
+    /// Bytes of the slot's class; 0 if it is not in use.
+    pub fn size_of(&self, slot: SlotId) -> usize {
+        self.bytes(slot).len()
+    }
+
+    /// Takes `bytes` of the budget for tables and the like.
+    ///
+    /// # Errors
+    /// [`CacheError::Exhausted`] if the budget has no room.
+    pub fn charge_metadata(&mut self, bytes: usize) -> Result<()> {
+        if self.reserved_bytes() + bytes > self.budget_bytes {
+            return Err(CacheError::Exhausted {
+                needed: 1,
+                slot_bytes: bytes,
+                used_bytes: self.physical_bytes(),
+                budget_bytes: self.budget_bytes,
+            });
+        }
+        self.metadata_bytes += bytes;
+        self.peak_bytes = self.peak_bytes.max(self.physical_bytes());
+        Ok(())
+    }
+
+    /// Gives metadata bytes back.
+    pub fn discharge_metadata(&mut self, bytes: usize) {
+        self.metadata_bytes = self.metadata_bytes.saturating_sub(bytes);
+    }
+
+    /// Metadata bytes charged.
+    pub fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes
+    }
+
+    /// Slots in use.
+    pub fn num_used_slots(&self) -> usize {
+        let slabs = self.slabs.iter().flatten();
+        slabs.map(|s| s.ref_counts.iter().filter(|c| **c > 0).count()).sum()
+    }
+
+    /// Sum of all reference counts.
+    pub fn num_references(&self) -> usize {
+        let slabs = self.slabs.iter().flatten();
+        slabs.flat_map(|s| &s.ref_counts).map(|c| *c as usize).sum()
+    }
+
+    /// Recounts everything. O(slots).
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] naming the first numbers that disagree.
+    pub fn check(&self) -> Result<()> {
+        let mut used_bytes = 0;
+        let mut free_slots = vec![0; self.classes.len()];
+        for (index, slab) in self.slabs.iter().enumerate() {
+            let Some(slab) = slab else { continue };
+            let class = &self.classes[slab.class];
+            let used = slab.ref_counts.iter().filter(|c| **c > 0).count();
+            if used + slab.free.len() != class.slots_per_slab || used == 0 {
+                return Err(integrity(format!(
+                    "slab {index}: {used} slots used + {} free of {}",
+                    slab.free.len(),
+                    class.slots_per_slab
+                )));
+            }
+            if let Some(slot) = slab.free.iter().find(|s| slab.ref_counts[usize::from(**s)] != 0) {
+                return Err(integrity(format!("slab {index}: slot {slot} is free and in use")));
+            }
+            if class.open.contains(&index) == slab.free.is_empty() {
+                return Err(integrity(format!("slab {index}: wrongly listed as open or full")));
+            }
+            used_bytes += used * class.slot_bytes;
+            free_slots[slab.class] += slab.free.len();
+        }
+        for (class, free) in self.classes.iter().zip(free_slots) {
+            if class.free_slots != free {
+                return Err(integrity(format!(
+                    "slots of {} bytes: {} counted free, {free} found",
+                    class.slot_bytes, class.free_slots
+                )));
+            }
+        }
+        if used_bytes != self.used_bytes {
+            return Err(integrity(format!(
+                "{} bytes counted in use, {used_bytes} found",
+                self.used_bytes
+            )));
+        }
+        if self.reserved_bytes() > self.budget_bytes {
+            return Err(integrity(format!(
+                "{} bytes reserved of a budget of {}",
+                self.reserved_bytes(),
+                self.budget_bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn integrity(what: String) -> CacheError {
+    CacheError::Integrity { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn slots_are_distinct_and_come_back() {
+        let mut pool = BlockPool::new(64 << 10, 1024);
+        let class = pool.class(1024);
+        let slots: Vec<SlotId> = std::iter::from_fn(|| pool.allocate(class).ok()).collect();
+        assert_eq!(slots.len(), 64);
+        assert!(!pool.can_allocate(&[(class, 1)], 0));
+        for (i, slot) in slots.iter().enumerate() {
+            pool.bytes_mut(*slot).unwrap().fill(i as u8);
+        }
+        for (i, slot) in slots.iter().enumerate() {
+            assert!(pool.bytes(*slot).iter().all(|b| *b == i as u8));
+        }
+        pool.check().unwrap();
+        for slot in slots {
+            pool.release(slot).unwrap();
+        }
+        pool.check().unwrap();
+        assert_eq!((pool.physical_bytes(), pool.reserved_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn shared_slots_are_immutable_and_live_until_the_last_release() {
+        let mut pool = BlockPool::new(1 << 20, 256);
+        let class = pool.class(256);
+        let slot = pool.allocate(class).unwrap();
+        pool.retain(slot).unwrap();
+        assert!(pool.bytes_mut(slot).is_err());
+        pool.release(slot).unwrap();
+        assert!(pool.bytes_mut(slot).is_ok());
+        pool.release(slot).unwrap();
+        assert!(pool.release(slot).is_err());
+        assert!(pool.retain(slot).is_err());
+        assert!(pool.bytes(slot).is_empty());
+    }
+
+    #[test]
+    fn an_empty_slab_serves_another_size() {
+        let mut pool = BlockPool::new(4096, 4096);
+        let (small, large) = (pool.class(1024), pool.class(4096));
+        let slot = pool.allocate(small).unwrap();
+        assert!(pool.allocate(large).is_err());
+        pool.release(slot).unwrap();
+        assert!(pool.allocate(large).is_ok());
+    }
+
+    #[test]
+    fn metadata_counts_against_the_budget() {
+        let mut pool = BlockPool::new(8192, 4096);
+        let class = pool.class(4096);
+        pool.charge_metadata(4097).unwrap();
+        assert!(pool.allocate(class).is_err());
+        pool.discharge_metadata(1);
+        assert!(pool.allocate(class).is_ok());
+        assert!(pool.charge_metadata(1).is_err());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Allocate(usize),
+        Retain(usize),
+        Release(usize),
+        Charge(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => (0..3usize).prop_map(Op::Allocate),
+            1 => (0..64usize).prop_map(Op::Retain),
+            3 => (0..64usize).prop_map(Op::Release),
+            1 => (0..500usize).prop_map(Op::Charge),
+        ]
+    }
+
+    proptest! {
+        /// The pool against a list of live references.
+        #[test]
+        fn any_order_of_operations_adds_up(ops in prop::collection::vec(op(), 1..300)) {
+            let mut pool = BlockPool::new(40_000, 2048);
+            let classes = [pool.class(512), pool.class(2048), pool.class(96)];
+            let mut live: Vec<SlotId> = Vec::new();
+            let mut charged = 0;
+            for op in ops {
+                match op {
+                    Op::Allocate(class) => {
+                        let fits = pool.can_allocate(&[(classes[class], 1)], 0);
+                        let got = pool.allocate(classes[class]);
+                        prop_assert_eq!(fits, got.is_ok());
+                        if let Ok(slot) = got {
+                            prop_assert!(!live.contains(&slot));
+                            live.push(slot);
+                        }
+                    }
+                    Op::Retain(i) if !live.is_empty() => {
+                        let slot = live[i % live.len()];
+                        pool.retain(slot).unwrap();
+                        live.push(slot);
+                    }
+                    Op::Release(i) if !live.is_empty() => {
+                        let slot = live.swap_remove(i % live.len());
+                        pool.release(slot).unwrap();
+                    }
+                    Op::Charge(bytes) if pool.charge_metadata(bytes).is_ok() => charged += bytes,
+                    _ => {}
+                }
+                pool.check().unwrap();
+                prop_assert_eq!(pool.num_references(), live.len());
+                let mut distinct = live.clone();
+                distinct.sort_unstable();
+                distinct.dedup();
+                let bytes: usize = distinct.iter().map(|s| pool.size_of(*s)).sum();
+                prop_assert_eq!(pool.physical_bytes(), bytes + charged);
+            }
+            pool.discharge_metadata(charged);
+            for slot in live {
+                pool.release(slot).unwrap();
+            }
+            prop_assert_eq!(pool.reserved_bytes(), 0);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The prefix cache: full blocks of tokens by chained hash, so that equal beginnings of prompts are
+//! computed and stored once. Least recently used blocks that no sequence needs are evicted on demand.
+//!
+//! A block's hash covers the tenant's salt, the recipe and every token up to the block's end, so a hit
+//! means that the whole prefix is equal. BLAKE3 makes that an identity: no token is compared again.
+
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
+
+use crate::error::{CacheError, Result};
+use crate::pool::BlockPool;
+use crate::table::Entry;
+
+/// Identity of a prefix that ends at a block border.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockHash([u8; 32]);
+
+impl BlockHash {
+    /// The empty prefix of one tenant under one recipe.
+    pub fn root(salt: Option<&str>, recipe: &str, block_size: usize) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"kvasir prefix v1\0");
+        hasher.update(recipe.as_bytes());
+        hasher.update(&(block_size as u64).to_le_bytes());
+        // "no salt" and "empty salt" are different tenants.
+        if let Some(salt) = salt {
+            hasher.update(b"\x01");
+            hasher.update(salt.as_bytes());
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// This prefix followed by one block of tokens.
+    pub fn child(&self, tokens: &[u32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0);
+        for token in tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// Index of a cached block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct NodeId(u32);
+
+#[derive(Debug)]
+struct Node {
+    hash: BlockHash,
+    /// Key and value entry of every group: `[groups, 2]`.
+    entries: Box<[Entry]>,
+    /// Blocks before this one: deeper blocks are evicted first.
+    depth: u32,
+    /// Sequences whose tables hold these entries.
+    users: u32,
+    /// Tick of the last time a user left.
+    last_used: u64,
+    slot_bytes: usize,
+}
+
+/// Memory of a node beside its entries, about: node, map entry, eviction entry.
+const NODE_BYTES: usize = 192;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct PrefixCache {
+    by_hash: FxHashMap<BlockHash, NodeId>,
+    nodes: Vec<Option<Node>>,
+    vacant: Vec<NodeId>,
+    /// Unused blocks in order of eviction: oldest first, and of one age the deepest first.
+    unused: BTreeSet<(u64, std::cmp::Reverse<u32>, NodeId)>,
+    tick: u64,
+    evictable_bytes: usize,
+}
+
+impl PrefixCache {
+    /// Metadata bytes of a node with this many entries.
+    pub(crate) fn node_bytes(num_entries: usize) -> usize {
+        NODE_BYTES + num_entries * crate::geometry::ENTRY_BYTES
+    }
+
+    pub(crate) fn find(&self, hash: &BlockHash) -> Option<NodeId> {
+        self.by_hash.get(hash).copied()
+    }
+
+    /// Number of blocks held.
+    pub(crate) fn len(&self) -> usize {
+        self.by_hash.len()
+    }
+
+    /// Blocks that no sequence uses.
+    pub(crate) fn num_unused(&self) -> usize {
+        self.unused.len()
+    }
+
+    /// Bytes that evicting every unused block would free.
+    pub(crate) fn evictable_bytes(&self) -> usize {
+        self.evictable_bytes
+    }
+
+    fn node(&self, id: NodeId) -> Result<&Node> {
+        self.nodes.get(id.0 as usize).and_then(Option::as_ref).ok_or_else(|| missing(id))
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> Result<&mut Node> {
+        self.nodes.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or_else(|| missing(id))
+    }
+
+    /// Adds a user, who takes a reference to every slot; returns the entries.
+    pub(crate) fn acquire(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<&[Entry]> {
+        let node = self.node_mut(id)?;
+        let (first, cost) = (node.users == 0, Self::cost(node));
+        node.users += 1;
+        let key = (node.last_used, std::cmp::Reverse(node.depth), id);
+        if first {
+            self.unused.remove(&key);
+            self.evictable_bytes -= cost;
+        }
+        let node = self.node(id)?;
+        for entry in &node.entries {
+            pool.retain(entry.slot)?;
+        }
+        Ok(&node.entries)
+    }
+
+    /// Publishes a sequence's freshly sealed block; the sequence becomes its first user. Returns
+    /// `None`, having changed nothing, if the budget has no room for the entry itself.
+    pub(crate) fn publish(
+        &mut self,
+        hash: BlockHash,
+        depth: usize,
+        entries: Box<[Entry]>,
+        pool: &mut BlockPool,
+    ) -> Result<Option<NodeId>> {
+        if pool.charge_metadata(Self::node_bytes(entries.len())).is_err() {
+            return Ok(None);
+        }
+        let mut slot_bytes = 0;
+        for entry in &entries {
+            pool.retain(entry.slot)?;
+            slot_bytes += pool.size_of(entry.slot);
+        }
+        let node = Node { hash, entries, depth: depth as u32, users: 1, last_used: 0, slot_bytes };
+        let id = match self.vacant.pop() {
+            Some(id) => id,
+            None => {
+                self.nodes.push(None);
+                NodeId(self.nodes.len() as u32 - 1)
+            }
+        };
+        self.nodes[id.0 as usize] = Some(node);
+        self.by_hash.insert(hash, id);
+        Ok(Some(id))
+    }
+
+    /// Removes a user. The caller has released, or is about to release, its own references.
+    pub(crate) fn leave(&mut self, id: NodeId) -> Result<()> {
+        self.tick += 1;
+        let tick = self.tick;
+        let node = self.node_mut(id)?;
+        node.users = node.users.checked_sub(1).ok_or_else(|| CacheError::Integrity {
+            what: format!("prefix block {id:?} left by more sequences than used it"),
+        })?;
+        if node.users == 0 {
+            node.last_used = tick;
+            let (key, cost) = ((tick, std::cmp::Reverse(node.depth), id), Self::cost(node));
+            self.unused.insert(key);
+            self.evictable_bytes += cost;
+        }
+        Ok(())
+    }
+
+    /// Evicts the least recently used block; false if every block is in use.
+    pub(crate) fn evict_one(&mut self, pool: &mut BlockPool) -> Result<bool> {
+        let Some((_, _, id)) = self.unused.pop_first() else { return Ok(false) };
+        let node = self.nodes[id.0 as usize].take().ok_or_else(|| missing(id))?;
+        self.by_hash.remove(&node.hash);
+        self.vacant.push(id);
+        self.evictable_bytes -= Self::cost(&node);
+        pool.discharge_metadata(Self::node_bytes(node.entries.len()));
+        for entry in &node.entries {
+            pool.release(entry.slot)?;
+        }
+        Ok(true)
+    }
+
+    fn cost(node: &Node) -> usize {
+        node.slot_bytes + Self::node_bytes(node.entries.len())
+    }
+
+    /// Metadata bytes of all nodes.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.nodes.iter().flatten().map(|n| Self::node_bytes(n.entries.len())).sum()
+    }
+
+    /// References held by all nodes.
+    pub(crate) fn num_references(&self) -> usize {
+        self.nodes.iter().flatten().map(|n| n.entries.len()).sum()
+    }
+
+    /// Users of all nodes together.
+    pub(crate) fn num_users(&self) -> usize {
+        self.nodes.iter().flatten().map(|n| n.users as usize).sum()
+    }
+
+    /// Recounts users, hashes and evictable bytes. O(nodes).
+    pub(crate) fn check(&self) -> Result<()> {
+        let unused: Vec<&Node> = self.nodes.iter().flatten().filter(|n| n.users == 0).collect();
+        let bytes: usize = unused.iter().map(|n| Self::cost(n)).sum();
+        let live = self.nodes.iter().flatten().count();
+        if unused.len() != self.unused.len()
+            || bytes != self.evictable_bytes
+            || live != self.by_hash.len()
+        {
+            return Err(CacheError::Integrity {
+                what: format!(
+                    "prefix cache: {} unused blocks listed, {} found; {} evictable bytes counted, \
+                     {bytes} found; {} hashes for {live} blocks",
+                    self.unused.len(),
+                    unused.len(),
+                    self.evictable_bytes,
+                    self.by_hash.len(),
+                ),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn missing(id: NodeId) -> CacheError {
+    CacheError::Integrity { what: format!("prefix block {id:?} does not exist") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool_with(slots: usize) -> (BlockPool, Vec<Entry>) {
+        let mut pool = BlockPool::new(1 << 20, 64);
+        let class = pool.class(64);
+        let entries = (0..slots).map(|_| Entry::exact(pool.allocate(class).unwrap())).collect();
+        (pool, entries)
+    }
+
+    #[test]
+    fn hashes_separate_tenants_recipes_and_orders() {
+        let root = BlockHash::root(None, "f16", 32);
+        assert_ne!(root, BlockHash::root(Some(""), "f16", 32));
+        assert_ne!(root, BlockHash::root(None, "f32", 32));
+        assert_ne!(root, BlockHash::root(None, "f16", 16));
+        assert_ne!(root.child(&[1, 2]), root.child(&[2, 1]));
+        assert_ne!(root.child(&[1]).child(&[2]), root.child(&[1, 2]));
+        assert_eq!(root.child(&[1, 2]), root.child(&[1, 2]));
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_of_one_sequence_the_deepest() {
+        let (mut pool, entries) = pool_with(3);
+        let mut cache = PrefixCache::default();
+        let root = BlockHash::root(None, "f16", 16);
+        let hashes = [root.child(&[1]), root.child(&[1]).child(&[2]), root.child(&[9])];
+        let mut ids = Vec::new();
+        for (i, hash) in hashes.iter().enumerate() {
+            let entry = Box::new([entries[i]]);
+            let depth = usize::from(i == 1);
+            ids.push(cache.publish(*hash, depth, entry, &mut pool).unwrap().unwrap());
+            pool.release(entries[i].slot).unwrap();
+        }
+        assert!(!cache.evict_one(&mut pool).unwrap());
+        // Sequences leave their deepest block first.
+        for id in [ids[1], ids[0], ids[2]] {
+            cache.leave(id).unwrap();
+        }
+        cache.check().unwrap();
+        assert_eq!(cache.num_unused(), 3);
+        let evicted: Vec<usize> = (0..3)
+            .map(|_| {
+                let before: Vec<bool> = hashes.iter().map(|h| cache.find(h).is_some()).collect();
+                assert!(cache.evict_one(&mut pool).unwrap());
+                (0..3).find(|i| before[*i] && cache.find(&hashes[*i]).is_none()).unwrap()
+            })
+            .collect();
+        assert_eq!(evicted, [1, 0, 2]);
+        assert_eq!(pool.physical_bytes(), 0);
+        cache.check().unwrap();
+    }
+
+    #[test]
+    fn a_used_block_is_not_evicted() {
+        let (mut pool, entries) = pool_with(1);
+        let mut cache = PrefixCache::default();
+        let hash = BlockHash::root(None, "f16", 16).child(&[1]);
+        let id = cache.publish(hash, 0, Box::new([entries[0]]), &mut pool).unwrap().unwrap();
+        cache.leave(id).unwrap();
+        assert_eq!(cache.acquire(id, &mut pool).unwrap(), [entries[0]]);
+        assert!(!cache.evict_one(&mut pool).unwrap());
+        assert_eq!(cache.evictable_bytes(), 0);
+        assert!(cache.leave(id).is_ok());
+        assert!(cache.leave(id).is_err());
+    }
+}

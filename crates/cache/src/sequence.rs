@@ -1,0 +1,59 @@
+//! One sequence's share of the cache.
+
+use crate::prefix::{BlockHash, NodeId};
+use crate::table::BlockTable;
+
+/// Names a sequence in a [`crate::KvCache`]; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SequenceId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl std::fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// Life of a token: *reserved* (a slot exists), *written* (every layer put its key and value there),
+/// *committed* (counts), and, when its block is full, *sealed* (immutable, shareable).
+///
+/// ```text
+/// 0 ───────── num_sealed · block_size ───── num_tokens ───── num_reserved
+///   sealed, maybe shared     │   committed tail   │   being written   │
+/// ```
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// One per group.
+    pub(crate) tables: Vec<BlockTable>,
+    pub(crate) num_tokens: usize,
+    pub(crate) num_reserved: usize,
+    /// Sealed blocks.
+    pub(crate) num_sealed: usize,
+    /// Prefix blocks in use, one per leading sealed block that the prefix cache knows.
+    pub(crate) nodes: Vec<NodeId>,
+    /// Hash of the sealed blocks; `None` if this sequence takes no part in prefix caching.
+    pub(crate) chain: Option<BlockHash>,
+    /// Tokens after the last sealed block.
+    pub(crate) tail_tokens: Vec<u32>,
+}
+
+impl Sequence {
+    pub(crate) fn new(num_groups: usize, chain: Option<BlockHash>) -> Self {
+        Self {
+            tables: vec![BlockTable::default(); num_groups],
+            num_tokens: 0,
+            num_reserved: 0,
+            num_sealed: 0,
+            nodes: Vec::new(),
+            chain,
+            tail_tokens: Vec::new(),
+        }
+    }
+
+    /// Blocks in every table, the tail included.
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.tables.first().map_or(0, |t| t.keys.len())
+    }
+}

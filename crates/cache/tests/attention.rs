@@ -1,0 +1,245 @@
+//! Paged attention in the block-relative frame against dense attention in the absolute one.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{ROPE_BASE, Random, cache, layer};
+use kvasir_cache::{AttentionScratch, BatchSlice, KvCache, LayerGeometry, Recipe, SequenceId};
+
+/// Rotates every head of `[tokens, heads, dim]` by its token's position, in f64.
+fn rope64(x: &[f32], heads: usize, dim: usize) -> Vec<f64> {
+    let mut out: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    for (row, head) in out.chunks_exact_mut(dim).enumerate() {
+        let position = (row / heads) as f64;
+        for i in 0..dim / 2 {
+            let angle = position * f64::from(ROPE_BASE).powf(-((2 * i) as f64) / dim as f64);
+            let (a, b) = (head[i], head[i + dim / 2]);
+            head[i] = a * angle.cos() - b * angle.sin();
+            head[i + dim / 2] = b * angle.cos() + a * angle.sin();
+        }
+    }
+    out
+}
+
+/// Dense attention in f64 with ordinary (absolute) RoPE.
+/// `q`: `[tokens, query_heads, dim]`, `k`, `v`: `[tokens, kv_heads, dim]`, not rotated.
+fn dense(l: &LayerGeometry, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    let dim = l.head_dim;
+    let tokens = q.len() / l.query_heads / dim;
+    let plain = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+    let (q, k) = match l.rope {
+        Some(_) => (rope64(q, l.query_heads, dim), rope64(k, l.kv_heads, dim)),
+        None => (plain(q), plain(k)),
+    };
+    let group = l.query_heads / l.kv_heads;
+    let mut out = vec![0.0f32; q.len()];
+    for m in 0..tokens {
+        for h in 0..l.query_heads {
+            let q = &q[(m * l.query_heads + h) * dim..][..dim];
+            let first = l.window.map_or(0, |w| (m + 1).saturating_sub(w));
+            let scores: Vec<f64> = (first..=m)
+                .map(|n| {
+                    let k = &k[(n * l.kv_heads + h / group) * dim..][..dim];
+                    let s: f64 =
+                        q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * f64::from(l.score_scale);
+                    l.score_cap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for d in 0..dim {
+                let mixed: f64 = (first..=m)
+                    .zip(&scores)
+                    .map(|(n, s)| {
+                        (s - max).exp() / sum * f64::from(v[(n * l.kv_heads + h / group) * dim + d])
+                    })
+                    .sum();
+                out[(m * l.query_heads + h) * dim + d] = mixed as f32;
+            }
+        }
+    }
+    out
+}
+
+/// Runs `tokens` tokens through the cache in chunks; returns the attention output of every token from
+/// `from` on. `q`, `k`, `v` hold one layer used for all layers.
+#[allow(clippy::too_many_arguments)]
+fn paged(
+    cache: &mut KvCache,
+    id: SequenceId,
+    l: &LayerGeometry,
+    from: usize,
+    chunks: &[usize],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+) -> Vec<f32> {
+    let mut scratch = AttentionScratch::default();
+    let (qw, kw) = (l.query_heads * l.head_dim, l.kv_heads * l.head_dim);
+    let mut all = Vec::new();
+    let mut start = from;
+    for chunk in chunks {
+        cache.reserve(id, *chunk).unwrap();
+        let slices = [BatchSlice { sequence: id, row: 0, start, len: *chunk }];
+        let mut out = vec![f32::NAN; chunk * qw];
+        for layer in 0..cache.geometry().layers().len() {
+            let range = start * kw..(start + chunk) * kw;
+            cache.write(layer, &slices, &k[range.clone()], &v[range]).unwrap();
+            let q = &q[start * qw..(start + chunk) * qw];
+            cache.attend(layer, &slices, q, &mut out, &mut scratch).unwrap();
+        }
+        all.extend(out);
+        let tokens: Vec<u32> = (start..start + chunk).map(|t| t as u32).collect();
+        cache.commit(id, &tokens).unwrap();
+        start += chunk;
+        cache.check_integrity().unwrap();
+    }
+    all
+}
+
+fn chunkings(tokens: usize, random: &mut Random) -> Vec<Vec<usize>> {
+    let mut cut = vec![];
+    let mut left = tokens;
+    while left > 0 {
+        let n = 1 + random.below(left.min(90));
+        cut.push(n);
+        left -= n;
+    }
+    vec![vec![tokens], vec![1; tokens], cut]
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn variants() -> Vec<(&'static str, LayerGeometry)> {
+    let base = layer(6, 2, 16);
+    vec![
+        ("full", base.clone()),
+        ("window", LayerGeometry { window: Some(21), ..base.clone() }),
+        ("window of one", LayerGeometry { window: Some(1), ..base.clone() }),
+        ("no rope", LayerGeometry { rope: None, ..base.clone() }),
+        ("capped", LayerGeometry { score_cap: Some(0.5), ..base }),
+        ("one head", layer(1, 1, 64)),
+    ]
+}
+
+#[test]
+fn equals_dense_attention_for_any_block_size_and_chunking() {
+    for (name, l) in variants() {
+        for tokens in [1, 15, 16, 17, 31, 32, 33, 131] {
+            let mut random = Random::new(tokens as u64);
+            let q = random.values(tokens * l.query_heads * l.head_dim);
+            let k = random.values(tokens * l.kv_heads * l.head_dim);
+            let v = random.values(tokens * l.kv_heads * l.head_dim);
+            let expected = dense(&l, &q, &k, &v);
+            for block_size in [16, 32, 64] {
+                for chunks in chunkings(tokens, &mut random) {
+                    for (recipe, limit) in [(Recipe::F32, 1e-5), (Recipe::F16, 2e-3)] {
+                        let mut cache =
+                            cache(vec![l.clone(); 2], block_size, recipe, 8 << 20, false);
+                        let id = cache.add_sequence(None);
+                        let got = paged(&mut cache, id, &l, 0, &chunks, &q, &k, &v);
+                        let error = worst(&got, &expected);
+                        assert!(
+                            error < limit,
+                            "{name}, {tokens} tokens, block {block_size}, {recipe}: {error}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunking_does_not_change_a_bit() {
+    for (name, l) in variants() {
+        let tokens = 150;
+        let mut random = Random::new(11);
+        let q = random.values(tokens * l.query_heads * l.head_dim);
+        let k = random.values(tokens * l.kv_heads * l.head_dim);
+        let v = random.values(tokens * l.kv_heads * l.head_dim);
+        let mut runs = chunkings(tokens, &mut random).into_iter().map(|chunks| {
+            let mut cache = cache(vec![l.clone()], 32, Recipe::F16, 8 << 20, false);
+            let id = cache.add_sequence(None);
+            paged(&mut cache, id, &l, 0, &chunks, &q, &k, &v)
+        });
+        let first = runs.next().unwrap();
+        for other in runs {
+            assert_eq!(first, other, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_prefix_hit_does_not_change_a_bit_and_shares_bytes() {
+    let l = layer(6, 2, 16);
+    let tokens = 100;
+    let mut random = Random::new(5);
+    let q = random.values(tokens * l.query_heads * l.head_dim);
+    let k = random.values(tokens * l.kv_heads * l.head_dim);
+    let v = random.values(tokens * l.kv_heads * l.head_dim);
+    let mut cache = cache(vec![l.clone(); 2], 32, Recipe::F16, 8 << 20, true);
+    let ids: Vec<u32> = (0..tokens as u32).collect();
+
+    let first = cache.add_sequence(None);
+    assert_eq!(cache.match_prefix(first, &ids).unwrap(), 0);
+    let cold = paged(&mut cache, first, &l, 0, &[tokens], &q, &k, &v);
+    let one = cache.stats().physical_bytes;
+
+    let second = cache.add_sequence(None);
+    assert_eq!(cache.lookup_prefix(None, &ids), 96);
+    assert_eq!(cache.match_prefix(second, &ids).unwrap(), 96);
+    let warm = paged(&mut cache, second, &l, 96, &[1, 3], &q, &k, &v);
+    assert_eq!(warm, cold[96 * 6 * 16..]);
+    let tail_and_tables = cache.stats().physical_bytes - one;
+    assert!(tail_and_tables < one / 3, "{tail_and_tables} of {one}");
+
+    // Another tenant shares nothing.
+    let other = cache.add_sequence(Some("tenant"));
+    assert_eq!(cache.match_prefix(other, &ids).unwrap(), 0);
+
+    for id in [first, second, other] {
+        cache.remove_sequence(id).unwrap();
+    }
+    cache.check_integrity().unwrap();
+    let stats = cache.stats();
+    assert_eq!(stats.physical_bytes, stats.evictable_bytes);
+    assert!(cache.reset_prefix_cache().unwrap() > 0);
+    assert_eq!(cache.stats().physical_bytes, 0);
+}
+
+#[test]
+fn equal_content_at_another_position_has_equal_stored_bytes() {
+    // Two sequences with equal keys in different blocks give equal scores when the distance is equal:
+    // seen from outside, shifting everything by whole blocks changes no bit.
+    let l = layer(2, 1, 64);
+    let mut random = Random::new(3);
+    let (q, k, v) = (random.values(64 * 128), random.values(64 * 64), random.values(64 * 64));
+    let window = LayerGeometry { window: Some(20), ..l };
+    let run = |shift: usize| {
+        let mut cache = cache(vec![window.clone()], 32, Recipe::F16, 8 << 20, false);
+        let id = cache.add_sequence(None);
+        let pad = |x: &[f32], width: usize| {
+            let mut padded = Random::new(9).values(shift * width);
+            padded.extend_from_slice(x);
+            padded
+        };
+        let out = paged(
+            &mut cache,
+            id,
+            &window,
+            0,
+            &[shift + 64],
+            &pad(&q, 128),
+            &pad(&k, 64),
+            &pad(&v, 64),
+        );
+        out[(shift + 20) * 128..].to_vec()
+    };
+    assert_eq!(run(0), run(32));
+    assert_eq!(run(0), run(320));
+}

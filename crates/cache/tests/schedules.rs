@@ -1,0 +1,113 @@
+//! Any order of adding, matching, writing and removing sequences keeps the books and ends empty.
+
+mod common;
+
+use common::{Random, cache, layer};
+use kvasir_cache::{BatchSlice, CacheError, Recipe, SequenceId};
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_schedule_ends_with_an_empty_pool(
+        seed in any::<u64>(),
+        ops in prop::collection::vec((0..10u8, 1..60usize), 1..120),
+        prefix_caching in any::<bool>(),
+        budget_blocks in 3..20usize,
+    ) {
+        let l = layer(2, 1, 16);
+        let budget = budget_blocks * 2 * 2 * (16 * 16 * 2 + 100);
+        let mut cache = cache(vec![l; 2], 16, Recipe::F16, budget, prefix_caching);
+        let mut random = Random::new(seed);
+        let mut live: Vec<(SequenceId, Vec<u32>)> = Vec::new();
+        for (op, n) in ops {
+            match op {
+                0..=2 => {
+                    // Few different tokens, so that prefixes repeat.
+                    let tokens: Vec<u32> = (0..n as u32).map(|t| if t < 32 { t } else { t * 7 + (n as u32 % 2) }).collect();
+                    let salt = (random.below(2) == 0).then_some("tenant");
+                    let id = cache.add_sequence(salt);
+                    let found = cache.match_prefix(id, &tokens).unwrap();
+                    prop_assert!(found < tokens.len() || found == 0);
+                    prop_assert_eq!(found % 16, 0);
+                    live.push((id, tokens));
+                }
+                3..=8 if !live.is_empty() => {
+                    let i = random.below(live.len());
+                    let (id, tokens) = &mut live[i];
+                    let start = cache.num_tokens(*id).unwrap();
+                    match cache.reserve(*id, n) {
+                        Ok(()) => {
+                            let slices = [BatchSlice { sequence: *id, row: 0, start, len: n }];
+                            let x = random.values(n * 16);
+                            for layer in 0..2 {
+                                cache.write(layer, &slices, &x, &x).unwrap();
+                            }
+                            while tokens.len() < start + n {
+                                tokens.push(random.next() as u32);
+                            }
+                            let new = tokens[start..start + n].to_vec();
+                            cache.commit(*id, &new).unwrap();
+                        }
+                        Err(CacheError::Exhausted { .. }) => {}
+                        Err(other) => prop_assert!(false, "{other}"),
+                    }
+                }
+                9 if !live.is_empty() => {
+                    let i = random.below(live.len());
+                    let (id, _) = live.swap_remove(i);
+                    cache.remove_sequence(id).unwrap();
+                    prop_assert!(cache.remove_sequence(id).is_err());
+                }
+                _ => {}
+            }
+            cache.check_integrity().unwrap();
+            let stats = cache.stats();
+            prop_assert!(stats.physical_bytes <= budget);
+            prop_assert!(stats.peak_physical_bytes <= budget);
+            for (id, _) in &live {
+                let (logical, physical) = cache.sequence_bytes(*id).unwrap();
+                prop_assert!(physical >= logical);
+            }
+        }
+        for (id, _) in live {
+            cache.remove_sequence(id).unwrap();
+        }
+        cache.reset_prefix_cache().unwrap();
+        cache.check_integrity().unwrap();
+        prop_assert_eq!(cache.stats().physical_bytes, 0);
+    }
+}
+
+#[test]
+fn writing_without_reserving_is_refused() {
+    let mut cache = cache(vec![layer(1, 1, 16)], 16, Recipe::F16, 1 << 20, true);
+    let id = cache.add_sequence(None);
+    let slices = [BatchSlice { sequence: id, row: 0, start: 0, len: 1 }];
+    let x = vec![0.0; 16];
+    assert!(matches!(cache.write(0, &slices, &x, &x), Err(CacheError::NotReserved { .. })));
+    assert!(matches!(cache.commit(id, &[1]), Err(CacheError::NotReserved { .. })));
+    cache.remove_sequence(id).unwrap();
+    assert!(matches!(cache.reserve(id, 1), Err(CacheError::UnknownSequence { .. })));
+}
+
+#[test]
+fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
+    for block_size in [16, 32, 64] {
+        for tokens in [1, 100, 1000] {
+            let probe = cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, 1 << 24, true);
+            let needed = probe.bytes_alone(tokens);
+            // The slab size depends on the budget: ask again with the budget in place.
+            let budget = needed.max(
+                cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, needed, true)
+                    .bytes_alone(tokens),
+            );
+            let mut cache = cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, budget, true);
+            assert!(cache.bytes_alone(tokens) <= budget);
+            let id = cache.add_sequence(None);
+            cache.reserve(id, tokens).unwrap();
+            cache.check_integrity().unwrap();
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! HOT PATH (no allocation, locks or logging). Small dense products on one thread: the micro-kernels
+//! under linear layers and attention.
+//!
+//! Both operands of [`gemm_nt`] are contiguous along the summed dimension, which is how weights
+//! (`[out, in]`) and cached keys (`[tokens, head_dim]`) lie in memory, so nothing is packed. Each
+//! output is 16 partial sums (one per lane, lane = index mod 16) that are added in a fixed tree: the
+//! same for every tile shape, hence row invariant.
+
+// Tiles are indexed by (row, column) of the register block; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
+use crate::isa::{Isa, mul_add};
+
+/// Lanes of one partial sum; the AVX2 and baseline paths emulate 16 to sum in the same order.
+const LANES: usize = 16;
+
+/// `out[i, j] = Σ_k x[i, k] · w[j, k]` for `m` rows of `x` and `n` rows of `w`.
+///
+/// `x`: `[m, k]` with row stride `ldx`; `w`: `[n, k]` with row stride `ldw`; `out`: `[m, n]` with row
+/// stride `ldo`. Cost 2·m·n·k operations.
+///
+/// # Panics
+/// If a slice is shorter than its shape and stride say.
+#[allow(clippy::too_many_arguments)]
+#[inline]
+pub fn gemm_nt(
+    (m, n, k): (usize, usize, usize),
+    x: &[f32],
+    ldx: usize,
+    w: &[f32],
+    ldw: usize,
+    out: &mut [f32],
+    ldo: usize,
+) {
+    gemm_nt_on(Isa::best(), (m, n, k), x, ldx, w, ldw, out, ldo);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gemm_nt_on(
+    isa: Isa,
+    (m, n, k): (usize, usize, usize),
+    x: &[f32],
+    ldx: usize,
+    w: &[f32],
+    ldw: usize,
+    out: &mut [f32],
+    ldo: usize,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(x.len() >= (m - 1) * ldx + k, "x is {} long for [{m}, {k}] / {ldx}", x.len());
+    assert!(w.len() >= (n - 1) * ldw + k, "w is {} long for [{n}, {k}] / {ldw}", w.len());
+    assert!(out.len() >= (m - 1) * ldo + n, "out is {} long for [{m}, {n}] / {ldo}", out.len());
+    // SAFETY: the three asserts above are the contract of `gemm_nt_raw`, and `isa` is available.
+    unsafe {
+        gemm_nt_raw(isa, (m, n, k), x.as_ptr(), ldx, w.as_ptr(), ldw, out.as_mut_ptr(), ldo);
+    }
+}
+
+/// As [`gemm_nt`], on pointers, so that threads can fill disjoint columns of one output.
+///
+/// # Safety
+/// `x`, `w` and `out` must be valid for the shapes and strides given, `out` must not overlap the
+/// others, nobody else may touch the elements written, and the processor must have `isa`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn gemm_nt_raw(
+    isa: Isa,
+    (m, n, k): (usize, usize, usize),
+    x: *const f32,
+    ldx: usize,
+    w: *const f32,
+    ldw: usize,
+    out: *mut f32,
+    ldo: usize,
+) {
+    /// Rows of x in a tile: 6 × 4 sums + 4 weights + 1 input fill 29 of 32 registers.
+    const MR: usize = 6;
+    const NR: usize = 4;
+    // Rows of `w` outermost: 4 of them stay in L1 while all of `x` (a few hundred KiB at most, L2)
+    // passes by.
+    let mut j = 0;
+    while j < n {
+        let nr = NR.min(n - j);
+        let mut i = 0;
+        while i < m {
+            let mr = MR.min(m - i);
+            // SAFETY: i + mr <= m and j + nr <= n, so every address is inside the operands.
+            unsafe {
+                let (x, w, out) = (x.add(i * ldx), w.add(j * ldw), out.add(i * ldo + j));
+                match (mr, nr) {
+                    (6, 4) => tile::<6, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    (5, 4) => tile::<5, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    (4, 4) => tile::<4, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    (3, 4) => tile::<3, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    (2, 4) => tile::<2, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    (1, 4) => tile::<1, 4>(isa, k, x, ldx, w, ldw, out, ldo),
+                    _ => {
+                        for ii in 0..mr {
+                            for jj in 0..nr {
+                                tile::<1, 1>(
+                                    isa,
+                                    k,
+                                    x.add(ii * ldx),
+                                    ldx,
+                                    w.add(jj * ldw),
+                                    ldw,
+                                    out.add(ii * ldo + jj),
+                                    ldo,
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+            i += mr;
+        }
+        j += nr;
+    }
+}
+
+/// One register tile. Contract as [`gemm_nt_raw`] with m = MR, n = NR.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn tile<const MR: usize, const NR: usize>(
+    isa: Isa,
+    k: usize,
+    x: *const f32,
+    ldx: usize,
+    w: *const f32,
+    ldw: usize,
+    out: *mut f32,
+    ldo: usize,
+) {
+    // SAFETY: forwarded from the caller; the features were detected.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => x86::tile_avx512::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => tile_avx2::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
+            _ => tile_lanes::<false, MR, NR>(k, x, ldx, w, ldw, out, ldo),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile_avx2<const MR: usize, const NR: usize>(
+    k: usize,
+    x: *const f32,
+    ldx: usize,
+    w: *const f32,
+    ldw: usize,
+    out: *mut f32,
+    ldo: usize,
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe { tile_lanes::<true, MR, NR>(k, x, ldx, w, ldw, out, ldo) }
+}
+
+/// The portable tile: lanes as arrays, which compilers turn into vectors. One output at a time,
+/// because arrays of 24 sums would spill.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn tile_lanes<const FMA: bool, const MR: usize, const NR: usize>(
+    k: usize,
+    x: *const f32,
+    ldx: usize,
+    w: *const f32,
+    ldw: usize,
+    out: *mut f32,
+    ldo: usize,
+) {
+    for i in 0..MR {
+        for j in 0..NR {
+            // SAFETY: rows i < MR and j < NR of k elements each are readable by contract.
+            let (x, w) = unsafe {
+                (
+                    std::slice::from_raw_parts(x.add(i * ldx), k),
+                    std::slice::from_raw_parts(w.add(j * ldw), k),
+                )
+            };
+            let mut sums = [0.0f32; LANES];
+            let (xs, ws) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
+            let (x_rest, w_rest) = (xs.remainder(), ws.remainder());
+            for (x, w) in xs.zip(ws) {
+                for l in 0..LANES {
+                    sums[l] = mul_add::<FMA>(x[l], w[l], sums[l]);
+                }
+            }
+            for (l, (x, w)) in x_rest.iter().zip(w_rest).enumerate() {
+                sums[l] = mul_add::<FMA>(*x, *w, sums[l]);
+            }
+            // SAFETY: element (i, j) of the output is writable by contract.
+            unsafe { *out.add(i * ldo + j) = sum_lanes(&sums) };
+        }
+    }
+}
+
+/// Adds 16 lanes in the order of the AVX-512 reduction: halves, quarters, pairs.
+#[inline(always)]
+pub(crate) fn sum_lanes(lanes: &[f32; LANES]) -> f32 {
+    let mut sums = *lanes;
+    for width in [8, 4, 2, 1] {
+        for l in 0..width {
+            sums[l] += sums[l + width];
+        }
+    }
+    sums[0]
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::LANES;
+
+    /// See [`super::tile`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn tile_avx512<const MR: usize, const NR: usize>(
+        k: usize,
+        x: *const f32,
+        ldx: usize,
+        w: *const f32,
+        ldw: usize,
+        out: *mut f32,
+        ldo: usize,
+    ) {
+        // SAFETY: all loads are of elements < k of rows < MR / NR (masked at the end), readable by
+        // contract; the stores are the MR × NR outputs.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); NR]; MR];
+            let mut kk = 0;
+            while kk + LANES <= k {
+                let mut ws = [_mm512_setzero_ps(); NR];
+                for j in 0..NR {
+                    ws[j] = _mm512_loadu_ps(w.add(j * ldw + kk));
+                }
+                for i in 0..MR {
+                    let xi = _mm512_loadu_ps(x.add(i * ldx + kk));
+                    for j in 0..NR {
+                        sums[i][j] = _mm512_fmadd_ps(xi, ws[j], sums[i][j]);
+                    }
+                }
+                kk += LANES;
+            }
+            if kk < k {
+                let mask: __mmask16 = (1u16 << (k - kk)) - 1;
+                let mut ws = [_mm512_setzero_ps(); NR];
+                for j in 0..NR {
+                    ws[j] = _mm512_maskz_loadu_ps(mask, w.add(j * ldw + kk));
+                }
+                for i in 0..MR {
+                    let xi = _mm512_maskz_loadu_ps(mask, x.add(i * ldx + kk));
+                    for j in 0..NR {
+                        sums[i][j] = _mm512_fmadd_ps(xi, ws[j], sums[i][j]);
+                    }
+                }
+            }
+            for i in 0..MR {
+                if NR == 4 {
+                    let row = sum4(sums[i][0], sums[i][1 % NR], sums[i][2 % NR], sums[i][3 % NR]);
+                    _mm_storeu_ps(out.add(i * ldo), row);
+                } else {
+                    for j in 0..NR {
+                        *out.add(i * ldo + j) = sum1(sums[i][j]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Halves, quarters, pairs: the order of `sum_lanes`.
+    #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+    fn quarter(v: __m512) -> __m128 {
+        let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
+    }
+
+    #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+    fn sum1(v: __m512) -> f32 {
+        let q = quarter(v);
+        let pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
+        _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+    }
+
+    /// Four sums at once by a transposition; lane order as in `sum1`.
+    #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+    fn sum4(a: __m512, b: __m512, c: __m512, d: __m512) -> __m128 {
+        let (a, b, c, d) = (quarter(a), quarter(b), quarter(c), quarter(d));
+        // Columns of the 4 × 4 matrix: t0 = lane 0 of each, ...
+        let ab_lo = _mm_unpacklo_ps(a, b);
+        let ab_hi = _mm_unpackhi_ps(a, b);
+        let cd_lo = _mm_unpacklo_ps(c, d);
+        let cd_hi = _mm_unpackhi_ps(c, d);
+        let t0 = _mm_movelh_ps(ab_lo, cd_lo);
+        let t1 = _mm_movehl_ps(cd_lo, ab_lo);
+        let t2 = _mm_movelh_ps(ab_hi, cd_hi);
+        let t3 = _mm_movehl_ps(cd_hi, ab_hi);
+        // (lane0 + lane2) + (lane1 + lane3)
+        _mm_add_ps(_mm_add_ps(t0, t2), _mm_add_ps(t1, t3))
+    }
+
+    /// `acc[i, d] += Σ_j p[i, j] · v[j, d]` for MR rows and columns `d..d + 16 · NV`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn acc_avx512<const MR: usize, const NV: usize>(
+        k: usize,
+        p: *const f32,
+        ldp: usize,
+        v: *const f32,
+        ldv: usize,
+        acc: *mut f32,
+        lda: usize,
+    ) {
+        // SAFETY: the caller guarantees MR rows, k inner elements and 16 · NV columns.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); NV]; MR];
+            for i in 0..MR {
+                for c in 0..NV {
+                    sums[i][c] = _mm512_loadu_ps(acc.add(i * lda + c * LANES));
+                }
+            }
+            for j in 0..k {
+                let mut vs = [_mm512_setzero_ps(); NV];
+                for c in 0..NV {
+                    vs[c] = _mm512_loadu_ps(v.add(j * ldv + c * LANES));
+                }
+                for i in 0..MR {
+                    let pi = _mm512_set1_ps(*p.add(i * ldp + j));
+                    for c in 0..NV {
+                        sums[i][c] = _mm512_fmadd_ps(pi, vs[c], sums[i][c]);
+                    }
+                }
+            }
+            for i in 0..MR {
+                for c in 0..NV {
+                    _mm512_storeu_ps(acc.add(i * lda + c * LANES), sums[i][c]);
+                }
+            }
+        }
+    }
+}
+
+/// `acc[i, d] += Σ_j p[i, j] · v[j, d]`, the sum over `j` taken in order.
+///
+/// `p`: `[m, k]` / `ldp`; `v`: `[k, n]` / `ldv`; `acc`: `[m, n]` / `lda`.
+///
+/// # Panics
+/// If a slice is shorter than its shape and stride say.
+#[allow(clippy::too_many_arguments)]
+#[inline]
+pub fn gemm_nn_acc(
+    (m, n, k): (usize, usize, usize),
+    p: &[f32],
+    ldp: usize,
+    v: &[f32],
+    ldv: usize,
+    acc: &mut [f32],
+    lda: usize,
+) {
+    gemm_nn_acc_on(Isa::best(), (m, n, k), p, ldp, v, ldv, acc, lda);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gemm_nn_acc_on(
+    isa: Isa,
+    (m, n, k): (usize, usize, usize),
+    p: &[f32],
+    ldp: usize,
+    v: &[f32],
+    ldv: usize,
+    acc: &mut [f32],
+    lda: usize,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(p.len() >= (m - 1) * ldp + k, "p is {} long for [{m}, {k}] / {ldp}", p.len());
+    assert!(v.len() >= (k - 1) * ldv + n, "v is {} long for [{k}, {n}] / {ldv}", v.len());
+    assert!(acc.len() >= (m - 1) * lda + n, "acc is {} long for [{m}, {n}] / {lda}", acc.len());
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if n.is_multiple_of(4 * LANES) => {
+            const MR: usize = 6;
+            let mut d = 0;
+            while d < n {
+                let mut i = 0;
+                while i < m {
+                    let mr = MR.min(m - i);
+                    // SAFETY: the asserts above cover rows < m, columns < n, inner < k.
+                    unsafe {
+                        let (p, v) = (p.as_ptr().add(i * ldp), v.as_ptr().add(d));
+                        let acc = acc.as_mut_ptr().add(i * lda + d);
+                        match mr {
+                            6 => x86::acc_avx512::<6, 4>(k, p, ldp, v, ldv, acc, lda),
+                            5 => x86::acc_avx512::<5, 4>(k, p, ldp, v, ldv, acc, lda),
+                            4 => x86::acc_avx512::<4, 4>(k, p, ldp, v, ldv, acc, lda),
+                            3 => x86::acc_avx512::<3, 4>(k, p, ldp, v, ldv, acc, lda),
+                            2 => x86::acc_avx512::<2, 4>(k, p, ldp, v, ldv, acc, lda),
+                            _ => x86::acc_avx512::<1, 4>(k, p, ldp, v, ldv, acc, lda),
+                        }
+                    }
+                    i += mr;
+                }
+                d += 4 * LANES;
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx2 => {
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2(
+                (m, n, k): (usize, usize, usize),
+                p: &[f32],
+                ldp: usize,
+                v: &[f32],
+                ldv: usize,
+                acc: &mut [f32],
+                lda: usize,
+            ) {
+                acc_rows::<true>((m, n, k), p, ldp, v, ldv, acc, lda);
+            }
+            // SAFETY: both sets imply AVX2 and FMA.
+            unsafe { avx2((m, n, k), p, ldp, v, ldv, acc, lda) }
+        }
+        _ => acc_rows::<false>((m, n, k), p, ldp, v, ldv, acc, lda),
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+fn acc_rows<const FMA: bool>(
+    (m, n, k): (usize, usize, usize),
+    p: &[f32],
+    ldp: usize,
+    v: &[f32],
+    ldv: usize,
+    acc: &mut [f32],
+    lda: usize,
+) {
+    for i in 0..m {
+        let acc = &mut acc[i * lda..i * lda + n];
+        for j in 0..k {
+            let pj = p[i * ldp + j];
+            for (a, v) in acc.iter_mut().zip(&v[j * ldv..j * ldv + n]) {
+                *a = mul_add::<FMA>(pj, *v, *a);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Deterministic values in -1..1 (an LCG; no dependency needed for that).
+    pub(crate) fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((state >> 33) as f32 / (1u64 << 30) as f32) - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn gemm_nt_equals_the_definition_on_every_isa() {
+        for isa in Isa::available() {
+            for (m, n, k) in
+                [(1, 1, 1), (1, 4, 16), (6, 4, 64), (7, 9, 33), (13, 3, 100), (5, 8, 5)]
+            {
+                let (ldx, ldw, ldo) = (k + 3, k + 1, n + 2);
+                let x = values(m * ldx, 1);
+                let w = values(n * ldw, 2);
+                let mut out = vec![f32::NAN; m * ldo];
+                gemm_nt_on(isa, (m, n, k), &x, ldx, &w, ldw, &mut out, ldo);
+                for i in 0..m {
+                    for j in 0..n {
+                        let exact: f64 = (0..k)
+                            .map(|kk| f64::from(x[i * ldx + kk]) * f64::from(w[j * ldw + kk]))
+                            .sum();
+                        let got = f64::from(out[i * ldo + j]);
+                        assert!((got - exact).abs() < 1e-4, "{isa} {m}x{n}x{k}: {got} {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_the_batch() {
+        for isa in Isa::available() {
+            let (n, k) = (22, 97);
+            let x = values(17 * k, 3);
+            let w = values(n * k, 4);
+            let mut together = vec![0.0; 17 * n];
+            gemm_nt_on(isa, (17, n, k), &x, k, &w, k, &mut together, n);
+            for i in 0..17 {
+                let mut alone = vec![0.0; n];
+                gemm_nt_on(isa, (1, n, k), &x[i * k..], k, &w, k, &mut alone, n);
+                assert_eq!(alone, together[i * n..(i + 1) * n], "{isa} row {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn fused_paths_agree_bit_for_bit() {
+        let all = Isa::available();
+        if all.contains(&Isa::Avx512) {
+            let (m, n, k) = (7, 8, 71);
+            let (x, w) = (values(m * k, 5), values(n * k, 6));
+            let (mut a, mut b) = (vec![0.0; m * n], vec![0.0; m * n]);
+            gemm_nt_on(Isa::Avx512, (m, n, k), &x, k, &w, k, &mut a, n);
+            gemm_nt_on(Isa::Avx2, (m, n, k), &x, k, &w, k, &mut b, n);
+            assert_eq!(a, b);
+        }
+    }
+
+    #[test]
+    fn gemm_nn_acc_equals_the_definition_on_every_isa() {
+        for isa in Isa::available() {
+            for (m, n, k) in [(1, 64, 1), (7, 64, 32), (6, 128, 5), (3, 20, 9)] {
+                let (p, v) = (values(m * k, 7), values(k * n, 8));
+                let start = values(m * n, 9);
+                let mut acc = start.clone();
+                gemm_nn_acc_on(isa, (m, n, k), &p, k, &v, n, &mut acc, n);
+                for i in 0..m {
+                    for d in 0..n {
+                        let exact: f64 = f64::from(start[i * n + d])
+                            + (0..k)
+                                .map(|j| f64::from(p[i * k + j]) * f64::from(v[j * n + d]))
+                                .sum::<f64>();
+                        let got = f64::from(acc[i * n + d]);
+                        assert!((got - exact).abs() < 1e-4, "{isa} {m}x{n}x{k}: {got} {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "w is")]
+    fn short_operands_are_refused() {
+        let mut out = [0.0; 4];
+        gemm_nt((2, 2, 4), &[0.0; 8], 4, &[0.0; 7], 4, &mut out, 2);
+    }
+}

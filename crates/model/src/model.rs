@@ -1,0 +1,185 @@
+//! A model ready to run: decoder, tokenizer, chat template, from a GGUF file or a safetensors folder.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe};
+use kvasir_kernels::{RopeTable, Threads};
+
+use crate::arch::{self, Config, DecoderSpec};
+use crate::chat_template::ChatTemplate;
+use crate::decoder::{Decoder, ForwardBatch, Runner};
+use crate::error::{ModelError, Result};
+use crate::gguf::GgufFile;
+use crate::safetensors_dir::SafetensorsDir;
+use crate::source::TensorSource;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+
+/// How to load a model.
+#[derive(Clone, Copy, Default)]
+pub struct LoadOptions<'a> {
+    /// Threads that dequantise; 0 is one per processor.
+    pub threads: usize,
+    /// Told (layers read, layers) from any thread.
+    pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+}
+
+impl std::fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+/// See the module's documentation. Immutable; share it in an [`Arc`].
+#[derive(Debug)]
+pub struct Model {
+    decoder: Decoder,
+    tokenizer: Arc<Tokenizer>,
+    chat_template: Arc<ChatTemplate>,
+}
+
+impl Model {
+    /// Loads a GGUF file or a safetensors folder (config.json, tokenizer.json, `*.safetensors`).
+    ///
+    /// # Errors
+    /// Any [`ModelError`], naming what in the file is wrong.
+    pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Self> {
+        if path.is_dir() {
+            let dir = SafetensorsDir::open(path)?;
+            let tokenizer = Tokenizer::from_dir(path)?;
+            let config = Config::Hf { json: dir.config(), tensors: &dir };
+            let model = Self::build(&config, &dir, tokenizer, options)?;
+            dir.release_pages();
+            Ok(model)
+        } else {
+            let file = GgufFile::open(path)?;
+            let model = Self::from_gguf(&file, options)?;
+            file.release_pages();
+            Ok(model)
+        }
+    }
+
+    /// Loads from an open GGUF file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_gguf(file: &GgufFile, options: &LoadOptions<'_>) -> Result<Self> {
+        let config = Config::Gguf { metadata: file.metadata(), tensors: file };
+        // The spec first: an unknown architecture says more than what its tokenizer lacks.
+        arch::spec(&config)?;
+        let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+        Self::build(&config, file, tokenizer, options)
+    }
+
+    fn build(
+        config: &Config<'_>,
+        source: &dyn TensorSource,
+        tokenizer: Tokenizer,
+        options: &LoadOptions<'_>,
+    ) -> Result<Self> {
+        let spec = arch::spec(config)?;
+        if tokenizer.vocab_size() > spec.vocab_size {
+            return Err(ModelError::Tokenizer {
+                what: format!(
+                    "{} tokens, but the embedding table has {} rows",
+                    tokenizer.vocab_size(),
+                    spec.vocab_size
+                ),
+            });
+        }
+        let chat_template = ChatTemplate::for_tokenizer(&tokenizer)?;
+        let threads = Threads::new(options.threads)
+            .map_err(|error| ModelError::Unsupported { what: error.to_string() })?;
+        let (done, layers) = (AtomicUsize::new(0), spec.layers.len());
+        let progress = || {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(progress) = options.progress {
+                progress(done, layers);
+            }
+        };
+        let weights =
+            threads.install(|| Weights::read(&spec, source, config.is_gguf(), &progress))?;
+        Ok(Self {
+            decoder: Decoder { spec, weights },
+            tokenizer: Arc::new(tokenizer),
+            chat_template: Arc::new(chat_template),
+        })
+    }
+
+    /// Sizes and architecture.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.decoder.spec
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The chat template.
+    pub fn chat_template(&self) -> &Arc<ChatTemplate> {
+        &self.chat_template
+    }
+
+    /// Bytes of the weights as held in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weights.num_bytes()
+    }
+
+    /// An empty cache of this model's shapes.
+    ///
+    /// # Errors
+    /// Shapes or a block size that the cache cannot hold.
+    pub fn new_cache(
+        &self,
+        recipe: Recipe,
+        block_size: usize,
+        budget_bytes: usize,
+        prefix_caching: bool,
+    ) -> Result<KvCache> {
+        let s = self.spec();
+        let layer = |l: &arch::LayerSpec| LayerGeometry {
+            query_heads: s.query_heads,
+            kv_heads: s.kv_heads,
+            head_dim: s.head_dim,
+            window: l.window,
+            rope: l.rope,
+            score_scale: s.score_scale,
+            score_cap: s.score_cap,
+        };
+        let geometry = Geometry::new(s.layers.iter().map(layer).collect(), block_size)?;
+        let ropes = s.ropes.iter().map(|r| RopeTable::new(s.head_dim, r.base, &r.scaling, 1));
+        Ok(KvCache::new(CacheConfig {
+            geometry,
+            ropes: ropes.collect(),
+            recipe,
+            budget_bytes,
+            prefix_caching,
+        })?)
+    }
+
+    /// Runs one flat batch through all layers; see [`ForwardBatch`]. The caller has reserved the tokens
+    /// in the cache, and commits them afterwards. Hidden states stay in the runner for
+    /// [`Self::logits`].
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary; tokens the cache has no room reserved for.
+    pub fn forward(
+        &self,
+        batch: ForwardBatch<'_>,
+        cache: &mut KvCache,
+        runner: &mut Runner,
+    ) -> Result<()> {
+        self.decoder.forward(batch, cache, runner)
+    }
+
+    /// Logits of some rows of the runner's last batch. `out`: `[rows.len(), vocab_size]`, resized.
+    ///
+    /// # Panics
+    /// If a row is not in the last batch.
+    pub fn logits(&self, rows: &[usize], runner: &mut Runner, out: &mut Vec<f32>) {
+        self.decoder.logits(rows, runner, out);
+    }
+}

@@ -1,0 +1,241 @@
+//! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
+
+use kvasir_kernels::Linear;
+use rayon::prelude::*;
+
+use crate::arch::DecoderSpec;
+use crate::error::{ModelError, Result};
+use crate::source::TensorSource;
+
+/// One transformer layer.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) o: Linear,
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+}
+
+/// All weights.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// `[vocab, hidden]`; also the output head where the model ties them.
+    pub(crate) embedding: Linear,
+    pub(crate) output: Option<Linear>,
+    pub(crate) output_norm: Vec<f32>,
+    pub(crate) layers: Vec<LayerWeights>,
+}
+
+/// Tensor names of one scheme; layer tensors get `blk.3.` or `model.layers.3.` in front.
+pub(crate) struct Names {
+    pub(crate) embedding: &'static str,
+    output: &'static str,
+    output_norm: &'static str,
+    layer: &'static str,
+    attention_norm: &'static str,
+    q: &'static str,
+    k: &'static str,
+    v: &'static str,
+    o: &'static str,
+    q_norm: &'static str,
+    k_norm: &'static str,
+    post_attention_norm: &'static str,
+    ffn_norm: &'static str,
+    gate: &'static str,
+    up: &'static str,
+    down: &'static str,
+    post_ffn_norm: &'static str,
+}
+
+const GGUF: Names = Names {
+    embedding: "token_embd.weight",
+    output: "output.weight",
+    output_norm: "output_norm.weight",
+    layer: "blk",
+    attention_norm: "attn_norm",
+    q: "attn_q",
+    k: "attn_k",
+    v: "attn_v",
+    o: "attn_output",
+    q_norm: "attn_q_norm",
+    k_norm: "attn_k_norm",
+    post_attention_norm: "post_attention_norm",
+    ffn_norm: "ffn_norm",
+    gate: "ffn_gate",
+    up: "ffn_up",
+    down: "ffn_down",
+    post_ffn_norm: "post_ffw_norm",
+};
+
+const HF: Names = Names {
+    embedding: "model.embed_tokens.weight",
+    output: "lm_head.weight",
+    output_norm: "model.norm.weight",
+    layer: "model.layers",
+    attention_norm: "input_layernorm",
+    q: "self_attn.q_proj",
+    k: "self_attn.k_proj",
+    v: "self_attn.v_proj",
+    o: "self_attn.o_proj",
+    q_norm: "self_attn.q_norm",
+    k_norm: "self_attn.k_norm",
+    post_attention_norm: "post_attention_layernorm",
+    ffn_norm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+    post_ffn_norm: "post_feedforward_layernorm",
+};
+
+/// In models with norms after each block, config.json's "post_attention_layernorm" means just that.
+const HF_POST_NORMS: Names = Names { ffn_norm: "pre_feedforward_layernorm", ..HF };
+
+/// The naming scheme of a kind of file.
+pub(crate) fn names(gguf: bool) -> &'static Names {
+    if gguf { &GGUF } else { &HF }
+}
+
+impl Weights {
+    /// Reads everything, layers in parallel on the current rayon pool. `progress` is told after each
+    /// layer, from any thread.
+    pub(crate) fn read(
+        spec: &DecoderSpec,
+        source: &dyn TensorSource,
+        gguf: bool,
+        progress: &(dyn Fn() + Sync),
+    ) -> Result<Self> {
+        let names = match (gguf, spec.post_norms) {
+            (true, _) => &GGUF,
+            (false, false) => &HF,
+            (false, true) => &HF_POST_NORMS,
+        };
+        let reader = Reader { spec, source, names };
+        let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
+        let embedding = reader.linear(names.embedding, hidden, vocab)?;
+        let output = match source.shape(names.output) {
+            Some(_) => Some(reader.linear(names.output, hidden, vocab)?),
+            None => None,
+        };
+        let output_norm = reader.norm(names.output_norm, hidden)?;
+        let layers = (0..spec.layers.len()).into_par_iter().map(|i| {
+            let layer = reader.layer(i);
+            progress();
+            layer
+        });
+        Ok(Self { embedding, output, output_norm, layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// Bytes held in memory.
+    pub(crate) fn num_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|l| {
+            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
+                .iter()
+                .map(|w| w.num_bytes())
+                .sum::<usize>()
+        });
+        self.embedding.num_bytes()
+            + self.output.as_ref().map_or(0, Linear::num_bytes)
+            + layers.sum::<usize>()
+    }
+}
+
+struct Reader<'a> {
+    spec: &'a DecoderSpec,
+    source: &'a dyn TensorSource,
+    names: &'a Names,
+}
+
+impl Reader<'_> {
+    fn layer(&self, index: usize) -> Result<LayerWeights> {
+        let (s, n) = (self.spec, self.names);
+        let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
+        let q_size = s.query_heads * s.head_dim;
+        let qkv = |name: &str, heads: usize, rotated: bool| {
+            let (mut rows, size) = (
+                self.read(&weight(name), &[heads * s.head_dim, s.hidden_size])?,
+                heads * s.head_dim,
+            );
+            let bias_name = format!("{}.{index}.{name}.bias", n.layer);
+            let mut bias = match (s.qkv_bias, self.source.shape(&bias_name)) {
+                (true, None) => return Err(ModelError::MissingTensor { name: bias_name }),
+                (_, Some(_)) => Some(self.read(&bias_name, &[size])?),
+                (false, None) => None,
+            };
+            if rotated && s.adjacent_pairs {
+                rows = split_pairs(&rows, s.head_dim, s.hidden_size);
+                bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
+            }
+            Ok(Linear::new(rows, bias, s.hidden_size, size))
+        };
+        let optional = |wanted: bool, name: &str, size: usize| {
+            wanted.then(|| self.norm(&weight(name), size)).transpose()
+        };
+        Ok(LayerWeights {
+            attention_norm: self.norm(&weight(n.attention_norm), s.hidden_size)?,
+            q: qkv(n.q, s.query_heads, true)?,
+            k: qkv(n.k, s.kv_heads, true)?,
+            v: qkv(n.v, s.kv_heads, false)?,
+            q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
+            k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
+            o: self.linear(&weight(n.o), q_size, s.hidden_size)?,
+            post_attention_norm: optional(s.post_norms, n.post_attention_norm, s.hidden_size)?,
+            ffn_norm: self.norm(&weight(n.ffn_norm), s.hidden_size)?,
+            gate: self.linear(&weight(n.gate), s.hidden_size, s.ffn_size)?,
+            up: self.linear(&weight(n.up), s.hidden_size, s.ffn_size)?,
+            down: self.linear(&weight(n.down), s.ffn_size, s.hidden_size)?,
+            post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
+        })
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.source.read_shaped(name, shape)
+    }
+
+    fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        Ok(Linear::new(self.read(name, &[outputs, inputs])?, None, inputs, outputs))
+    }
+
+    fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {
+        let mut weight = self.read(name, &[size])?;
+        if self.spec.norm_offset != 0.0 {
+            weight.iter_mut().for_each(|w| *w += self.spec.norm_offset);
+        }
+        Ok(weight)
+    }
+}
+
+/// Reorders the rows of every head from adjacent pairs (2i, 2i + 1) to split pairs (i, i + dim / 2).
+/// `rows`: `[heads · head_dim, width]`.
+fn split_pairs(rows: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * width) {
+        for half in 0..2 {
+            for pair in 0..head_dim / 2 {
+                let row = 2 * pair + half;
+                out.extend_from_slice(&head[row * width..(row + 1) * width]);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_split_per_head() {
+        // Two heads of four rows of one channel.
+        let rows = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
+        assert_eq!(split_pairs(&rows, 4, 1), [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0]);
+    }
+}

