@@ -26,6 +26,12 @@ fn model_path(file: &str) -> Option<PathBuf> {
     None
 }
 
+/// Largest error of a logit with an f32 cache, as the golden run had: everything but the cache.
+const F32_LIMIT: f64 = 1e-4;
+/// With an f16 cache: the rounding of keys and values to 11 bits moves logits by up to 0.008 (measured;
+/// it is the same whichever way attention is computed).
+const F16_LIMIT: f64 = 1e-2;
+
 struct Golden {
     model: Model,
     values: Value,
@@ -58,14 +64,14 @@ impl Golden {
         logits
     }
 
-    /// Token ids, top-20 logits within `limit`, greedy tokens up to the first margin below 0.05.
-    fn check(&mut self, limit: f64) {
+    /// Token ids, top-20 logits, greedy tokens up to the first margin below 0.05.
+    fn check(&mut self) {
         for prompt in self.values["prompts"].as_array().unwrap().clone() {
             let text = prompt["text"].as_str().unwrap();
             let tokens = ids(&prompt["token_ids"]);
             assert_eq!(self.model.tokenizer().encode(text, true).unwrap(), tokens, "{text:?}");
 
-            for (recipe, limit) in [(Recipe::F32, limit / 5.0), (Recipe::F16, limit)] {
+            for (recipe, limit) in [(Recipe::F32, F32_LIMIT), (Recipe::F16, F16_LIMIT)] {
                 let mut cache = self.cache(recipe);
                 let id = cache.add_sequence(None);
                 let mut logits = self.append(&mut cache, id, &tokens);
@@ -77,15 +83,12 @@ impl Golden {
                 }
                 let lse = kvasir_kernels::log_sum_exp(&logits);
                 let lse_error = (lse - prompt["log_sum_exp"].as_f64().unwrap()).abs();
+                let tokens = tokens.len();
                 eprintln!(
-                    "{recipe} {worst:.5} {lse_error:.5} {:?}",
-                    &text.chars().take(30).collect::<String>()
+                    "{recipe}, {tokens:2} tokens: logits ±{worst:.5}, log-sum-exp ±{lse_error:.5}"
                 );
-                eprintln!("tokens {}", tokens.len()); if false {assert!(worst < limit, "{recipe}: logits of {text:?} are off by {worst}");}
-                assert!(
-                    lse_error < limit,
-                    "{recipe}: log-sum-exp of {text:?} is off by {lse_error}"
-                );
+                assert!(worst < limit, "{recipe}: logits of {text:?} are off by {worst}");
+                assert!(lse_error < limit, "{recipe}: log-sum-exp of {text:?}: {lse_error}");
 
                 let margins = prompt["greedy_margin"].as_array().unwrap();
                 for (expected, margin) in ids(&prompt["greedy_token_ids"]).iter().zip(margins) {
@@ -118,7 +121,7 @@ fn smollm2() {
     else {
         return;
     };
-    golden.check(5e-3);
+    golden.check();
 }
 
 #[test]
@@ -128,5 +131,5 @@ fn gemma3_270m() {
     else {
         return;
     };
-    golden.check(5e-3);
+    golden.check();
 }
