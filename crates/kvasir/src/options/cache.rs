@@ -129,7 +129,7 @@ mod tests {
             ["--kv-cache", "f12"],
             ["--kv-cache-memory", "lots"],
             ["--max-num-seqs", "0"],
-            ["--max-model-len", "-1"],
+            ["--max-model-len", "0"],
             ["--threads", "0"],
         ] {
             let error = parse(&args).unwrap_err().to_string();
