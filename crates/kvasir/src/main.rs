@@ -1,1 +1,30 @@
-fn main() {}
+//! The `kvasir` command: glue between the command line and the crates that do the work.
+//!
+//! Each command is a module with its arguments and an `execute` function. Results go to stdout,
+//! everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod chat;
+mod cli;
+mod failure;
+mod generate;
+mod inspect;
+mod interrupt;
+mod options;
+mod output;
+mod pull;
+mod run;
+mod serve;
+mod session;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match cli.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

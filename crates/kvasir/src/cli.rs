@@ -1,0 +1,59 @@
+//! The command line as a whole.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{chat, inspect, pull, run, serve};
+
+/// An LLM inference server with a jointly encoded KV cache
+#[derive(Debug, Parser)]
+#[command(
+    name = "kvasir",
+    version,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  kvasir serve                          serve the default model on http://127.0.0.1:8000
+  kvasir chat                           talk to it in the terminal
+  kvasir run \"The capital of France is\"
+  kvasir pull gemma3-270m
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. `kvasir COMMAND --help` has examples."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeCommand),
+    Chat(chat::ChatCommand),
+    Run(run::RunCommand),
+    Pull(pull::PullCommand),
+    Inspect(inspect::InspectCommand),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub(crate) fn execute(self) -> Result<()> {
+        match self.command {
+            Command::Serve(command) => serve::execute(command),
+            Command::Chat(command) => chat::execute(command),
+            Command::Run(command) => run::execute(&command),
+            Command::Pull(command) => pull::execute(&command),
+            Command::Inspect(command) => inspect::execute(&command),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,11 @@
+//! Groups of options that several commands share. Spelling follows vLLM.
+
+mod cache;
+mod model;
+mod sampling;
+mod serve;
+
+pub(crate) use cache::CacheArgs;
+pub(crate) use model::ModelArgs;
+pub(crate) use sampling::SamplingArgs;
+pub(crate) use serve::{LogLevel, ServeArgs};

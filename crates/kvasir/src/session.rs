@@ -1,0 +1,36 @@
+//! From a model's name to an engine that runs it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use kvasir_engine::Engine;
+use kvasir_model::{LoadOptions, Model};
+
+use crate::options::{CacheArgs, ModelArgs};
+use crate::pull::{Progress, resolve_model};
+
+/// Fetches the model if need be, loads it and puts an engine on top.
+pub(crate) fn load_engine(
+    model: &ModelArgs,
+    cache: &CacheArgs,
+    progress: Progress,
+) -> Result<(Arc<Model>, Engine)> {
+    let path = resolve_model(&model.model)?;
+    let model = load_model(&path, cache, progress)?;
+    let engine = Engine::new(Arc::clone(&model), cache.engine_config())?;
+    Ok((model, engine))
+}
+
+/// Loads the model at `path`, with a bar for whoever watches.
+pub(crate) fn load_model(path: &Path, cache: &CacheArgs, progress: Progress) -> Result<Arc<Model>> {
+    let bar = progress.steps(&format!("loading {}", path.display()));
+    let on_layer = |read: usize, layers: usize| {
+        bar.set_length(layers as u64);
+        bar.set_position(read as u64);
+    };
+    let options = LoadOptions { threads: cache.threads().unwrap_or(0), progress: Some(&on_layer) };
+    let model = Model::load(path, &options);
+    bar.finish_and_clear();
+    Ok(Arc::new(model?))
+}
