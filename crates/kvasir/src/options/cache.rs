@@ -52,6 +52,7 @@ impl CacheArgs {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             enable_prefix_caching: !self.no_enable_prefix_caching,
+            threads: self.threads().unwrap_or(0),
             ..EngineConfig::default()
         }
     }
