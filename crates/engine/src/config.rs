@@ -2,6 +2,8 @@
 
 use kvasir_cache::Recipe;
 
+use crate::error::{EngineError, Result};
+
 /// What an operator sets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
@@ -15,14 +17,37 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Most tokens computed in a step (`--max-num-batched-tokens`).
     pub max_num_batched_tokens: usize,
-    /// Longest prompt + output; `None` is the model's own limit (`--max-model-len`).
+    /// Longest prompt + output. `None` is the model's own limit, or what the budget holds if that is
+    /// less (`--max-model-len`).
     pub max_model_len: Option<usize>,
     /// Reuse the blocks of equal prefixes (`--enable-prefix-caching`).
     pub enable_prefix_caching: bool,
     /// Most requests waiting; more are refused (`--max-num-queued-reqs`).
     pub max_num_queued_reqs: Option<usize>,
+    /// Compute threads; 0 is one per processor (`--threads`).
+    pub threads: usize,
     /// Seed of requests that bring none.
     pub seed: u64,
+}
+
+impl EngineConfig {
+    /// # Errors
+    /// [`EngineError::BadConfig`] naming the flag. The block size is checked by the cache.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let positive = [
+            ("--max-num-seqs", self.max_num_seqs),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens),
+            ("--max-model-len", self.max_model_len.unwrap_or(1)),
+        ];
+        match positive.into_iter().find(|(_, value)| *value == 0) {
+            Some((option, _)) => Err(EngineError::BadConfig {
+                option,
+                expected: "at least 1".to_owned(),
+                found: "0".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for EngineConfig {
@@ -36,6 +61,7 @@ impl Default for EngineConfig {
             max_model_len: None,
             enable_prefix_caching: true,
             max_num_queued_reqs: None,
+            threads: 0,
             seed: 0,
         }
     }

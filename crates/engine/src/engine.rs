@@ -1,22 +1,112 @@
-//! The engine. (Skeleton: signatures are final, bodies follow.)
+//! The engine: requests in, steps, outputs out.
 
 use std::sync::Arc;
 
-use kvasir_model::{Model, Tokenizer};
+use kvasir_cache::{BatchSlice, KvCache};
+use kvasir_model::{ForwardBatch, Model, Runner, Threads, TokenDecoder, Tokenizer};
+use rustc_hash::FxHashMap;
 
-use crate::{EngineConfig, EngineStats, Request, RequestId, Result, StepOutput};
+use crate::config::EngineConfig;
+use crate::error::{EngineError, Result};
+use crate::random;
+use crate::request::{
+    Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
+};
+use crate::sampler::{Context, Sampler, logprobs};
+use crate::scheduler::{Plan, Scheduled, Scheduler};
+use crate::sequence::{SeqKey, Sequence};
+use crate::stats::EngineStats;
+use crate::text::TextStream;
+
+/// Rows of logits computed at a time: a whole prompt's would not fit in memory.
+const LOGIT_ROWS: usize = 64;
 
 /// See the crate's documentation.
 #[derive(Debug)]
 pub struct Engine {
     model: Arc<Model>,
+    config: EngineConfig,
+    max_model_len: usize,
+    cache: KvCache,
+    runner: Runner,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    requests: FxHashMap<RequestId, Vec<SeqKey>>,
+    next_key: u64,
+    num_unseeded: u64,
+    stats: EngineStats,
+    // Buffers of a step.
+    tokens: Vec<TokenId>,
+    slices: Vec<BatchSlice>,
+    logits: Vec<f32>,
+}
+
+/// A row of the step's batch whose logits are wanted.
+#[derive(Debug, Clone, Copy)]
+struct LogitRow {
+    key: SeqKey,
+    row: usize,
+    /// The prompt position this row predicts, or the next token if `None`.
+    prompt_position: Option<usize>,
 }
 
 impl Engine {
-    /// Validates `config` against `model`.
+    /// Validates `config` against `model` and takes the cache's budget (memory itself is taken as
+    /// blocks are needed).
+    ///
+    /// # Errors
+    /// A flag out of range; a budget that cannot hold one sequence of `--max-model-len` tokens, or, if
+    /// that was not given, of one block.
     pub fn new(model: Arc<Model>, config: EngineConfig) -> Result<Self> {
-        let _ = config;
-        Ok(Self { model })
+        config.validate()?;
+        let cache = model.new_cache(
+            config.kv_cache,
+            config.block_size,
+            config.kv_cache_memory,
+            config.enable_prefix_caching,
+        )?;
+        let context = model.spec().context_length;
+        if let Some(asked) = config.max_model_len.filter(|asked| *asked > context) {
+            return Err(EngineError::BadConfig {
+                option: "--max-model-len",
+                expected: format!("at most the model's context of {context} tokens"),
+                found: asked.to_string(),
+            });
+        }
+        let needed = config.max_model_len.unwrap_or(config.block_size.min(context));
+        if cache.bytes_alone(needed) > config.kv_cache_memory {
+            return Err(EngineError::BudgetTooSmall {
+                budget_bytes: config.kv_cache_memory,
+                tokens: needed,
+                needed_bytes: cache.bytes_alone(needed),
+            });
+        }
+        let max_model_len = config.max_model_len.unwrap_or_else(|| {
+            longest_fitting(context, |tokens| cache.bytes_alone(tokens) <= config.kv_cache_memory)
+        });
+        let runner = Runner::new(Threads::new(config.threads)?);
+        let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);
+        Ok(Self {
+            model,
+            config,
+            max_model_len,
+            cache,
+            runner,
+            scheduler,
+            sampler: Sampler::default(),
+            requests: FxHashMap::default(),
+            next_key: 0,
+            num_unseeded: 0,
+            stats: EngineStats::default(),
+            tokens: Vec::new(),
+            slices: Vec::new(),
+            logits: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
     }
 
     /// The model's tokenizer.
@@ -24,45 +114,371 @@ impl Engine {
         self.model.tokenizer()
     }
 
-    /// Longest prompt + output in tokens.
-    pub fn max_model_len(&self) -> usize {
-        0
+    /// The configuration as given.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
     }
 
-    /// Puts a request in the waiting queue; refuses what can never run.
+    /// Longest prompt + output in tokens. Any one request of this length fits the budget.
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Bytes that one token takes uncompressed, over all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.cache.geometry().logical_bytes_per_token()
+    }
+
+    /// Puts a request in the waiting queue.
+    ///
+    /// # Errors
+    /// The client's: an empty or too long prompt, a token outside the vocabulary, a parameter out of
+    /// range, an id in use; or [`EngineError::QueueFull`]. Nothing is changed then.
     pub fn add_request(&mut self, request: Request) -> Result<()> {
-        drop(request);
+        let Request { id, prompt, params, cache_salt } = request;
+        let vocab_size = self.model.spec().vocab_size;
+        if prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if prompt.len() >= self.max_model_len {
+            return Err(EngineError::PromptTooLong {
+                prompt_tokens: prompt.len(),
+                max_model_len: self.max_model_len,
+            });
+        }
+        if let Some(token_id) = prompt.iter().copied().find(|t| *t as usize >= vocab_size) {
+            return Err(EngineError::UnknownToken { token_id, vocab_size });
+        }
+        params.validate(vocab_size)?;
+        if self.requests.contains_key(&id) {
+            return Err(EngineError::DuplicateRequest { id: id.to_string() });
+        }
+        let waiting = self.scheduler.num_waiting();
+        if let Some(limit) = self.config.max_num_queued_reqs.filter(|limit| waiting >= *limit) {
+            return Err(EngineError::QueueFull { waiting, limit });
+        }
+        let seed = params.seed.unwrap_or_else(|| {
+            self.num_unseeded += 1;
+            random::derive(self.config.seed, self.num_unseeded)
+        });
+        let max_len = match params.max_tokens {
+            Some(max) => prompt.len().saturating_add(max).min(self.max_model_len),
+            None => self.max_model_len,
+        };
+        let params = Arc::new(params);
+        let cache_salt: Option<Arc<str>> = cache_salt.map(Into::into);
+        let keys = (0..params.n).map(|index| {
+            let key = SeqKey(self.next_key);
+            self.next_key += 1;
+            let decoder = TokenDecoder::continuing(params.skip_special_tokens);
+            let sequence = Sequence {
+                request_id: id.clone(),
+                index,
+                params: Arc::clone(&params),
+                cache_salt: cache_salt.clone(),
+                tokens: prompt.clone(),
+                prompt_len: prompt.len(),
+                max_len,
+                seed,
+                text: TextStream::new(decoder, &params.stop, params.include_stop_str_in_output),
+                cache: None,
+                num_computed: 0,
+                num_cached: None,
+                num_preemptions: 0,
+                prompt_logprobs: Vec::new(),
+            };
+            self.scheduler.add(key, sequence);
+            key
+        });
+        let keys = keys.collect();
+        self.requests.insert(id, keys);
         Ok(())
     }
 
-    /// Ends a request and frees all it holds. Returns whether it was there. No output follows.
-    pub fn abort(&mut self, id: &RequestId) -> bool {
-        let _ = id;
-        false
+    /// Ends a request and frees all it holds at once. Returns whether it was there. No output follows.
+    ///
+    /// # Errors
+    /// [`EngineError::Cache`] if the books are wrong.
+    pub fn abort(&mut self, id: &RequestId) -> Result<bool> {
+        let Some(keys) = self.requests.remove(id) else { return Ok(false) };
+        for key in keys {
+            self.scheduler.remove(key, &mut self.cache)?;
+        }
+        Ok(true)
     }
 
     /// Runs one step: schedules, computes, samples. Does nothing if there is nothing to do.
+    ///
+    /// # Errors
+    /// Only bugs: what clients can get wrong is refused by [`Self::add_request`].
     pub fn step(&mut self) -> Result<StepOutput> {
-        Ok(StepOutput::default())
+        let plan = self.scheduler.schedule(&mut self.cache)?;
+        let mut output = StepOutput { num_preempted: plan.num_preempted, ..StepOutput::default() };
+        self.stats.preemptions += plan.num_preempted as u64;
+        self.note_admitted(&plan, &mut output);
+        if plan.scheduled.is_empty() {
+            return Ok(output);
+        }
+        self.stats.steps += 1;
+        let rows = self.build_batch(&plan.scheduled, &mut output);
+        let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
+        self.model.forward(batch, &mut self.cache, &mut self.runner)?;
+        for (scheduled, slice) in plan.scheduled.iter().zip(&self.slices) {
+            let tokens = &self.tokens[slice.row..slice.row + slice.len];
+            self.cache.commit(slice.sequence, tokens)?;
+            if let Some(sequence) = self.scheduler.sequences.get_mut(&scheduled.key) {
+                sequence.num_computed += scheduled.len;
+            }
+        }
+        for rows in rows.chunks(LOGIT_ROWS) {
+            let indices: Vec<usize> = rows.iter().map(|r| r.row).collect();
+            let mut logits = std::mem::take(&mut self.logits);
+            self.model.logits(&indices, &mut self.runner, &mut logits);
+            let vocab_size = self.model.spec().vocab_size;
+            for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+                self.use_logits(*row, logits, &mut output)?;
+            }
+            self.logits = logits;
+        }
+        Ok(output)
+    }
+
+    fn note_admitted(&mut self, plan: &Plan, output: &mut StepOutput) {
+        for key in &plan.admitted {
+            let Some(sequence) = self.scheduler.sequences.get(key) else { continue };
+            let cached = sequence.num_cached.unwrap_or(0) as u64;
+            self.stats.prefix_queries += sequence.prompt_len as u64;
+            self.stats.prefix_hits += cached;
+            self.stats.prompt_tokens += sequence.prompt_len as u64;
+            self.stats.cached_prompt_tokens += cached;
+            if sequence.index == 0 {
+                output.scheduled.push(sequence.request_id.clone());
+            }
+        }
+    }
+
+    /// Fills the flat batch; returns the rows whose logits are wanted.
+    fn build_batch(&mut self, scheduled: &[Scheduled], output: &mut StepOutput) -> Vec<LogitRow> {
+        self.tokens.clear();
+        self.slices.clear();
+        let mut rows = Vec::new();
+        for Scheduled { key, start, len } in scheduled.iter().copied() {
+            let Some(sequence) = self.scheduler.sequences.get(&key) else { continue };
+            let Some(id) = sequence.cache else { continue };
+            let row = self.tokens.len();
+            self.tokens.extend_from_slice(&sequence.tokens[start..start + len]);
+            self.slices.push(BatchSlice { sequence: id, row, start, len });
+            if sequence.num_output() == 0 {
+                output.num_prefill_tokens += len;
+            } else {
+                output.num_decode_tokens += len;
+            }
+            if sequence.wants_prompt_logprobs() {
+                rows.extend(
+                    (0..len).map(|i| start + i + 1).filter(|p| *p < sequence.prompt_len).map(|p| {
+                        LogitRow { key, row: row + p - 1 - start, prompt_position: Some(p) }
+                    }),
+                );
+            }
+            if start + len == sequence.tokens.len() {
+                rows.push(LogitRow { key, row: row + len - 1, prompt_position: None });
+            }
+        }
+        rows
+    }
+
+    fn use_logits(
+        &mut self,
+        row: LogitRow,
+        logits: &mut [f32],
+        output: &mut StepOutput,
+    ) -> Result<()> {
+        let Some(sequence) = self.scheduler.sequences.get_mut(&row.key) else { return Ok(()) };
+        if let Some(position) = row.prompt_position {
+            let top = sequence.params.prompt_logprobs.unwrap_or(0);
+            let found = logprobs(logits, sequence.tokens[position], top);
+            if sequence.prompt_logprobs.is_empty() {
+                sequence.prompt_logprobs.push(None);
+            }
+            sequence.prompt_logprobs.push(Some(found));
+            return Ok(());
+        }
+        let params = Arc::clone(&sequence.params);
+        // Log probabilities are of the raw logits; the sampler changes them.
+        let raw = params.logprobs.map(|top| (top, logits.to_vec()));
+        let eos_ids = self.model.tokenizer().eos_ids();
+        let end_tokens = end_tokens(eos_ids, &params.stop_token_ids, params.ignore_eos);
+        let context = Context {
+            tokens: &sequence.tokens,
+            prompt_len: sequence.prompt_len,
+            end_tokens: &end_tokens,
+            seed: sequence.seed,
+            index: sequence.index,
+        };
+        let token = self.sampler.sample(logits, &params, context);
+        let logprobs = raw.map(|(top, raw)| logprobs(&raw, token, top)).into_iter().collect();
+        let first = sequence.num_output() == 0;
+        sequence.tokens.push(token);
+        self.stats.generation_tokens += 1;
+
+        let (text, finish) = advance(sequence, token, eos_ids, self.model.tokenizer());
+        let prompt_logprobs = (first
+            && sequence.params.prompt_logprobs.is_some()
+            && sequence.index == 0)
+            .then(|| {
+                let mut found = std::mem::take(&mut sequence.prompt_logprobs);
+                if found.is_empty() {
+                    found.push(None);
+                }
+                found
+            });
+        let mut produced = SequenceOutput {
+            request_id: sequence.request_id.clone(),
+            index: sequence.index,
+            token_ids: vec![token],
+            text,
+            logprobs,
+            prompt_logprobs,
+            num_prompt_tokens: sequence.prompt_len,
+            num_cached_tokens: sequence.num_cached.unwrap_or(0),
+            num_output_tokens: sequence.num_output(),
+            finish: None,
+        };
+        if let Some((reason, stop)) = finish {
+            let (logical, physical) = match sequence.cache {
+                Some(id) => self.cache.sequence_bytes(id)?,
+                None => (0, 0),
+            };
+            produced.finish = Some(Finish {
+                reason,
+                stop,
+                kv_logical_bytes: logical,
+                kv_physical_bytes: physical,
+                num_preemptions: sequence.num_preemptions,
+            });
+            self.finish(row.key)?;
+        }
+        output.outputs.push(produced);
+        Ok(())
+    }
+
+    fn finish(&mut self, key: SeqKey) -> Result<()> {
+        let Some(sequence) = self.scheduler.remove(key, &mut self.cache)? else { return Ok(()) };
+        if let Some(keys) = self.requests.get_mut(&sequence.request_id) {
+            keys.retain(|k| *k != key);
+            if keys.is_empty() {
+                self.requests.remove(&sequence.request_id);
+            }
+        }
+        Ok(())
     }
 
     /// Whether any request is waiting or running.
     pub fn has_unfinished(&self) -> bool {
-        false
+        !self.requests.is_empty()
     }
 
     /// A snapshot of counters and gauges.
     pub fn stats(&self) -> EngineStats {
-        EngineStats::default()
+        let cache = self.cache.stats();
+        EngineStats {
+            num_running: self.scheduler.num_running(),
+            num_waiting: self.scheduler.num_waiting(),
+            kv_logical_bytes: cache.logical_bytes,
+            kv_physical_bytes: cache.physical_bytes,
+            kv_evictable_bytes: cache.evictable_bytes,
+            kv_budget_bytes: cache.budget_bytes,
+            kv_peak_physical_bytes: cache.peak_physical_bytes,
+            ..self.stats.clone()
+        }
     }
 
     /// Drops every cached prefix that no sequence uses; returns the bytes freed.
-    pub fn reset_prefix_cache(&mut self) -> usize {
-        0
+    ///
+    /// # Errors
+    /// [`EngineError::Cache`] if the books are wrong.
+    pub fn reset_prefix_cache(&mut self) -> Result<usize> {
+        Ok(self.cache.reset_prefix_cache()?)
     }
 
-    /// Recounts references and bytes of everything; an error is a bug.
+    /// Recounts references and bytes of everything; an error is a bug. O(everything): for idle moments
+    /// and tests.
+    ///
+    /// # Errors
+    /// The first numbers that disagree.
     pub fn check_integrity(&self) -> Result<()> {
-        Ok(())
+        self.cache.check_integrity()?;
+        let sequences = self.requests.values().map(Vec::len).sum::<usize>();
+        let held = self.scheduler.sequences.len();
+        if sequences != held {
+            let what = format!("requests name {sequences} sequences, {held} are held");
+            return Err(EngineError::Integrity { what });
+        }
+        if self.cache.stats().num_sequences != self.scheduler.num_running() {
+            let what = format!(
+                "{} sequences in the cache, {} running",
+                self.cache.stats().num_sequences,
+                self.scheduler.num_running()
+            );
+            return Err(EngineError::Integrity { what });
+        }
+        self.scheduler.check().map_err(|what| EngineError::Integrity { what })
     }
+}
+
+/// Tokens that end a sequence.
+fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool) -> Vec<TokenId> {
+    let eos = if ignore_eos { &[] } else { eos_ids };
+    eos.iter().chain(stop_token_ids).copied().collect()
+}
+
+/// Text of a fresh token, and whether it ends its sequence.
+#[allow(clippy::type_complexity)]
+fn advance(
+    sequence: &mut Sequence,
+    token: TokenId,
+    eos_ids: &[TokenId],
+    tokenizer: &Tokenizer,
+) -> (String, Option<(FinishReason, Option<StopReason>)>) {
+    let params = &sequence.params;
+    // `min_tokens` tokens must stand before anything may end the sequence.
+    let may_stop = sequence.tokens.len() - sequence.prompt_len > params.min_tokens;
+    let is_stop = params.stop_token_ids.contains(&token);
+    let is_eos = !params.ignore_eos && eos_ids.contains(&token);
+    if may_stop && (is_stop || is_eos) {
+        let mut text = String::new();
+        if params.include_stop_str_in_output {
+            text = sequence.text.push(tokenizer, token, false).text;
+        }
+        text.push_str(&sequence.text.flush());
+        let stop = (is_stop && !is_eos).then_some(StopReason::Token(token));
+        return (text, Some((FinishReason::Stop, stop)));
+    }
+    let shown = sequence.text.push(tokenizer, token, may_stop);
+    if let Some(stop) = shown.stopped_by {
+        return (shown.text, Some((FinishReason::Stop, Some(StopReason::String(stop)))));
+    }
+    let mut text = shown.text;
+    if sequence.tokens.len() >= sequence.max_len {
+        text.push_str(&sequence.text.flush());
+        return (text, Some((FinishReason::Length, None)));
+    }
+    (text, None)
+}
+
+/// The largest number up to `limit` that fits; `fits` is monotonic and true for 1.
+fn longest_fitting(limit: usize, fits: impl Fn(usize) -> bool) -> usize {
+    if fits(limit) {
+        return limit;
+    }
+    let (mut low, mut high) = (1, limit);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }

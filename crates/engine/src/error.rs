@@ -20,19 +20,6 @@ pub enum EngineError {
         /// `--max-model-len`.
         max_model_len: usize,
     },
-    /// The request could never be held by the cache, even alone.
-    #[error(
-        "the request needs {needed_bytes} bytes of KV cache for {tokens} tokens, but the budget \
-         is {budget_bytes} bytes (--kv-cache-memory)"
-    )]
-    ExceedsBudget {
-        /// Tokens of prompt and output.
-        tokens: usize,
-        /// Bytes for them.
-        needed_bytes: usize,
-        /// The whole budget.
-        budget_bytes: usize,
-    },
     /// A token id outside the vocabulary.
     #[error("token id {token_id} is outside the vocabulary of {vocab_size} tokens")]
     UnknownToken {
@@ -76,7 +63,10 @@ pub enum EngineError {
         /// Value.
         found: String,
     },
-    /// Budget too small to hold a single sequence of one block.
+    /// Compute threads could not be started.
+    #[error(transparent)]
+    Threads(#[from] kvasir_model::ThreadsError),
+    /// Budget too small to hold a single sequence.
     #[error(
         "a budget of {budget_bytes} bytes cannot hold one sequence of {tokens} tokens, which \
          needs {needed_bytes} bytes: raise --kv-cache-memory or lower --max-model-len"

@@ -1,7 +1,8 @@
 //! Requests in, tokens out: continuous batching over the jointly encoded KV cache.
 //!
 //! Read first: [`Request`], [`Engine`], [`StepOutput`]. The engine is synchronous and
-//! deterministic: no clock, no thread of its own, no I/O. `server` drives it from a thread.
+//! deterministic: no clock, no thread of its own but the compute pool, no I/O. `server` drives it from a
+//! thread.
 //!
 //! Not its job: HTTP, JSON, time, text templates.
 #![forbid(unsafe_code)]
@@ -9,9 +10,14 @@
 mod config;
 mod engine;
 mod error;
+mod random;
 mod request;
+mod sampler;
 mod sampling_params;
+mod scheduler;
+mod sequence;
 mod stats;
+mod text;
 
 pub use config::EngineConfig;
 pub use engine::Engine;
@@ -20,5 +26,5 @@ pub use request::{
     Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
     TokenLogprobs,
 };
-pub use sampling_params::SamplingParams;
+pub use sampling_params::{MAX_LOGPROBS, MAX_N, SamplingParams};
 pub use stats::EngineStats;

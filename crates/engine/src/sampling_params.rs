@@ -1,5 +1,7 @@
 //! What a request may ask of the sampler. Names and meanings are vLLM's.
 
+use crate::error::{EngineError, Result};
+
 /// How tokens are chosen and when a sequence ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -65,6 +67,116 @@ impl Default for SamplingParams {
             logprobs: None,
             prompt_logprobs: None,
             skip_special_tokens: true,
+        }
+    }
+}
+
+/// Most alternatives a request may ask for per token.
+pub const MAX_LOGPROBS: usize = 64;
+/// Most sequences a request may ask for.
+pub const MAX_N: usize = 128;
+
+impl SamplingParams {
+    /// Greedy decoding of at most `max_tokens` tokens.
+    pub fn greedy(max_tokens: usize) -> Self {
+        Self { temperature: 0.0, max_tokens: Some(max_tokens), ..Self::default() }
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`EngineError::BadParam`] naming the first parameter out of range.
+    pub fn validate(&self, vocab_size: usize) -> Result<()> {
+        let ranges = [
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("presence_penalty", self.presence_penalty, -2.0, 2.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+        ];
+        for (param, value, low, high) in ranges {
+            // Written so that NaN fails.
+            if !(low..=high).contains(&value) {
+                return Err(bad(param, format!("between {low} and {high}"), value));
+            }
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(bad("top_p", "above 0 and at most 1".to_owned(), self.top_p));
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return Err(bad("repetition_penalty", "above 0".to_owned(), self.repetition_penalty));
+        }
+        if self.max_tokens == Some(0) {
+            return Err(bad("max_tokens", "at least 1".to_owned(), 0));
+        }
+        if let Some(max) = self.max_tokens.filter(|max| self.min_tokens > *max) {
+            return Err(bad("min_tokens", format!("at most max_tokens ({max})"), self.min_tokens));
+        }
+        if self.n == 0 || self.n > MAX_N {
+            return Err(bad("n", format!("between 1 and {MAX_N}"), self.n));
+        }
+        if self.n > 1 && self.temperature == 0.0 {
+            return Err(bad("n", "1 when temperature is 0".to_owned(), self.n));
+        }
+        for (param, value) in
+            [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)]
+        {
+            if let Some(value) = value.filter(|v| *v > MAX_LOGPROBS) {
+                return Err(bad(param, format!("at most {MAX_LOGPROBS}"), value));
+            }
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(bad("stop", "strings that are not empty".to_owned(), "\"\""));
+        }
+        let biased = self.logit_bias.iter().map(|(token, _)| ("logit_bias", *token));
+        let stops = self.stop_token_ids.iter().map(|token| ("stop_token_ids", *token));
+        for (param, token) in biased.chain(stops) {
+            if token as usize >= vocab_size {
+                return Err(bad(param, format!("token ids below {vocab_size}"), token));
+            }
+        }
+        if let Some((_, bias)) = self.logit_bias.iter().find(|(_, b)| !(-100.0..=100.0).contains(b))
+        {
+            return Err(bad("logit_bias", "between -100 and 100".to_owned(), bias));
+        }
+        Ok(())
+    }
+}
+
+fn bad(param: &'static str, expected: String, found: impl std::fmt::Display) -> EngineError {
+    EngineError::BadParam { param, expected, found: found.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_range_is_checked_and_named() {
+        type Change = fn(&mut SamplingParams);
+        let wrong: [(&str, Change); 14] = [
+            ("temperature", |p| p.temperature = -0.1),
+            ("temperature", |p| p.temperature = f32::NAN),
+            ("top_p", |p| p.top_p = 0.0),
+            ("top_p", |p| p.top_p = 1.1),
+            ("min_p", |p| p.min_p = 2.0),
+            ("presence_penalty", |p| p.presence_penalty = 3.0),
+            ("repetition_penalty", |p| p.repetition_penalty = 0.0),
+            ("max_tokens", |p| p.max_tokens = Some(0)),
+            ("min_tokens", |p| (p.min_tokens, p.max_tokens) = (3, Some(2))),
+            ("n", |p| p.n = 0),
+            ("n", |p| (p.n, p.temperature) = (2, 0.0)),
+            ("logprobs", |p| p.logprobs = Some(65)),
+            ("stop", |p| p.stop = vec![String::new()]),
+            ("logit_bias", |p| p.logit_bias = vec![(10, 0.0)]),
+        ];
+        assert!(SamplingParams::default().validate(10).is_ok());
+        for (name, change) in wrong {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            match params.validate(10) {
+                Err(EngineError::BadParam { param, .. }) => assert_eq!(param, name),
+                other => panic!("{name}: {other:?}"),
+            }
         }
     }
 }

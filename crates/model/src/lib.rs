@@ -24,7 +24,7 @@ mod weights;
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
-pub use kvasir_kernels::{Threads, ThreadsError};
+pub use kvasir_kernels::{Threads, ThreadsError, log_sum_exp};
 pub use model::{LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;

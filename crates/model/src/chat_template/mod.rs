@@ -43,7 +43,6 @@ pub struct ChatTemplate {
 
 /// What to render beside the messages.
 #[derive(Debug, Clone, Default)]
-#[non_exhaustive]
 pub struct RenderOptions {
     /// End with what starts the assistant's answer.
     pub add_generation_prompt: bool,

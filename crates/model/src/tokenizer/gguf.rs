@@ -85,11 +85,11 @@ impl Tokenizer {
 
         let declared_add_bos = metadata.bool(ADD_BOS)?;
         if declared_add_bos == Some(true) && bos_id.is_none() {
-            return Err(ModelError::MissingKey { key: format!("{BOS_ID}' (for '{ADD_BOS}") });
+            return Err(bad(ADD_BOS, &format!("false without '{BOS_ID}'"), "true"));
         }
         let add_eos = metadata.bool(ADD_EOS)?.unwrap_or(false);
         if add_eos && eos_id.is_none() {
-            return Err(ModelError::MissingKey { key: format!("{EOS_ID}' (for '{ADD_EOS}") });
+            return Err(bad(ADD_EOS, &format!("false without '{EOS_ID}'"), "true"));
         }
         let add = |yes: bool| if yes { AddToken::Yes } else { AddToken::AsEncoded };
         let eos_ids = end_of_generation_ids(&vocab, declared_ends.into_iter().flatten());

@@ -2,9 +2,9 @@
 //!
 //! The patterns are those of llama.cpp's `llama-vocab.cpp`. They end in `\s+(?!\S)|\s+`: a run of
 //! whitespace leaves its last character to the word after it. A look-ahead needs a backtracking
-//! engine, which gives up on (or takes quadratic time for) a megabyte of spaces; so the patterns
-//! here say `\s+`, run on the linear-time `regex` crate, and [`Splitter::next_match`] gives the
-//! last character back.
+//! engine, whose time depends on the pattern and which stops at a limit; the patterns here say
+//! `\s+`, run on the `regex` crate, which is linear for every text, and [`Splitter::next_match`]
+//! gives the last character back.
 
 use regex::Regex;
 

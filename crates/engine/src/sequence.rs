@@ -1,0 +1,54 @@
+//! One sampled stream of a request, as the engine holds it.
+
+use std::sync::Arc;
+
+use kvasir_cache::SequenceId;
+
+use crate::request::{RequestId, TokenId, TokenLogprobs};
+use crate::sampling_params::SamplingParams;
+use crate::text::TextStream;
+
+/// Names a sequence inside the engine; in order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SeqKey(pub(crate) u64);
+
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) request_id: RequestId,
+    pub(crate) index: usize,
+    pub(crate) params: Arc<SamplingParams>,
+    pub(crate) cache_salt: Option<Arc<str>>,
+    /// Prompt and output.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_len: usize,
+    /// Most tokens of prompt and output.
+    pub(crate) max_len: usize,
+    pub(crate) seed: u64,
+    pub(crate) text: TextStream,
+    /// Set while running.
+    pub(crate) cache: Option<SequenceId>,
+    /// Tokens whose keys and values are in the cache.
+    pub(crate) num_computed: usize,
+    /// Prompt tokens found in the prefix cache when first scheduled.
+    pub(crate) num_cached: Option<usize>,
+    pub(crate) num_preemptions: usize,
+    /// Filled while the prompt is computed, handed out with the first token.
+    pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
+}
+
+impl Sequence {
+    pub(crate) fn num_output(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens still to compute before the next one can be sampled; 1 in decode.
+    pub(crate) fn num_remaining(&self) -> usize {
+        self.tokens.len() - self.num_computed
+    }
+
+    /// Whether the prompt's own log probabilities are still to be computed: then its tokens must go
+    /// through the model, whatever the prefix cache holds.
+    pub(crate) fn wants_prompt_logprobs(&self) -> bool {
+        self.params.prompt_logprobs.is_some() && self.index == 0 && self.num_output() == 0
+    }
+}

@@ -1,0 +1,403 @@
+//! The engine on a tiny random model: what a request gets must not depend on what else runs.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use kvasir_engine::{
+    Engine, EngineConfig, EngineError, FinishReason, Request, RequestId, SamplingParams,
+    SequenceOutput, StopReason,
+};
+use kvasir_model::Model;
+use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB, tiny_model};
+use proptest::prelude::*;
+
+fn model() -> Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    Arc::clone(MODEL.get_or_init(|| tiny_model(1)))
+}
+
+fn config() -> EngineConfig {
+    EngineConfig { kv_cache_memory: 4 << 20, block_size: 16, threads: 1, ..EngineConfig::default() }
+}
+
+fn engine(config: EngineConfig) -> Engine {
+    Engine::new(model(), config).unwrap()
+}
+
+fn request(id: &str, prompt: &[u32], params: SamplingParams) -> Request {
+    Request { id: id.into(), prompt: prompt.to_vec(), params, cache_salt: None }
+}
+
+/// Tokens that look random but are not.
+fn prompt(len: usize, seed: u32) -> Vec<u32> {
+    (0..len as u32).map(|i| (i * 31 + seed * 97 + i * i) % 256).collect()
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Finished {
+    tokens: Vec<u32>,
+    text: String,
+    last: Option<SequenceOutput>,
+    outputs: usize,
+}
+
+/// Steps until nothing is left.
+fn run(engine: &mut Engine) -> BTreeMap<(String, usize), Finished> {
+    let mut all: BTreeMap<(String, usize), Finished> = BTreeMap::new();
+    let mut steps = 0;
+    while engine.has_unfinished() {
+        for output in engine.step().unwrap().outputs {
+            let entry = all.entry((output.request_id.to_string(), output.index)).or_default();
+            entry.tokens.extend(&output.token_ids);
+            entry.text.push_str(&output.text);
+            entry.outputs += 1;
+            assert!(output.num_output_tokens >= entry.tokens.len());
+            entry.last = Some(output);
+        }
+        engine.check_integrity().unwrap();
+        let stats = engine.stats();
+        assert!(stats.kv_physical_bytes <= stats.kv_budget_bytes);
+        steps += 1;
+        assert!(steps < 100_000, "the engine makes no progress");
+    }
+    all
+}
+
+fn generate(engine: &mut Engine, prompt: &[u32], params: SamplingParams) -> Finished {
+    engine.add_request(request("one", prompt, params)).unwrap();
+    run(engine).remove(&("one".to_owned(), 0)).unwrap()
+}
+
+fn empty(engine: &mut Engine) {
+    engine.check_integrity().unwrap();
+    engine.reset_prefix_cache().unwrap();
+    let stats = engine.stats();
+    assert_eq!((stats.kv_physical_bytes, stats.num_running, stats.num_waiting), (0, 0, 0));
+}
+
+fn greedy(max_tokens: usize) -> SamplingParams {
+    SamplingParams { ignore_eos: true, ..SamplingParams::greedy(max_tokens) }
+}
+
+#[test]
+fn chunking_block_size_prefix_hits_and_recipes_do_not_change_greedy_tokens() {
+    let prompt = prompt(150, 3);
+    let expected = generate(&mut engine(config()), &prompt, greedy(40)).tokens;
+    assert_eq!(expected.len(), 40);
+    for max_num_batched_tokens in [1, 7, 64, 1000] {
+        let mut engine = engine(EngineConfig { max_num_batched_tokens, ..config() });
+        for _ in 0..2 {
+            // The second time the prompt is in the prefix cache.
+            assert_eq!(generate(&mut engine, &prompt, greedy(40)).tokens, expected);
+        }
+        assert!(engine.stats().cached_prompt_tokens >= 144);
+        empty(&mut engine);
+    }
+    let off = EngineConfig { enable_prefix_caching: false, ..config() };
+    assert_eq!(generate(&mut engine(off), &prompt, greedy(40)).tokens, expected);
+}
+
+#[test]
+fn a_crowded_small_cache_preempts_and_changes_nothing() {
+    let jobs: Vec<(Vec<u32>, usize)> =
+        (0..24).map(|i| (prompt(10 + (i * 37) % 120, i as u32 % 5), 20 + (i * 13) % 60)).collect();
+    let alone: Vec<Vec<u32>> = jobs
+        .iter()
+        .map(|(prompt, n)| generate(&mut engine(config()), prompt, greedy(*n)).tokens)
+        .collect();
+    for enable_prefix_caching in [true, false] {
+        let mut engine = engine(EngineConfig {
+            kv_cache_memory: 200 << 10,
+            max_num_batched_tokens: 64,
+            enable_prefix_caching,
+            ..config()
+        });
+        for (i, (prompt, n)) in jobs.iter().enumerate() {
+            engine.add_request(request(&format!("{i:02}"), prompt, greedy(*n))).unwrap();
+        }
+        let done = run(&mut engine);
+        assert_eq!(done.len(), jobs.len());
+        for (finished, alone) in done.values().zip(&alone) {
+            assert_eq!(finished.tokens, *alone);
+            let finish = finished.last.as_ref().unwrap().finish.as_ref().unwrap();
+            assert_eq!(finish.reason, FinishReason::Length);
+        }
+        assert!(engine.stats().preemptions > 0, "the budget was meant to be too small");
+        empty(&mut engine);
+    }
+}
+
+#[test]
+fn seeds_repeat_whatever_else_runs() {
+    let params = SamplingParams {
+        seed: Some(5),
+        max_tokens: Some(30),
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let prompt = prompt(20, 1);
+    let alone = generate(&mut engine(config()), &prompt, params.clone()).tokens;
+    let mut busy = engine(EngineConfig { kv_cache_memory: 100 << 10, ..config() });
+    for i in 0..6 {
+        let params = SamplingParams { seed: None, ..params.clone() };
+        busy.add_request(request(&format!("other {i}"), &prompt, params)).unwrap();
+    }
+    busy.add_request(request("one", &prompt, params.clone())).unwrap();
+    let all = run(&mut busy);
+    assert_eq!(all[&("one".to_owned(), 0)].tokens, alone);
+    let other = SamplingParams { seed: Some(6), ..params };
+    assert_ne!(generate(&mut engine(config()), &prompt, other).tokens, alone);
+    let unseeded: Vec<_> = (0..6).map(|i| &all[&(format!("other {i}"), 0)].tokens).collect();
+    assert_ne!(unseeded[0], unseeded[1]);
+}
+
+#[test]
+fn n_sequences_share_the_prompt() {
+    let params = SamplingParams {
+        n: 4,
+        seed: Some(1),
+        max_tokens: Some(12),
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let mut engine = engine(config());
+    engine.add_request(request("many", &prompt(100, 2), params)).unwrap();
+    let done = run(&mut engine);
+    assert_eq!(done.len(), 4);
+    let distinct: std::collections::BTreeSet<_> = done.values().map(|f| &f.tokens).collect();
+    assert_eq!(distinct.len(), 4);
+    // Three of four found the prompt's six full blocks.
+    assert_eq!(engine.stats().cached_prompt_tokens, 3 * 96);
+    empty(&mut engine);
+}
+
+#[test]
+fn tenants_share_nothing() {
+    let mut engine = engine(config());
+    let prompt = prompt(100, 2);
+    for (id, salt) in [("a", None), ("b", Some("x")), ("c", Some("y")), ("d", Some("x"))] {
+        let salt = salt.map(str::to_owned);
+        let request = Request { cache_salt: salt, ..request(id, &prompt, greedy(1)) };
+        engine.add_request(request).unwrap();
+        let done = run(&mut engine);
+        let cached = done[&(id.to_owned(), 0)].last.as_ref().unwrap().num_cached_tokens;
+        assert_eq!(cached, if id == "d" { 96 } else { 0 }, "{id}");
+    }
+}
+
+#[test]
+fn stops_by_token_string_and_minimum() {
+    let prompt = prompt(30, 4);
+    let all = generate(&mut engine(config()), &prompt, greedy(30));
+    // A token that appears for the first time somewhere in the middle.
+    let at = (5..30).find(|i| !all.tokens[..*i].contains(&all.tokens[*i])).unwrap();
+    let token = all.tokens[at];
+
+    let params = SamplingParams { stop_token_ids: vec![token], ..greedy(30) };
+    let got = generate(&mut engine(config()), &prompt, params.clone());
+    assert_eq!(got.tokens, all.tokens[..=at]);
+    let finish = got.last.unwrap().finish.unwrap();
+    assert_eq!(finish.reason, FinishReason::Stop);
+    assert_eq!(finish.stop, Some(StopReason::Token(token)));
+
+    let later = SamplingParams { min_tokens: at + 1, ..params };
+    let got = generate(&mut engine(config()), &prompt, later);
+    assert!(got.tokens.len() > at + 1);
+    assert!(!got.tokens[..=at].contains(&token));
+
+    let text: String = all.text.chars().skip(6).take(2).collect();
+    let end = all.text.find(&text).unwrap();
+    let params = SamplingParams { stop: vec![text.clone()], ..greedy(30) };
+    let got = generate(&mut engine(config()), &prompt, params);
+    assert_eq!(got.text, all.text[..end]);
+    assert_eq!(got.last.unwrap().finish.unwrap().stop, Some(StopReason::String(text)));
+}
+
+#[test]
+fn the_end_token_ends_unless_ignored() {
+    let bias = vec![(TINY_EOS, 100.0)];
+    let params = SamplingParams { logit_bias: bias, ignore_eos: false, ..greedy(5) };
+    let got = generate(&mut engine(config()), &prompt(5, 0), params.clone());
+    assert_eq!((got.tokens, got.text.as_str()), (vec![TINY_EOS], ""));
+    let finish = got.last.unwrap().finish.unwrap();
+    assert_eq!((finish.reason, finish.stop), (FinishReason::Stop, None));
+    let params = SamplingParams { ignore_eos: true, ..params };
+    assert_eq!(generate(&mut engine(config()), &prompt(5, 0), params).tokens, [TINY_EOS; 5]);
+}
+
+#[test]
+fn the_model_length_is_a_limit() {
+    let params = SamplingParams { max_tokens: None, ..greedy(1) };
+    let mut engine = engine(config());
+    let got = generate(&mut engine, &prompt(TINY_CONTEXT - 3, 0), params);
+    assert_eq!(got.tokens.len(), 3);
+    assert_eq!(got.last.unwrap().finish.unwrap().reason, FinishReason::Length);
+    let error = engine.add_request(request("x", &prompt(TINY_CONTEXT, 0), greedy(1))).unwrap_err();
+    assert!(matches!(error, EngineError::PromptTooLong { prompt_tokens: TINY_CONTEXT, .. }));
+    empty(&mut engine);
+}
+
+#[test]
+fn logprobs_of_output_and_prompt() {
+    let prompt = prompt(40, 6);
+    let params = SamplingParams { logprobs: Some(3), prompt_logprobs: Some(2), ..greedy(4) };
+    for max_num_batched_tokens in [1000, 9] {
+        let mut engine = engine(EngineConfig { max_num_batched_tokens, ..config() });
+        // Twice: a prefix hit must not hide prompt tokens.
+        for _ in 0..2 {
+            engine.add_request(request("one", &prompt, params.clone())).unwrap();
+            let mut outputs = Vec::new();
+            while engine.has_unfinished() {
+                outputs.extend(engine.step().unwrap().outputs);
+            }
+            let prompt_logprobs = outputs[0].prompt_logprobs.as_ref().unwrap();
+            assert_eq!(prompt_logprobs.len(), 40);
+            assert!(prompt_logprobs[0].is_none());
+            for (found, token) in prompt_logprobs.iter().zip(&prompt).skip(1) {
+                let found = found.as_ref().unwrap();
+                assert_eq!(found.token_id, *token);
+                assert_eq!(found.top.len(), 2);
+                assert!(found.top[0].1 >= found.logprob);
+            }
+            assert!(outputs[1].prompt_logprobs.is_none());
+            for output in &outputs {
+                let chosen = &output.logprobs[0];
+                assert_eq!((chosen.rank, chosen.token_id), (1, output.token_ids[0]));
+                assert_eq!(chosen.top[0], (chosen.token_id, chosen.logprob));
+                let mass: f32 = chosen.top.iter().map(|(_, l)| l.exp()).sum();
+                assert!(mass <= 1.0 + 1e-5 && chosen.top.len() == 3);
+            }
+        }
+    }
+}
+
+#[test]
+fn abort_frees_everything_at_once() {
+    let mut engine = engine(EngineConfig { enable_prefix_caching: false, ..config() });
+    engine.add_request(request("a", &prompt(100, 1), greedy(50))).unwrap();
+    engine.add_request(request("b", &prompt(100, 2), greedy(50))).unwrap();
+    for _ in 0..5 {
+        engine.step().unwrap();
+    }
+    let both = engine.stats().kv_physical_bytes;
+    assert!(engine.abort(&RequestId::from("a")).unwrap());
+    assert!(engine.stats().kv_physical_bytes < both);
+    assert!(!engine.abort(&RequestId::from("a")).unwrap());
+    engine.abort(&RequestId::from("b")).unwrap();
+    assert!(!engine.has_unfinished());
+    empty(&mut engine);
+}
+
+#[test]
+fn bad_requests_are_refused_and_change_nothing() {
+    let mut engine = engine(EngineConfig { max_num_queued_reqs: Some(1), ..config() });
+    let refuse = |engine: &mut Engine, request: Request| engine.add_request(request).unwrap_err();
+    assert!(matches!(refuse(&mut engine, request("a", &[], greedy(1))), EngineError::EmptyPrompt));
+    let unknown = request("a", &[TINY_VOCAB as u32], greedy(1));
+    assert!(matches!(refuse(&mut engine, unknown), EngineError::UnknownToken { .. }));
+    let params = SamplingParams { top_p: 2.0, ..greedy(1) };
+    let bad = refuse(&mut engine, request("a", &[1], params));
+    assert_eq!(bad.to_string(), "top_p must be above 0 and at most 1, got 2");
+    engine.add_request(request("a", &[1], greedy(1))).unwrap();
+    let twice = refuse(&mut engine, request("a", &[1], greedy(1)));
+    assert!(matches!(twice, EngineError::DuplicateRequest { .. }));
+    let full = refuse(&mut engine, request("b", &[1], greedy(1)));
+    assert!(matches!(full, EngineError::QueueFull { waiting: 1, limit: 1 }));
+    assert_eq!(run(&mut engine).len(), 1);
+    empty(&mut engine);
+}
+
+#[test]
+fn bad_configurations_are_refused() {
+    let refuse = |config: EngineConfig| Engine::new(model(), config).unwrap_err().to_string();
+    let small = refuse(EngineConfig { kv_cache_memory: 1000, ..config() });
+    assert!(small.contains("cannot hold one sequence of 16 tokens"), "{small}");
+    let long = refuse(EngineConfig {
+        kv_cache_memory: 50 << 10,
+        max_model_len: Some(TINY_CONTEXT),
+        ..config()
+    });
+    assert!(long.contains("cannot hold one sequence of 512 tokens"), "{long}");
+    let block = refuse(EngineConfig { block_size: 20, ..config() });
+    assert_eq!(block, "block size must be 16, 32 or 64 tokens, got 20");
+    assert!(refuse(EngineConfig { max_num_seqs: 0, ..config() }).contains("--max-num-seqs"));
+    let longer = EngineConfig { max_model_len: Some(TINY_CONTEXT + 1), ..config() };
+    assert!(refuse(longer).contains("--max-model-len"));
+    // Without --max-model-len the budget decides.
+    let engine = engine(EngineConfig { kv_cache_memory: 50 << 10, ..config() });
+    let len = engine.max_model_len();
+    assert!((16..TINY_CONTEXT).contains(&len), "{len}");
+}
+
+#[test]
+fn a_request_as_long_as_allowed_runs_alone_in_a_small_budget() {
+    for memory in [40 << 10, 50 << 10, 77_777, 100 << 10] {
+        for block_size in [16, 32] {
+            let mut engine =
+                engine(EngineConfig { kv_cache_memory: memory, block_size, ..config() });
+            let len = engine.max_model_len();
+            for i in 0..3 {
+                engine
+                    .add_request(request(&i.to_string(), &prompt(len / 2, i), greedy(len)))
+                    .unwrap();
+            }
+            let done = run(&mut engine);
+            assert!(done.values().all(|f| f.tokens.len() == len - len / 2));
+            empty(&mut engine);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Any interleaving of adding, aborting and stepping ends with an empty pool.
+    #[test]
+    fn any_interleaving_ends_with_an_empty_pool(
+        ops in prop::collection::vec((0..6u8, 1..140usize, 1..30usize), 1..60),
+        memory_kib in 60..400usize,
+        max_num_batched_tokens in 1..150usize,
+        max_num_seqs in 1..10usize,
+        enable_prefix_caching in any::<bool>(),
+    ) {
+        let mut engine = engine(EngineConfig {
+            kv_cache_memory: memory_kib << 10,
+            max_num_batched_tokens,
+            max_num_seqs,
+            enable_prefix_caching,
+            ..config()
+        });
+        let mut ids = Vec::new();
+        for (i, (op, len, max_tokens)) in ops.into_iter().enumerate() {
+            match op {
+                0 | 1 => {
+                    let n = if op == 0 { 1 } else { 3 };
+                    let params = SamplingParams { n, max_tokens: Some(max_tokens), ..Default::default() };
+                    let salt = (len % 3 == 0).then(|| "tenant".to_owned());
+                    let added = engine.add_request(Request {
+                        id: RequestId::from(i.to_string().as_str()),
+                        prompt: prompt(len, len as u32 % 2),
+                        params,
+                        cache_salt: salt,
+                    });
+                    match added {
+                        Ok(()) => ids.push(i),
+                        Err(EngineError::PromptTooLong { .. }) => {}
+                        Err(other) => prop_assert!(false, "{other}"),
+                    }
+                }
+                2 if !ids.is_empty() => {
+                    let id = ids.swap_remove(len % ids.len());
+                    engine.abort(&RequestId::from(id.to_string().as_str())).unwrap();
+                }
+                _ => {
+                    engine.step().unwrap();
+                }
+            }
+            engine.check_integrity().unwrap();
+        }
+        run(&mut engine);
+        empty(&mut engine);
+    }
+}
