@@ -14,6 +14,7 @@ mod driver;
 mod error;
 mod http;
 mod metrics;
+mod model_text;
 mod step_engine;
 #[cfg(any(test, feature = "testkit"))]
 #[doc(hidden)]
@@ -27,5 +28,6 @@ pub use auth::ApiKeys;
 pub use config::{ModelInfo, ServerConfig};
 pub use error::{ApiError, ServerError};
 pub use http::{Server, ServerHandle, shutdown_signal};
+pub use model_text::ModelText;
 pub use step_engine::StepEngine;
 pub use text_model::{ChatPrompt, TextModel};

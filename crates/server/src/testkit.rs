@@ -132,6 +132,8 @@ pub struct MockState {
     pub aborted: Vec<RequestId>,
     /// Requests unfinished.
     pub unfinished: usize,
+    /// Of those, requests in the batch.
+    pub running: usize,
     /// Integrity checks made.
     pub integrity_checks: usize,
 }
@@ -250,8 +252,12 @@ impl MockEngine {
     }
 
     fn report(&self) {
-        let unfinished = self.waiting.len() + self.running.len();
-        self.control.change(|state| state.unfinished = unfinished);
+        let running = self.running.len();
+        let unfinished = self.waiting.len() + running;
+        self.control.change(|state| {
+            state.unfinished = unfinished;
+            state.running = running;
+        });
     }
 
     fn schedule(&mut self, step: &mut StepOutput) -> Result<(), EngineError> {

@@ -165,6 +165,7 @@ fn a_full_queue_is_a_429() {
     server.control.wait(|state| state.added.len() == 1, |_| ());
     // One step moves the first from the queue into the batch.
     server.control.permit(1);
+    server.control.wait(|state| state.running == 1, |_| ());
     let second = server.open("POST", COMPLETIONS, &[], body.as_bytes());
     server.control.wait(|state| state.added.len() == 2, |_| ());
     let reply = server.post(COMPLETIONS, &body);

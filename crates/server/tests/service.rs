@@ -158,8 +158,8 @@ fn a_client_that_hangs_up_ends_its_request() {
         assert_eq!(aborted, [id], "stream: {stream}");
         let reason =
             r#"vllm:request_success_total{model_name="mock",engine="0",finished_reason="abort"}"#;
-        assert_eq!(server.metric(reason), 1.0);
-        assert_eq!(server.metric("kvasir_kv_physical_bytes"), 0.0);
+        server.await_metric(reason, 1.0);
+        server.await_metric("kvasir_kv_physical_bytes", 0.0);
         // And the bookkeeping was checked once the engine was idle again.
         server.control.wait(|state| state.integrity_checks > 0, |_| ());
     }

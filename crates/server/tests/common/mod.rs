@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvasir_server::testkit::{MockConfig, MockControl, MockEngine, MockText};
 use kvasir_server::{ApiKeys, ModelInfo, Server, ServerConfig, ServerError, ServerHandle};
@@ -136,6 +136,16 @@ impl TestServer {
         let stream = TcpStream::connect(self.addr).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Connection { stream, seen: Vec::new() }
+    }
+
+    /// Waits until a sample has this value: the driver counts a moment after the engine acts.
+    #[track_caller]
+    pub fn await_metric(&self, series: &str, value: f64) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.metric(series) != value {
+            assert!(Instant::now() < deadline, "{series} is {}", self.metric(series));
+            std::thread::yield_now();
+        }
     }
 
     /// A sample of `/metrics`, by name and labels other than the model's.
