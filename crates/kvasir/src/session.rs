@@ -30,7 +30,7 @@ pub(crate) fn load_model(path: &Path, cache: &CacheArgs, progress: Progress) -> 
         // Layers end in any order; a bar that goes back is worse than one that is late.
         bar.set_position(bar.position().max(read as u64));
     };
-    let options = LoadOptions { threads: cache.threads().unwrap_or(0), progress: Some(&on_layer) };
+    let options = LoadOptions { threads: cache.threads(), progress: Some(&on_layer) };
     let model = Model::load(path, &options);
     bar.finish_and_clear();
     Ok(Arc::new(model?))
