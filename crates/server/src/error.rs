@@ -212,9 +212,7 @@ impl ApiError {
     pub(crate) fn admission(error: &EngineError) -> Self {
         let bad = || Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string());
         match error {
-            EngineError::PromptTooLong { .. } | EngineError::ExceedsBudget { .. } => {
-                bad().code(CONTEXT_LENGTH)
-            }
+            EngineError::PromptTooLong { .. } => bad().code(CONTEXT_LENGTH),
             EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => bad().param("prompt"),
             EngineError::BadParam { param, .. } => bad().param(*param),
             EngineError::DuplicateRequest { .. } => bad(),

@@ -29,7 +29,10 @@ impl StepEngine for Engine {
     }
 
     fn abort(&mut self, id: &RequestId) -> bool {
-        Engine::abort(self, id)
+        Engine::abort(self, id).unwrap_or_else(|error| {
+            report(&error);
+            true
+        })
     }
 
     fn step(&mut self) -> Result<StepOutput, EngineError> {
@@ -45,10 +48,18 @@ impl StepEngine for Engine {
     }
 
     fn reset_prefix_cache(&mut self) -> usize {
-        Engine::reset_prefix_cache(self)
+        Engine::reset_prefix_cache(self).unwrap_or_else(|error| {
+            report(&error);
+            0
+        })
     }
 
     fn check_integrity(&self) -> Result<(), EngineError> {
         Engine::check_integrity(self)
     }
+}
+
+/// Freeing can only fail on broken bookkeeping; the idle check that follows ends the engine then.
+fn report(error: &EngineError) {
+    tracing::error!(%error, "freeing blocks failed");
 }
