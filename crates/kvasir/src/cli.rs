@@ -10,7 +10,6 @@ use crate::{bench, chat, eval, inspect, pull, run, serve};
 #[command(
     name = "kvasir",
     version,
-    propagate_version = true,
     after_help = "\
 Examples:
   kvasir serve                          serve the default model on http://127.0.0.1:8000

@@ -24,12 +24,13 @@ pub(crate) fn load_engine(
 
 /// Loads the model at `path`, with a bar for whoever watches.
 pub(crate) fn load_model(path: &Path, cache: &CacheArgs, progress: Progress) -> Result<Arc<Model>> {
-    let bar = progress.steps(&format!("loading {}", path.display()));
+    let bar = progress.steps("loading the model");
     let on_layer = |read: usize, layers: usize| {
         bar.set_length(layers as u64);
-        bar.set_position(read as u64);
+        // Layers end in any order; a bar that goes back is worse than one that is late.
+        bar.set_position(bar.position().max(read as u64));
     };
-    let options = LoadOptions { threads: cache.threads().unwrap_or(0), progress: Some(&on_layer) };
+    let options = LoadOptions { threads: cache.threads(), progress: Some(&on_layer) };
     let model = Model::load(path, &options);
     bar.finish_and_clear();
     Ok(Arc::new(model?))

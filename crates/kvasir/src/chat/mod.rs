@@ -68,6 +68,7 @@ pub(crate) fn execute(command: ChatCommand) -> Result<()> {
         interrupt: Interrupt::listen()?,
         turns: 0,
         last: None,
+        interactive: input.is_interactive(),
         progress,
     }
     .converse(input)
@@ -81,6 +82,7 @@ struct Chat {
     interrupt: Interrupt,
     turns: usize,
     last: Option<Generation>,
+    interactive: bool,
     progress: Progress,
 }
 
@@ -112,7 +114,8 @@ impl Chat {
     }
 
     /// One question and its answer. What goes wrong with it is told and the conversation goes on
-    /// as if the question had not been asked; only stdout that is gone ends the conversation.
+    /// as if the question had not been asked. It ends the conversation where nobody is there to
+    /// read it: stdin is not a terminal, or stdout is gone.
     fn turn(&mut self, text: &str) -> Result<()> {
         self.interrupt.take();
         match self.answer(text) {
@@ -129,7 +132,7 @@ impl Chat {
                 self.last = Some(generation);
                 Ok(())
             }
-            Err(error) if failure::is_broken_pipe(&error) => Err(error),
+            Err(error) if !self.interactive || failure::is_broken_pipe(&error) => Err(error),
             Err(error) => {
                 self.progress.note(&format!("error: {}", failure::one_line(&error)));
                 Ok(())

@@ -52,14 +52,14 @@ impl CacheArgs {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             enable_prefix_caching: !self.no_enable_prefix_caching,
-            threads: self.threads().unwrap_or(0),
+            threads: self.threads(),
             ..EngineConfig::default()
         }
     }
 
-    /// `--threads`; `None` is all cores.
-    pub(crate) fn threads(&self) -> Option<usize> {
-        self.threads.map(NonZeroUsize::get)
+    /// `--threads`; 0 is one per processor.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or(0, NonZeroUsize::get)
     }
 }
 
@@ -89,7 +89,6 @@ mod tests {
     fn defaults_are_the_engines() {
         let cache = parse(&[]).unwrap();
         assert_eq!(cache.engine_config(), EngineConfig::default());
-        assert_eq!(cache.threads(), None);
     }
 
     #[test]
@@ -106,10 +105,10 @@ mod tests {
             max_num_batched_tokens: 2000,
             max_model_len: Some(8192),
             enable_prefix_caching: false,
+            threads: 2,
             ..EngineConfig::default()
         };
         assert_eq!(cache.engine_config(), expected);
-        assert_eq!(cache.threads(), Some(2));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `kvasir serve`: the server crate on an engine, with options from the command line.
 
 mod log;
-mod text_model;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +10,15 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kvasir_engine::{Engine, EngineConfig};
 use kvasir_model::{ChatTemplate, Model};
-use kvasir_server::{ApiKeys, ModelInfo, Server, ServerConfig, ServerHandle, shutdown_signal};
+use kvasir_server::{
+    ApiKeys, ModelInfo, ModelText, Server, ServerConfig, ServerHandle, shutdown_signal,
+};
 use serde_json::json;
 
 use crate::interrupt::exit_interrupted;
 use crate::options::{CacheArgs, ModelArgs, ServeArgs};
 use crate::pull::{Progress, resolve_model};
 use crate::session::load_model;
-use text_model::ServedModel;
 
 /// Threads for connections; the engine computes on its own.
 const HTTP_THREADS: usize = 2;
@@ -114,11 +114,10 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
         max_model_len = engine.max_model_len(),
         "model loaded"
     );
-    let template = match template {
-        Some(source) => Arc::new(parse_template(&source, &model)?),
-        None => Arc::clone(model.chat_template()),
-    };
-    let text = ServedModel::new(Arc::clone(model.tokenizer()), template, engine.max_model_len());
+    let mut text = ModelText::new(&model, engine.max_model_len());
+    if let Some(source) = template {
+        text.chat_template = Arc::new(parse_template(&source, &model)?);
+    }
     let info = model_info(&path, &config, engine.max_model_len());
     Ok(handle.set_ready(engine, Arc::new(text), info)?)
 }
