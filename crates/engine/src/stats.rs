@@ -7,8 +7,8 @@ pub struct EngineStats {
     pub num_running: usize,
     /// Sequences waiting, preempted ones included.
     pub num_waiting: usize,
-    /// Bytes the cached tokens of all running sequences would take in f16, shared blocks counted
-    /// once per reader.
+    /// Bytes that all cached tokens would take in f16: those of running sequences, shared blocks once
+    /// per reader, and those of cached prefixes that no sequence uses.
     pub kv_logical_bytes: usize,
     /// Bytes the block pool has handed out: blocks, tails, tables, cached prefixes.
     pub kv_physical_bytes: usize,

@@ -205,7 +205,7 @@ impl EngineMetrics {
         r.register("kvasir_steps", "Steps of the engine", m.steps.clone());
         r.register(
             "kvasir_kv_logical_bytes",
-            "Bytes the running sequences would take in f16, shared blocks once per reader",
+            "Bytes that all cached tokens would take in f16, shared blocks once per reader",
             m.logical_bytes.clone(),
         );
         r.register(
@@ -249,7 +249,8 @@ impl EngineMetrics {
         reason("deferred", 0);
         let in_use = stats.kv_physical_bytes.saturating_sub(stats.kv_evictable_bytes);
         self.usage.set(ratio(in_use, stats.kv_budget_bytes));
-        self.compression_ratio.set(ratio(stats.kv_logical_bytes, in_use));
+        // Unused prefixes count on both sides.
+        self.compression_ratio.set(ratio(stats.kv_logical_bytes, stats.kv_physical_bytes));
         counter(&self.prefix_queries, stats.prefix_queries);
         counter(&self.prefix_hits, stats.prefix_hits);
         counter(&self.preemptions, stats.preemptions);
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_pressure_and_ratio_leaves_out_what_is_evictable() {
+    fn usage_is_pressure_and_ratio_counts_every_byte() {
         let metrics = Metrics::new("m");
         let stats = EngineStats {
             kv_logical_bytes: 600,
@@ -406,7 +407,7 @@ mod tests {
         let text = metrics.encode(&stats).unwrap();
         let labels = r#"{model_name="m",engine="0"}"#;
         assert_eq!(value(&text, &format!("vllm:kv_cache_usage_perc{labels}")), "0.2");
-        assert_eq!(value(&text, &format!("kvasir_kv_compression_ratio{labels}")), "3.0");
+        assert_eq!(value(&text, &format!("kvasir_kv_compression_ratio{labels}")), "1.2");
         assert_eq!(value(&text, &format!("vllm:prompt_tokens_total{labels}")), "10");
         let compute = r#"vllm:prompt_tokens_by_source_total{model_name="m",engine="0",source="local_compute"}"#;
         assert_eq!(value(&text, compute), "6");

@@ -1,30 +1,14 @@
-//! Golden values of real models: token ids, logits and greedy tokens computed by independent
-//! implementations (transformers in f32 on the dequantised weights; llama.cpp's tokenizer).
-//!
-//! The models come from the pull cache (`kvasir pull smollm2`, `kvasir pull gemma3-270m`). A model that
-//! is not there is reported and left out, unless `KVASIR_REQUIRE_MODELS` is set (CI sets it).
-#![allow(clippy::unwrap_used, clippy::panic)]
+//! Golden values: token ids, logits and greedy tokens computed by independent implementations
+//! (transformers in f32 on the dequantised weights; llama.cpp's tokenizer).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
-use kvasir_model::{ForwardBatch, LoadOptions, Model, Runner, Threads};
+use kvasir_model::{ForwardBatch, LoadOptions, Model, RenderOptions, Runner, Threads, log_sum_exp};
 use serde_json::Value;
 
-/// The file of a model in the pull cache.
-fn model_path(file: &str) -> Option<PathBuf> {
-    let home = std::env::var_os("KVASIR_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/kvasir")))?;
-    let found = home.join("models").join(file);
-    if found.exists() {
-        return Some(found);
-    }
-    let required = std::env::var_os("KVASIR_REQUIRE_MODELS").is_some();
-    assert!(!required, "{} is missing: run `kvasir pull`", found.display());
-    eprintln!("left out: {} is missing; run `kvasir pull`", found.display());
-    None
-}
+use crate::models;
 
 /// Largest error of a logit with an f32 cache, as the golden run had: everything but the cache.
 const F32_LIMIT: f64 = 1e-4;
@@ -33,18 +17,16 @@ const F32_LIMIT: f64 = 1e-4;
 const F16_LIMIT: f64 = 1e-2;
 
 struct Golden {
-    model: Model,
+    model: Arc<Model>,
     values: Value,
     runner: Runner,
 }
 
 impl Golden {
-    fn load(file: &str, golden: &str) -> Option<Self> {
-        let path = model_path(file)?;
-        let model = Model::load(&path, &LoadOptions::default()).unwrap();
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden);
-        let values = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-        Some(Self { model, values, runner: Runner::new(Threads::new(0).unwrap()) })
+    fn new(model: Arc<Model>, values: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_model/golden_values");
+        let values = serde_json::from_slice(&std::fs::read(folder.join(values)).unwrap()).unwrap();
+        Self { model, values, runner: Runner::new(Threads::new(0).unwrap()) }
     }
 
     fn cache(&self, recipe: Recipe) -> KvCache {
@@ -81,7 +63,7 @@ impl Golden {
                     let error = f64::from(logits[*token as usize]) - expected.as_f64().unwrap();
                     worst = worst.max(error.abs());
                 }
-                let lse = kvasir_kernels::log_sum_exp(&logits);
+                let lse = log_sum_exp(&logits);
                 let lse_error = (lse - prompt["log_sum_exp"].as_f64().unwrap()).abs();
                 let tokens = tokens.len();
                 eprintln!(
@@ -116,20 +98,22 @@ fn argmax(logits: &[f32]) -> u32 {
 
 #[test]
 fn smollm2() {
-    let Some(mut golden) =
-        Golden::load("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct-q4_1.json")
-    else {
-        return;
-    };
-    golden.check();
+    Golden::new(models::smollm2(), "smollm2-135m-instruct-q4_1.json").check();
 }
 
 #[test]
 fn gemma3_270m() {
-    let Some(mut golden) =
-        Golden::load("gemma3-270m/gemma-3-270m-q4_k_m.gguf", "gemma-3-270m-q4_k_m.json")
-    else {
-        return;
-    };
-    golden.check();
+    let model = Model::load(&models::path("gemma3-270m"), &LoadOptions::default()).unwrap();
+    Golden::new(Arc::new(model), "gemma-3-270m-q4_k_m.json").check();
+}
+
+#[test]
+fn chat_template_of_smollm2() {
+    let golden = Golden::new(models::smollm2(), "smollm2-135m-instruct-q4_1.json");
+    let chat = &golden.values["chat"];
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let rendered = golden.model.chat_template().render(&chat["messages"], &options).unwrap();
+    assert_eq!(rendered, chat["rendered"].as_str().unwrap());
+    let tokens = golden.model.tokenizer().encode(&rendered, true).unwrap();
+    assert_eq!(tokens, ids(&chat["token_ids"]));
 }
