@@ -119,6 +119,11 @@ impl Engine {
         &self.config
     }
 
+    /// Compute threads.
+    pub fn num_threads(&self) -> usize {
+        self.runner.threads().count()
+    }
+
     /// Longest prompt + output in tokens. Any one request of this length fits the budget.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len

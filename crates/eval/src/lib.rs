@@ -1,1 +1,15 @@
-//! eval
+//! Measurements on the engine's public API: speed and quality, always with the uncompressed cache as
+//! control.
+//!
+//! Read first: [`latency`] (`kvasir bench latency`), [`perplexity`] (`kvasir eval perplexity`),
+//! [`corpus`] (what texts may come in).
+//!
+//! Not its job: printing, plotting to a terminal, HTTP.
+#![forbid(unsafe_code)]
+
+pub mod corpus;
+mod error;
+pub mod latency;
+pub mod perplexity;
+
+pub use error::{EvalError, Result};

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{chat, inspect, pull, run, serve};
+use crate::{bench, chat, eval, inspect, pull, run, serve};
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Run(run::RunCommand),
     Pull(pull::PullCommand),
     Inspect(inspect::InspectCommand),
+    Bench(bench::BenchCommand),
+    Eval(eval::EvalCommand),
 }
 
 impl Cli {
@@ -42,6 +44,8 @@ impl Cli {
             Command::Run(command) => run::execute(&command),
             Command::Pull(command) => pull::execute(&command),
             Command::Inspect(command) => inspect::execute(&command),
+            Command::Bench(command) => bench::execute(command),
+            Command::Eval(command) => eval::execute(command),
         }
     }
 }

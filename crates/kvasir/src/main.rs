@@ -3,8 +3,10 @@
 //! Each command is a module with its arguments and an `execute` function. Results go to stdout,
 //! everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod bench;
 mod chat;
 mod cli;
+mod eval;
 mod failure;
 mod generate;
 mod inspect;

@@ -251,10 +251,12 @@ impl MockEngine {
         }
     }
 
-    fn report(&self) {
+    /// Notes an event together with the counts after it: a test sees both or neither.
+    fn report(&self, event: impl FnOnce(&mut MockState)) {
         let running = self.running.len();
         let unfinished = self.waiting.len() + running;
         self.control.change(|state| {
+            event(state);
             state.unfinished = unfinished;
             state.running = running;
         });
@@ -305,10 +307,8 @@ impl StepEngine for MockEngine {
                 return Err(EngineError::QueueFull { waiting, limit });
             }
         }
-        self.control.change(|state| state.added.push(request.clone()));
-        // Requests that fit go straight to the batch's queue; `schedule` takes them next step.
-        self.waiting.push_back(request);
-        self.report();
+        self.waiting.push_back(request.clone());
+        self.report(|state| state.added.push(request));
         Ok(())
     }
 
@@ -317,10 +317,7 @@ impl StepEngine for MockEngine {
         self.waiting.retain(|request| request.id != *id);
         self.running.retain(|running| running.request.id != *id);
         let found = self.waiting.len() + self.running.len() < before;
-        if found {
-            self.control.change(|state| state.aborted.push(id.clone()));
-        }
-        self.report();
+        self.report(|state| state.aborted.extend(found.then(|| id.clone())));
         found
     }
 
@@ -338,7 +335,7 @@ impl StepEngine for MockEngine {
         self.running.retain(|running| running.sequences.iter().any(|seq| !seq.finished));
         self.stats.generation_tokens += step.num_decode_tokens as u64;
         self.stats.steps += 1;
-        self.report();
+        self.report(|_| ());
         Ok(step)
     }
 

@@ -1,0 +1,48 @@
+//! The one error type of this crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong while measuring.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A corpus file that cannot be read.
+    #[error("cannot read corpus {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A line of a .jsonl corpus that is no object with a text.
+    #[error("{path}, line {line}: {what}")]
+    Corpus {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// Nothing to measure.
+    #[error("{what}")]
+    TooShort {
+        /// What there is, and what is needed.
+        what: String,
+    },
+    /// The engine ended a request without its result: a bug.
+    #[error("the engine gave no result for '{request}'")]
+    NoResult {
+        /// Request id.
+        request: String,
+    },
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] kvasir_engine::EngineError),
+    /// The model refused or failed.
+    #[error(transparent)]
+    Model(#[from] kvasir_model::ModelError),
+}
+
+/// Shorthand of this crate.
+pub type Result<T, E = EvalError> = std::result::Result<T, E>;
