@@ -29,11 +29,15 @@ impl Interrupt {
             .enable_io()
             .build()
             .context("cannot listen for Ctrl-C")?;
+        let mut signals = {
+            let _runtime = runtime.enter();
+            Signals::listen()?
+        };
         thread::Builder::new()
             .name("interrupt".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
-                    while tokio::signal::ctrl_c().await.is_ok() {
+                    while signals.next().await {
                         if pressed.swap(true, Ordering::SeqCst) {
                             exit_interrupted();
                         }
@@ -58,5 +62,35 @@ impl Interrupt {
     #[cfg(test)]
     pub(crate) fn press(&self) {
         self.pressed.store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(unix)]
+struct Signals(tokio::signal::unix::Signal);
+
+#[cfg(unix)]
+impl Signals {
+    /// The handler is in place when this returns.
+    fn listen() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self(signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?))
+    }
+
+    async fn next(&mut self) -> bool {
+        self.0.recv().await.is_some()
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> bool {
+        tokio::signal::ctrl_c().await.is_ok()
     }
 }

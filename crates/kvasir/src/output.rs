@@ -19,7 +19,7 @@ pub(crate) fn print_text(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Writes one JSON object and a newline.
+/// Writes one JSON object in a line of its own.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    print_line(&serde_json::to_string_pretty(value)?)
+    print_line(&serde_json::to_string(value)?)
 }

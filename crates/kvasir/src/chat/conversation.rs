@@ -49,8 +49,7 @@ impl Conversation {
 
     /// The prompt that asks for an answer to `user`.
     pub(crate) fn prompt(&self, template: &ChatTemplate, user: &str) -> Result<String> {
-        let mut options = RenderOptions::default();
-        options.add_generation_prompt = true;
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         template.render(&self.messages(user), &options)
     }
 
