@@ -155,8 +155,8 @@ pub fn jobs(n: usize) -> Vec<Job> {
     (0..n)
         .map(|i| {
             let start = (i * 487) % (text.len() - 1200);
-            let end = start + 40 + (i * 211) % 1100;
-            let job = Job { prompt: text[start..end].to_owned(), max_tokens: 8 + (i * 29) % 33 };
+            let end = start + 40 + (i * 211) % 700;
+            let job = Job { prompt: text[start..end].to_owned(), max_tokens: 16 + (i * 29) % 55 };
             assert!(text.is_ascii(), "cut at any byte");
             job
         })

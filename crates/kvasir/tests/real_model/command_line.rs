@@ -60,7 +60,8 @@ fn damaged_files_give_one_line() {
     tensor[at..at + 5].copy_from_slice(b"xxx.7");
     let mut utf8 = model.clone();
     let at = utf8.windows(12).position(|w| w == b"general.type").unwrap();
-    utf8[at + 20..at + 21].copy_from_slice(&[0xFF]);
+    // Behind the key: type (4 bytes) and length (8), then the string "model".
+    utf8[at + 24] = 0xFF;
     let cases = [
         (write("truncated.gguf", &model[..1000]), "damaged"),
         (write("half.gguf", &model[..model.len() / 2]), "damaged"),

@@ -6,7 +6,7 @@ use crate::client::{Served, jobs};
 
 const BUDGET: f64 = (64 << 20) as f64;
 
-/// 64 requests at once against 64 MiB, which holds 2,880 of their 13,000 tokens.
+/// 64 requests at once against 64 MiB, which holds 2,880 of their 8,500 tokens.
 #[test]
 fn a_crowd_in_a_small_budget_gets_what_each_would_get_alone() {
     let served = Served::start(&["--kv-cache-memory", "64MiB"]);
