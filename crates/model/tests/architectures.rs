@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kvasir_cache::{BatchSlice, Recipe};
 use kvasir_model::{ForwardBatch, LoadOptions, Model, Runner, Threads};
+use safetensors::SafeTensors;
 use serde::Deserialize;
 
 /// Largest error of a logit. Both sides compute in f32, in another order: 2e-5 was measured.
@@ -145,4 +146,26 @@ cases! {
     qwen3: true,
     gemma3: true,
     gemma3_pattern: false,
+}
+
+/// Multi-modal checkpoints nest the decoder's configuration and tensors.
+#[test]
+fn the_decoder_of_a_multi_modal_model() {
+    let source = folder("gemma3");
+    let expected = std::fs::read(source.join("expected.json")).unwrap();
+    let expected: Expected = serde_json::from_slice(&expected).unwrap();
+    let config = std::fs::read(source.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let nested = serde_json::json!({"model_type": "gemma3", "text_config": config});
+    let weights = std::fs::read(source.join("model.safetensors")).unwrap();
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    for prefix in ["model.language_model.", "language_model.model."] {
+        let target = tempfile::tempdir().unwrap();
+        let renamed = weights.iter().map(|(name, view)| (name.replacen("model.", prefix, 1), view));
+        let renamed = safetensors::serialize(renamed, None).unwrap();
+        std::fs::write(target.path().join("model.safetensors"), renamed).unwrap();
+        std::fs::write(target.path().join("config.json"), nested.to_string()).unwrap();
+        std::fs::copy(source.join("tokenizer.json"), target.path().join("tokenizer.json")).unwrap();
+        check_model(target.path(), &expected);
+    }
 }
