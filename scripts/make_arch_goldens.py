@@ -13,6 +13,11 @@ attention, no cache) on the model that it loads from the written config.json. Th
 written with the `gguf` package under the names, keys and weight changes of llama.cpp's converter:
 query and key rows of Llama permuted, 1 added to Gemma's norms, Llama 3's rule as `rope_freqs`.
 
+llama.cpp itself (run once through the package xllamacpp 2026.10.11549) gives the logits of these
+files within 0.03, for it rounds activations to f16; but it has no sliding window for Llama
+(mistral_window), and for Llama does not read YaRN's `yarn_attn_factor` and `yarn_beta_*`, which
+its converter writes (llama_yarn). There the files mean what transformers computes.
+
 Before a case is written, each of its `matters` (changes to config.json) must move some stored logit
 by far more than the test's tolerance: otherwise the golden values would not see the feature.
 """

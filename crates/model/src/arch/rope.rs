@@ -187,8 +187,8 @@ fn yarn(config: &Config<'_>, factor: f32, extra: Option<f32>) -> Result<RopeScal
             return Err(ModelError::Unsupported { what: format!("{key} {value}") });
         }
     }
-    // The converter stores config.json's `attention_factor` here. llama.cpp itself reads it for few
-    // architectures and computes the default for others; transformers' meaning is taken.
+    // The converter stores config.json's `attention_factor` here (and its betas below). llama.cpp itself
+    // reads these keys for few architectures and takes defaults for others; transformers' meaning counts.
     let stored = config.f32("rope.scaling.yarn_attn_factor", "")?;
     let attention_factor = match (stored, extra) {
         (None, None) => None,
