@@ -38,7 +38,7 @@ pub(crate) struct Weights {
 /// Tensor names of one scheme; layer tensors get `blk.3.` or `model.layers.3.` in front.
 pub(crate) struct Names {
     pub(crate) embedding: &'static str,
-    output: &'static str,
+    pub(crate) output: &'static str,
     output_norm: &'static str,
     layer: &'static str,
     attention_norm: &'static str,
@@ -50,6 +50,8 @@ pub(crate) struct Names {
     k_norm: &'static str,
     post_attention_norm: &'static str,
     ffn_norm: &'static str,
+    /// `ffn_norm` in models with norms after each block.
+    ffn_norm_of_four: &'static str,
     gate: &'static str,
     up: &'static str,
     down: &'static str,
@@ -70,6 +72,7 @@ const GGUF: Names = Names {
     k_norm: "attn_k_norm",
     post_attention_norm: "post_attention_norm",
     ffn_norm: "ffn_norm",
+    ffn_norm_of_four: "ffn_norm",
     gate: "ffn_gate",
     up: "ffn_up",
     down: "ffn_down",
@@ -90,18 +93,36 @@ const HF: Names = Names {
     k_norm: "self_attn.k_norm",
     post_attention_norm: "post_attention_layernorm",
     ffn_norm: "post_attention_layernorm",
+    ffn_norm_of_four: "pre_feedforward_layernorm",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     down: "mlp.down_proj",
     post_ffn_norm: "post_feedforward_layernorm",
 };
 
-/// In models with norms after each block, config.json's "post_attention_layernorm" means just that.
-const HF_POST_NORMS: Names = Names { ffn_norm: "pre_feedforward_layernorm", ..HF };
+/// The decoder of a multi-modal model, as transformers 5 and 4 save it.
+const HF_NESTED: [Names; 2] = [
+    Names {
+        embedding: "model.language_model.embed_tokens.weight",
+        output_norm: "model.language_model.norm.weight",
+        layer: "model.language_model.layers",
+        ..HF
+    },
+    Names {
+        embedding: "language_model.model.embed_tokens.weight",
+        output: "language_model.lm_head.weight",
+        output_norm: "language_model.model.norm.weight",
+        layer: "language_model.model.layers",
+        ..HF
+    },
+];
 
-/// The naming scheme of a kind of file.
-pub(crate) fn names(gguf: bool) -> &'static Names {
-    if gguf { &GGUF } else { &HF }
+/// The naming scheme of a file.
+pub(crate) fn names(gguf: bool, source: &dyn TensorSource) -> &'static Names {
+    if gguf {
+        return &GGUF;
+    }
+    HF_NESTED.iter().find(|names| source.shape(names.embedding).is_some()).unwrap_or(&HF)
 }
 
 impl Weights {
@@ -113,11 +134,7 @@ impl Weights {
         gguf: bool,
         progress: &(dyn Fn() + Sync),
     ) -> Result<Self> {
-        let names = match (gguf, spec.post_norms) {
-            (true, _) => &GGUF,
-            (false, false) => &HF,
-            (false, true) => &HF_POST_NORMS,
-        };
+        let names = names(gguf, source);
         let reader = Reader { spec, source, names };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let embedding = reader.linear(names.embedding, hidden, vocab)?;
@@ -158,6 +175,7 @@ impl Reader<'_> {
     fn layer(&self, index: usize) -> Result<LayerWeights> {
         let (s, n) = (self.spec, self.names);
         let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
+        let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
         let qkv = |name: &str, heads: usize, rotated: bool| {
             let (mut rows, size) = (
@@ -186,12 +204,12 @@ impl Reader<'_> {
             v: qkv(n.v, s.kv_heads, false)?,
             q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
             k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
-            o: self.linear(&weight(n.o), q_size, s.hidden_size)?,
+            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size)?,
             post_attention_norm: optional(s.post_norms, n.post_attention_norm, s.hidden_size)?,
-            ffn_norm: self.norm(&weight(n.ffn_norm), s.hidden_size)?,
-            gate: self.linear(&weight(n.gate), s.hidden_size, s.ffn_size)?,
-            up: self.linear(&weight(n.up), s.hidden_size, s.ffn_size)?,
-            down: self.linear(&weight(n.down), s.ffn_size, s.hidden_size)?,
+            ffn_norm: self.norm(&weight(ffn_norm), s.hidden_size)?,
+            gate: self.linear_with_bias(n.gate, index, s.hidden_size, s.ffn_size)?,
+            up: self.linear_with_bias(n.up, index, s.hidden_size, s.ffn_size)?,
+            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size)?,
             post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
         })
     }
@@ -202,6 +220,21 @@ impl Reader<'_> {
 
     fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
         Ok(Linear::new(self.read(name, &[outputs, inputs])?, None, inputs, outputs))
+    }
+
+    /// A layer's linear with its bias if the file has one.
+    fn linear_with_bias(
+        &self,
+        name: &str,
+        index: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Linear> {
+        let of = |what: &str| format!("{}.{index}.{name}.{what}", self.names.layer);
+        let weight = self.read(&of("weight"), &[outputs, inputs])?;
+        let bias = of("bias");
+        let bias = self.source.shape(&bias).map(|_| self.read(&bias, &[outputs])).transpose()?;
+        Ok(Linear::new(weight, bias, inputs, outputs))
     }
 
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use crate::error::{ModelError, Result};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Value};
 use crate::source::TensorSource;
 
 /// Layers above this are a damaged file, not a model.
@@ -16,6 +16,15 @@ pub(crate) enum Config<'a> {
     Gguf { metadata: &'a Metadata, tensors: &'a dyn TensorSource },
     /// config.json and tensors of a safetensors folder.
     Hf { json: &'a Json, tensors: &'a dyn TensorSource },
+}
+
+/// What transformers' config class of a model says where config.json is silent. Published files omit
+/// values that equal it (Gemma 3 most of all).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct HeadDefaults {
+    pub(crate) query_heads: Option<usize>,
+    pub(crate) kv_heads: Option<usize>,
+    pub(crate) head_dim: Option<usize>,
 }
 
 impl Config<'_> {
@@ -45,10 +54,19 @@ impl Config<'_> {
         Ok(format!("{}.{key}", metadata.require("general.architecture", Metadata::str)?))
     }
 
+    /// A field that is there and not `null`. Multi-modal models nest the decoder's part.
     fn field<'j>(json: &'j Json, path: &str) -> Option<&'j Json> {
-        // Multi-modal models nest the decoder's part.
-        let look = |root: &'j Json| path.split('.').try_fold(root, |at, name| at.get(name));
-        look(json).or_else(|| json.get("text_config").and_then(look)).filter(|v| !v.is_null())
+        let look = |root: &'j Json| {
+            path.split('.').try_fold(root, |at, name| at.get(name)).filter(|v| !v.is_null())
+        };
+        look(json).or_else(|| json.get("text_config").and_then(look))
+    }
+
+    /// Whether config.json has the field with a value other than `null` and `{}`.
+    pub(crate) fn has_hf(&self, field: &str) -> bool {
+        let Self::Hf { json, .. } = self else { return false };
+        let filled = |v: &Json| v.as_object().is_none_or(|object| !object.is_empty());
+        Self::field(json, field).is_some_and(filled)
     }
 
     /// A non-negative integer.
@@ -67,6 +85,26 @@ impl Config<'_> {
     /// A non-negative integer that must be there.
     pub(crate) fn need_usize(&self, key: &str, field: &str) -> Result<usize> {
         self.usize(key, field)?.ok_or_else(|| self.missing(key, field))
+    }
+
+    /// A non-negative integer that config.json may leave to its class: a field that is absent (`null` is
+    /// not) is `default`.
+    pub(crate) fn usize_or(
+        &self,
+        key: &str,
+        field: &str,
+        default: Option<usize>,
+    ) -> Result<Option<usize>> {
+        if self.is_absent_in_hf(field) {
+            return Ok(default);
+        }
+        self.usize(key, field)
+    }
+
+    /// Whether this is a config.json that does not have the field, not even as `null`.
+    pub(crate) fn is_absent_in_hf(&self, field: &str) -> bool {
+        let Self::Hf { json, .. } = self else { return false };
+        json.get(field).or_else(|| json.get("text_config")?.get(field)).is_none()
     }
 
     /// A number.
@@ -114,12 +152,24 @@ impl Config<'_> {
             .transpose()
     }
 
+    /// Booleans or 0 and 1 of a GGUF key that may also hold one number; `None` unless it is an array.
+    pub(crate) fn gguf_flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        let Self::Gguf { metadata, .. } = self else { return Ok(None) };
+        Ok(match metadata.get(&Self::gguf_key(metadata, key)?) {
+            Some(Value::BoolArray(flags)) => Some(flags.clone()),
+            Some(Value::UintArray(flags)) => Some(flags.iter().map(|f| *f != 0).collect()),
+            Some(Value::IntArray(flags)) => Some(flags.iter().map(|f| *f != 0).collect()),
+            _ => None,
+        })
+    }
+
     /// Number of layers.
     pub(crate) fn num_layers(&self) -> Result<usize> {
-        let layers = self.need_usize("block_count", "num_hidden_layers")?;
+        const NAMES: (&str, &str) = ("block_count", "num_hidden_layers");
+        let layers = self.need_usize(NAMES.0, NAMES.1)?;
         if layers > MAX_LAYERS {
             return Err(ModelError::BadKey {
-                key: "block_count".to_owned(),
+                key: self.name_of(NAMES.0, NAMES.1),
                 expected: format!("at most {MAX_LAYERS} layers"),
                 found: layers.to_string(),
             });
@@ -127,54 +177,101 @@ impl Config<'_> {
         Ok(layers)
     }
 
+    /// Layer types of config.json: whether each layer has a sliding window.
+    pub(crate) fn hf_sliding_layers(&self, layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(types) = self.hf_strings("layer_types")? else { return Ok(None) };
+        check_layers("layer_types (config.json)", types.len(), layers)?;
+        let sliding = |ty: &String| match ty.as_str() {
+            "sliding_attention" => Ok(true),
+            "full_attention" => Ok(false),
+            other => Err(ModelError::Unsupported { what: format!("layer type '{other}'") }),
+        };
+        types.iter().map(sliding).collect::<Result<_>>().map(Some)
+    }
+
+    /// Fails unless config.json's activation is the one the architecture computes.
+    pub(crate) fn expect_activation(&self, field: &str, known: &[&str]) -> Result<()> {
+        match self.string_of_hf(field)? {
+            Some(name) if !known.contains(&name.as_str()) => Err(ModelError::Unsupported {
+                what: format!("activation '{name}' ({field}; known: {})", known.join(", ")),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn string_of_hf(&self, field: &str) -> Result<Option<String>> {
+        if self.is_gguf() { Ok(None) } else { self.string("", field) }
+    }
+
     /// Tokens in the embedding table: the table itself says it best.
     pub(crate) fn vocab_size(&self) -> Result<usize> {
-        let name = crate::weights::names(self.is_gguf()).embedding;
+        let name = crate::weights::names(self.is_gguf(), self.tensors()).embedding;
         let shape = self.tensors().shape(name);
         let shape = shape.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         Ok(shape.first().copied().unwrap_or(0))
     }
 
-    /// (query heads, KV heads, head size), with the usual defaults.
-    pub(crate) fn heads(&self, hidden_size: usize) -> Result<(usize, usize, usize)> {
-        let query_heads = self.need_usize("attention.head_count", "num_attention_heads")?;
-        let kv_heads =
-            self.usize("attention.head_count_kv", "num_key_value_heads")?.unwrap_or(query_heads);
-        let head_dim = match self.usize("attention.key_length", "head_dim")? {
+    /// (query heads, KV heads, head size).
+    ///
+    /// # Errors
+    /// Values of another size than keys; RoPE over a part of a head.
+    pub(crate) fn heads(
+        &self,
+        hidden_size: usize,
+        defaults: HeadDefaults,
+    ) -> Result<(usize, usize, usize)> {
+        let (key, field) = ("attention.head_count", "num_attention_heads");
+        let query_heads = self
+            .usize_or(key, field, defaults.query_heads)?
+            .ok_or_else(|| self.missing(key, field))?;
+        let kv_heads = self
+            .usize_or("attention.head_count_kv", "num_key_value_heads", defaults.kv_heads)?
+            .unwrap_or(query_heads);
+        let head_dim = match self.usize_or("attention.key_length", "head_dim", defaults.head_dim)? {
             Some(dim) => dim,
             None => hidden_size.checked_div(query_heads).unwrap_or(0),
         };
+        let unsupported = |what| Err(ModelError::Unsupported { what });
         if let Some(value_length) = self.usize("attention.value_length", "v_head_dim")?
             && value_length != head_dim
         {
-            return Err(ModelError::Unsupported {
-                what: format!("values of {value_length} channels beside keys of {head_dim}"),
-            });
+            return unsupported(format!(
+                "values of {value_length} channels beside keys of {head_dim}"
+            ));
         }
         if let Some(rotary) = self.usize("rope.dimension_count", "rotary_dim")?
             && rotary != head_dim
         {
-            return Err(ModelError::Unsupported {
-                what: format!("RoPE over {rotary} of {head_dim} channels"),
-            });
-        }
-        if let Some(partial) = self.f32("rope.partial", "partial_rotary_factor")?
-            && partial != 1.0
-        {
-            return Err(ModelError::Unsupported { what: format!("RoPE over {partial} of a head") });
+            return unsupported(format!("RoPE over {rotary} of {head_dim} channels"));
         }
         Ok((query_heads, kv_heads, head_dim))
     }
 
-    fn missing(&self, key: &str, field: &str) -> ModelError {
-        let key = match self {
+    /// What a message calls a value.
+    pub(crate) fn name_of(&self, key: &str, field: &str) -> String {
+        match self {
             Self::Gguf { metadata, .. } => {
                 Self::gguf_key(metadata, key).unwrap_or_else(|_| key.to_owned())
             }
             Self::Hf { .. } => format!("{field} (config.json)"),
-        };
-        ModelError::MissingKey { key }
+        }
     }
+
+    pub(crate) fn missing(&self, key: &str, field: &str) -> ModelError {
+        ModelError::MissingKey { key: self.name_of(key, field) }
+    }
+}
+
+/// Fails unless a list has one entry a layer.
+pub(crate) fn check_layers(key: &str, found: usize, layers: usize) -> Result<()> {
+    if found == layers {
+        return Ok(());
+    }
+    Err(ModelError::BadKey {
+        key: key.to_owned(),
+        expected: format!("{layers} entries, one a layer"),
+        found: found.to_string(),
+    })
 }
 
 fn bad(field: &str, expected: &str, found: &Json) -> ModelError {

@@ -2,16 +2,44 @@
 
 use kvasir_kernels::Activation;
 
+use super::config::HeadDefaults;
 use super::{Config, DecoderSpec, LayerSpec, rope};
 use crate::error::{ModelError, Result};
 
+/// transformers' defaults for Mistral where config.json is silent.
+const MISTRAL_WINDOW: usize = 4096;
+const MISTRAL_HEADS: HeadDefaults =
+    HeadDefaults { query_heads: None, kv_heads: Some(8), head_dim: None };
+
 pub(super) fn spec(config: &Config<'_>) -> Result<DecoderSpec> {
-    let hidden_size = config.need_usize("embedding_length", "hidden_size")?;
-    let (query_heads, kv_heads, head_dim) = config.heads(hidden_size)?;
+    if config.is_gguf() {
+        let window = config.usize("attention.sliding_window", "")?;
+        // llama.cpp's converter reorders the rows of Llama's query and key weights.
+        let base = base(config, HeadDefaults::default())?;
+        return Ok(DecoderSpec { adjacent_pairs: true, ..windowed(base, window) });
+    }
+    if config.architecture()? != "mistral" {
+        // Llama itself has no window, whatever its config.json says.
+        return base(config, HeadDefaults::default());
+    }
+    let window = config.usize_or("", "sliding_window", Some(MISTRAL_WINDOW))?;
+    Ok(windowed(base(config, MISTRAL_HEADS)?, window))
+}
+
+/// The same sliding window for all layers; 0 is none.
+fn windowed(base: DecoderSpec, window: Option<usize>) -> DecoderSpec {
+    let layer = LayerSpec { window: window.filter(|w| *w > 0), rope: Some(0) };
+    DecoderSpec { layers: vec![layer; base.layers.len()], ..base }
+}
+
+/// What Llama, Qwen2 and Qwen3 share: no windows, split pairs.
+pub(super) fn base(config: &Config<'_>, heads: HeadDefaults) -> Result<DecoderSpec> {
     if config.usize("expert_count", "num_local_experts")?.is_some_and(|n| n > 0) {
         return Err(ModelError::Unsupported { what: "mixture of experts".to_owned() });
     }
-    let window = config.usize("attention.sliding_window", "sliding_window")?.filter(|w| *w > 0);
+    config.expect_activation("hidden_act", &["silu", "swish"])?;
+    let hidden_size = config.need_usize("embedding_length", "hidden_size")?;
+    let (query_heads, kv_heads, head_dim) = config.heads(hidden_size, heads)?;
     Ok(DecoderSpec {
         architecture: "llama",
         vocab_size: config.vocab_size()?,
@@ -31,9 +59,8 @@ pub(super) fn spec(config: &Config<'_>) -> Result<DecoderSpec> {
         qk_norm: false,
         qkv_bias: config.hf_bool("attention_bias")?.unwrap_or(false),
         post_norms: false,
-        // llama.cpp's converter reorders the rows of Llama's query and key weights.
-        adjacent_pairs: config.is_gguf(),
-        layers: vec![LayerSpec { window, rope: Some(0) }; config.num_layers()?],
-        ropes: vec![rope::main(config, 10_000.0)?],
+        adjacent_pairs: false,
+        layers: vec![LayerSpec { window: None, rope: Some(0) }; config.num_layers()?],
+        ropes: vec![rope::main(config)?],
     })
 }

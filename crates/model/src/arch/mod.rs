@@ -2,7 +2,7 @@
 //! (`decoder/`) is one for all: what differs is in the spec.
 //!
 //! To add an architecture: a file here with `fn spec(&Config) -> Result<DecoderSpec>`, a line in
-//! [`ARCHITECTURES`], and a tiny golden model in `tests/`.
+//! [`ARCHITECTURES`], and tiny golden models (`scripts/make_arch_goldens.py`).
 
 mod config;
 mod gemma3;
@@ -70,7 +70,7 @@ pub struct DecoderSpec {
     pub logit_cap: Option<f32>,
     /// Whether queries and keys are normalised per head.
     pub qk_norm: bool,
-    /// Whether q, k, v have biases (`None`: if the tensors are there).
+    /// Whether q, k, v must have biases. Any linear layer's bias is used where the file has one.
     pub qkv_bias: bool,
     /// Whether attention and feed-forward outputs are normalised before they are added (Gemma).
     pub post_norms: bool,
@@ -104,12 +104,40 @@ pub(crate) fn spec(config: &Config<'_>) -> Result<DecoderSpec> {
         Config::Hf { .. } => hf.contains(&name.as_str()),
     });
     let Some((_, _, build)) = found else {
-        let known = ARCHITECTURES.iter().map(|(gguf, ..)| *gguf).collect::<Vec<_>>().join(", ");
-        return Err(ModelError::UnknownArchitecture { name, known });
+        let known: Vec<&str> = ARCHITECTURES
+            .iter()
+            .flat_map(
+                |(gguf, hf, _)| if config.is_gguf() { std::slice::from_ref(gguf) } else { hf },
+            )
+            .copied()
+            .collect();
+        return Err(ModelError::UnknownArchitecture { name, known: known.join(", ") });
     };
+    check_checkpoint(config)?;
     let spec = build(config)?;
     validate(&spec)?;
     Ok(spec)
+}
+
+/// What config.json says about its weights.
+fn check_checkpoint(config: &Config<'_>) -> Result<()> {
+    if config.has_hf("quantization_config") {
+        let method = config.string("", "quantization_config.quant_method")?;
+        return Err(ModelError::Unsupported {
+            what: format!(
+                "safetensors quantised with '{}'; use the original weights or a GGUF file",
+                method.as_deref().unwrap_or("?")
+            ),
+        });
+    }
+    let head = crate::weights::names(config.is_gguf(), config.tensors()).output;
+    // A head that is there is used even if the embeddings are said to be tied, as transformers 5 does.
+    if config.hf_bool("tie_word_embeddings")? == Some(false)
+        && config.tensors().shape(head).is_none()
+    {
+        return Err(ModelError::MissingTensor { name: head.to_owned() });
+    }
+    Ok(())
 }
 
 /// Sizes that later code divides by or allocates from.
@@ -135,15 +163,31 @@ fn validate(spec: &DecoderSpec) -> Result<()> {
             });
         }
     }
-    for rope in &spec.ropes {
-        let finite = rope.base.is_finite() && rope.base > 0.0;
-        if !finite {
+    if !spec.query_heads.is_multiple_of(spec.kv_heads) || !spec.head_dim.is_multiple_of(2) {
+        return Err(ModelError::BadKey {
+            key: "heads".to_owned(),
+            expected: "query heads that divide among the KV heads, of an even size".to_owned(),
+            found: format!(
+                "{} query heads, {} KV heads, size {}",
+                spec.query_heads, spec.kv_heads, spec.head_dim
+            ),
+        });
+    }
+    let numbers = [
+        ("norm epsilon", Some(spec.norm_eps)),
+        ("score scale", Some(spec.score_scale)),
+        ("soft cap of logits", spec.logit_cap),
+    ];
+    for (what, number) in numbers {
+        if let Some(number) = number.filter(|n| !(n.is_finite() && *n > 0.0)) {
             return Err(ModelError::BadKey {
-                key: "rope.freq_base".to_owned(),
+                key: what.to_owned(),
                 expected: "a positive number".to_owned(),
-                found: rope.base.to_string(),
+                found: number.to_string(),
             });
         }
+    }
+    for rope in &spec.ropes {
         if let RopeScaling::Factors(factors) = &rope.scaling
             && factors.len() != spec.head_dim / 2
         {
@@ -156,3 +200,6 @@ fn validate(spec: &DecoderSpec) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
