@@ -39,7 +39,7 @@ pub enum RopeScaling {
         beta_fast: f32,
         /// Rotations below which a pair is interpolated.
         beta_slow: f32,
-        /// Factor of attention scores' temperature; `None` is 0.1 ln(factor) + 1.
+        /// Factor of rotated queries and keys; `None` is 0.1 ln(factor) + 1 for factors above 1.
         attention_factor: Option<f32>,
     },
 }
@@ -101,10 +101,9 @@ impl RopeTable {
                 let low = dim_of(*beta_fast).floor().max(0.0);
                 let high = dim_of(*beta_slow).ceil().min(head_dim as f64 - 1.0);
                 let span = (high - low).max(0.001);
-                let default = 0.1 * factor.ln() + 1.0;
+                let default = if *factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
                 // Keys and queries are both scaled, so scores get the square.
-                let attention =
-                    if *factor > 1.0 { attention_factor.unwrap_or(default) } else { 1.0 };
+                let attention = attention_factor.unwrap_or(default);
                 score_factor = attention * attention;
                 plain
                     .iter()
