@@ -57,13 +57,15 @@ impl TextModel for ModelText {
     }
 
     fn render_chat(&self, chat: &ChatPrompt<'_>) -> Result<String, ModelError> {
-        let mut options = RenderOptions::default();
-        options.add_generation_prompt = chat.add_generation_prompt;
-        options.continue_final_message = chat.continue_final_message;
-        options.tools = chat.tools.map(|tools| to_value(&tools));
-        options.documents = chat.documents.map(|documents| to_value(&documents));
         let kwargs = chat.kwargs.iter();
-        options.extra = kwargs.map(|(name, value)| (name.clone(), to_value(value))).collect();
+        let options = RenderOptions {
+            add_generation_prompt: chat.add_generation_prompt,
+            continue_final_message: chat.continue_final_message,
+            tools: chat.tools.map(|tools| to_value(&tools)),
+            documents: chat.documents.map(|documents| to_value(&documents)),
+            extra: kwargs.map(|(name, value)| (name.clone(), to_value(value))).collect(),
+            ..RenderOptions::default()
+        };
         self.chat_template.render(&chat.messages, &options)
     }
 }
