@@ -1,4 +1,3 @@
-
 use super::*;
 
 /// Deterministic values in -1..1 (an LCG; no dependency needed for that).
