@@ -1,5 +1,5 @@
 //! Codecs: how one block of keys or values is stored in a slot. One file a codec; all pass the
-//! [`conformance`] suite.
+//! `conformance` suite.
 //!
 //! A codec sees a block as f32 rows `[tokens, head_dim]`, keys already in the block-relative frame,
 //! and writes exactly [`Codec::slot_bytes`] bytes. It does not know about sequences, tables or the

@@ -25,7 +25,7 @@ Environment:
   HF_ENDPOINT    hub (default https://huggingface.co)
   HF_TOKEN       access token for private and gated repositories")]
 pub(crate) struct PullCommand {
-    /// A known name, hf:OWNER/REPO/FILE[@REVISION], or a path
+    /// A known name, hf:OWNER/REPO/FILE (and @REVISION), or a path
     name: String,
     /// Check the SHA-256 of a file that is there already
     #[arg(long)]

@@ -2,7 +2,7 @@
 //! (`decoder/`) is one for all: what differs is in the spec.
 //!
 //! To add an architecture: a file here with `fn spec(&Config) -> Result<DecoderSpec>`, a line in
-//! [`ARCHITECTURES`], and tiny golden models (`scripts/make_arch_goldens.py`).
+//! `ARCHITECTURES`, and tiny golden models (`scripts/make_arch_goldens.py`).
 
 mod config;
 mod gemma3;
