@@ -57,7 +57,7 @@ struct Tile {
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     items: Vec<Item>,
-    mixed: Vec<f32>, // [items, rows of the largest item, head_dim]
+    mixed: Vec<f32>, // [rows of all items, head_dim], item by item
     tiles: Vec<Mutex<Tile>>,
 }
 
@@ -91,30 +91,39 @@ impl KvCache {
                 scratch.items.extend(heads.map(|kv_head| Item { slice, kv_head, first, len }));
             }
         }
-        let longest = scratch.items.iter().map(|i| i.len).max().unwrap_or(0);
-        let stride = longest * group * l.head_dim;
-        scratch.mixed.resize(scratch.items.len() * stride, 0.0);
+        let width = group * l.head_dim;
+        let rows: usize = scratch.items.iter().map(|i| i.len).sum();
+        scratch.mixed.resize(rows * width, 0.0);
         let threads = rayon::current_num_threads();
         if scratch.tiles.len() < threads {
             scratch.tiles.resize_with(threads, Mutex::default);
         }
         let tiles = &scratch.tiles;
+        let mut rest = scratch.mixed.as_mut_slice();
+        let outputs: Vec<&mut [f32]> = scratch
+            .items
+            .iter()
+            .map(|item| {
+                let (own, others) = std::mem::take(&mut rest).split_at_mut(item.len * width);
+                rest = others;
+                own
+            })
+            .collect();
         let items = scratch.items.par_iter().with_max_len(1);
-        items.zip(scratch.mixed.par_chunks_mut(stride.max(1))).try_for_each(|(item, mixed)| {
+        items.zip(outputs).try_for_each(|(item, mixed)| {
             let slice = &slices[item.slice];
             let sequence = self.sequence(slice.sequence)?;
             let tile = &tiles[rayon::current_thread_index().unwrap_or(0) % tiles.len()];
             // A poisoned tile is only scratch: its contents are written before they are read.
             let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
-            let mixed = &mut mixed[..item.len * group * l.head_dim];
             let queries = &queries[(slice.row + item.first) * l.query_heads * l.head_dim..];
             self.attend_item(layer, sequence, slice, item, queries, mixed, &mut tile);
             Ok::<(), crate::CacheError>(())
         })?;
-        for (item, mixed) in scratch.items.iter().zip(scratch.mixed.chunks_exact(stride.max(1))) {
+        let mut mixed = scratch.mixed.chunks_exact(width);
+        for item in &scratch.items {
             let row = slices[item.slice].row + item.first;
-            let width = group * l.head_dim;
-            for (t, mixed) in mixed.chunks_exact(width).take(item.len).enumerate() {
+            for (t, mixed) in mixed.by_ref().take(item.len).enumerate() {
                 let at = ((row + t) * l.query_heads + item.kv_head * group) * l.head_dim;
                 out[at..at + width].copy_from_slice(mixed);
             }
@@ -153,9 +162,9 @@ impl KvCache {
             let filled = block_size.min(last + 1 - p);
             // Query tokens that see any of this block: not before it, and not past the window.
             let t0 = p.saturating_sub(start);
-            let t1 = l
-                .window
-                .map_or(item.len, |w| item.len.min((p + filled + w - 1).saturating_sub(start)));
+            let t1 = l.window.map_or(item.len, |w| {
+                item.len.min((p + filled).saturating_add(w - 1).saturating_sub(start))
+            });
             if t0 >= t1 {
                 continue;
             }

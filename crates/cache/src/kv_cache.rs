@@ -45,6 +45,10 @@ pub struct CacheStats {
     pub num_sequences: usize,
     /// Blocks of tokens in the prefix cache.
     pub num_prefix_blocks: usize,
+    /// What the pool has taken from the budget: whole slabs, and metadata.
+    pub reserved_bytes: usize,
+    /// Values that were NaN, infinite or too large to store, since the start.
+    pub num_clamped: u64,
 }
 
 /// See the crate's documentation.
@@ -62,8 +66,9 @@ pub struct KvCache {
     block_slots: Vec<(ClassId, usize)>,
     sequences: Vec<Option<Sequence>>,
     generations: Vec<u32>,
-    /// One rotated key while it is written.
+    /// One rotated key, or one value, while it is written.
     row: Vec<f32>,
+    num_clamped: u64,
 }
 
 impl KvCache {
@@ -106,6 +111,7 @@ impl KvCache {
             sequences: Vec::new(),
             generations: Vec::new(),
             row,
+            num_clamped: 0,
         })
     }
 
@@ -199,10 +205,14 @@ impl KvCache {
             for block in tokens.chunks_exact(block_size).take(usable) {
                 let hash = chain.child(block);
                 let Some(node) = cache.prefix.find(&hash) else { break };
-                if cache.pool.charge_metadata(cache.geometry.table_bytes_per_block()).is_err() {
+                // Pinned first, so that making room for the table cannot evict what was found.
+                cache.prefix.acquire(node, &mut cache.pool)?;
+                let table_bytes = cache.geometry.table_bytes_per_block();
+                if !cache.prefix.charge(table_bytes, &mut cache.pool)? {
+                    cache.prefix.release(node, &mut cache.pool)?;
                     break;
                 }
-                let entries = cache.prefix.acquire(node, &mut cache.pool)?;
+                let entries = cache.prefix.entries(node)?;
                 for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
                     table.keys.push(pair[0]);
                     table.values.push(pair[1]);
@@ -219,36 +229,51 @@ impl KvCache {
         })
     }
 
-    /// Tokens of the longest known prefix, as [`Self::match_prefix`] would find them, without taking
-    /// anything.
-    pub fn lookup_prefix(&self, salt: Option<&str>, tokens: &[u32]) -> usize {
-        if !self.prefix_caching {
-            return 0;
-        }
+    /// Whether equal prefixes share blocks.
+    pub fn prefix_caching(&self) -> bool {
+        self.prefix_caching
+    }
+
+    /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
+    fn lookup_prefix(&self, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
         let block_size = self.geometry.block_size();
         let usable = tokens.len().saturating_sub(1) / block_size;
         let mut chain = BlockHash::root(salt, &self.recipe.to_string(), block_size);
-        let found = tokens.chunks_exact(block_size).take(usable).take_while(|block| {
+        let (mut found, mut evictable) = (0, 0);
+        for block in tokens.chunks_exact(block_size).take(usable) {
             chain = chain.child(block);
-            self.prefix.find(&chain).is_some()
-        });
-        found.count() * block_size
+            let Some(node) = self.prefix.find(&chain) else { break };
+            found += block_size;
+            evictable += self.prefix.evictable_bytes_of(node);
+        }
+        (found, evictable)
     }
 
-    /// Whether `tokens` more tokens of a sequence would fit, unused prefixes counted as room. An
-    /// estimate for admission: [`Self::reserve`] decides.
-    ///
-    /// # Errors
-    /// [`CacheError::UnknownSequence`].
-    pub fn fits(&self, id: SequenceId, tokens: usize) -> Result<bool> {
-        let sequence = self.sequence(id)?;
-        let blocks = self.geometry.blocks_for(sequence.num_tokens + tokens);
-        let blocks = blocks.saturating_sub(sequence.num_blocks());
+    /// Whether a new sequence of `tokens`, and `headroom` tokens more, would fit: with `reuse` it takes
+    /// known prefixes from the cache; other unused prefixes count as room. An estimate for admission
+    /// that changes nothing: [`Self::reserve`] decides. O(tokens).
+    pub fn fits_new(
+        &self,
+        salt: Option<&str>,
+        tokens: &[u32],
+        reuse: bool,
+        headroom: usize,
+    ) -> bool {
+        let (found, kept) = match reuse && self.prefix_caching {
+            true => self.lookup_prefix(salt, tokens),
+            false => (0, 0),
+        };
+        let all = self.geometry.blocks_for(tokens.len() + headroom);
+        let blocks = all - found / self.geometry.block_size();
         let slots: Vec<_> = self.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
-        let needed = self.pool.bytes_alone(&slots, blocks * self.metadata_per_block());
-        let used = self.pool.reserved_bytes() - self.prefix.evictable_bytes();
-        Ok(self.pool.can_allocate(&slots, blocks * self.metadata_per_block())
-            || used + needed <= self.pool.budget_bytes())
+        let metadata = blocks * self.metadata_per_block()
+            + found / self.geometry.block_size() * self.geometry.table_bytes_per_block();
+        if self.pool.can_allocate(&slots, metadata) {
+            return true;
+        }
+        let room = self.prefix.evictable_bytes().saturating_sub(kept);
+        let pinned = self.pool.reserved_bytes().saturating_sub(room);
+        pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
     }
 
     /// Makes room for the next `count` tokens of a sequence, evicting unused prefixes as needed. All or
@@ -262,8 +287,12 @@ impl KvCache {
             let blocks = cache.geometry.blocks_for(end).saturating_sub(sequence.num_blocks());
             let metadata = blocks * cache.geometry.table_bytes_per_block();
             let slots: Vec<_> = cache.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+            let needed: usize = slots.iter().map(|(c, n)| n * cache.pool.slot_bytes(*c)).sum();
+            let pinned = cache.pool.physical_bytes().saturating_sub(cache.prefix.evictable_bytes());
+            // Prefixes are not evicted for what would not fit without them either.
+            let hopeless = pinned + needed + metadata > cache.pool.budget_bytes();
             while blocks > 0 && !cache.pool.can_allocate(&slots, metadata) {
-                if !cache.prefix.evict_one(&mut cache.pool)? {
+                if hopeless || !cache.prefix.evict_one(&mut cache.pool)? {
                     return Err(CacheError::Exhausted {
                         needed: slots.iter().map(|(_, n)| n).sum(),
                         slot_bytes: slots.first().map_or(0, |(c, _)| cache.pool.slot_bytes(*c)),
@@ -321,12 +350,15 @@ impl KvCache {
                     let position = slice.start + t;
                     let (block, offset) = (position / block_size, position % block_size);
                     let at = ((slice.row + t) * heads + head) * dim;
-                    let key = &mut self.row[..dim];
-                    self.frame.rotate(rope, offset, &keys[at..at + dim], key);
+                    let row = &mut self.row[..dim];
+                    self.frame.rotate(rope, offset, &keys[at..at + dim], row);
+                    self.num_clamped += clamp(row, tail.largest());
                     let slot = self.pool.bytes_mut(table.keys[block].slot)?;
-                    tail.write_row(offset, key, slot);
+                    tail.write_row(offset, row, slot);
+                    row.copy_from_slice(&values[at..at + dim]);
+                    self.num_clamped += clamp(row, tail.largest());
                     let slot = self.pool.bytes_mut(table.values[block].slot)?;
-                    tail.write_row(offset, &values[at..at + dim], slot);
+                    tail.write_row(offset, row, slot);
                 }
             }
         }
@@ -373,7 +405,8 @@ impl KvCache {
         }
         if let Some(node) = self.prefix.find(&hash) {
             // Somebody sealed the same prefix meanwhile: read theirs, free ours.
-            let entries = self.prefix.acquire(node, &mut self.pool)?;
+            self.prefix.acquire(node, &mut self.pool)?;
+            let entries = self.prefix.entries(node)?;
             let mut old: Vec<SlotId> = Vec::with_capacity(entries.len());
             for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
                 old.push(std::mem::replace(&mut table.keys[block], pair[0]).slot);
@@ -445,6 +478,8 @@ impl KvCache {
             peak_physical_bytes: self.pool.peak_bytes(),
             num_sequences: self.sequences.iter().flatten().count(),
             num_prefix_blocks: self.prefix.len(),
+            reserved_bytes: self.pool.reserved_bytes(),
+            num_clamped: self.num_clamped,
         }
     }
 
@@ -480,6 +515,20 @@ impl KvCache {
         }
         Ok(())
     }
+}
+
+/// Brings values that cannot be stored to the nearest that can, NaN to 0: one infinite value would turn
+/// the scores of other tokens into NaN. Returns how many there were.
+#[inline]
+fn clamp(row: &mut [f32], largest: f32) -> u64 {
+    // A sum of comparisons vectorises; rows that need mending are rare.
+    let bad: u64 = row.iter().map(|x| u64::from(!(x.abs() <= largest))).sum();
+    if bad > 0 {
+        for x in row {
+            *x = if x.is_nan() { 0.0 } else { x.clamp(-largest, largest) };
+        }
+    }
+    bad
 }
 
 /// The sequence of an id; a function of fields, so that others stay free to borrow.

@@ -108,8 +108,8 @@ impl PrefixCache {
         self.nodes.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or_else(|| missing(id))
     }
 
-    /// Adds a user, who takes a reference to every slot; returns the entries.
-    pub(crate) fn acquire(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<&[Entry]> {
+    /// Adds a user, who takes a reference to every slot.
+    pub(crate) fn acquire(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<()> {
         let node = self.node_mut(id)?;
         let (first, cost) = (node.users == 0, Self::cost(node));
         node.users += 1;
@@ -122,11 +122,39 @@ impl PrefixCache {
         for entry in &node.entries {
             pool.retain(entry.slot)?;
         }
-        Ok(&node.entries)
+        Ok(())
+    }
+
+    /// Undoes [`Self::acquire`].
+    pub(crate) fn release(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<()> {
+        for entry in &self.node(id)?.entries {
+            pool.release(entry.slot)?;
+        }
+        self.leave(id)
+    }
+
+    /// The entries of a cached block.
+    pub(crate) fn entries(&self, id: NodeId) -> Result<&[Entry]> {
+        Ok(&self.node(id)?.entries)
+    }
+
+    /// What evicting a block would free; 0 while it is used.
+    pub(crate) fn evictable_bytes_of(&self, id: NodeId) -> usize {
+        self.node(id).ok().filter(|n| n.users == 0).map_or(0, Self::cost)
+    }
+
+    /// Takes budget for tables or nodes, evicting unused blocks as needed; false if there is none.
+    pub(crate) fn charge(&mut self, bytes: usize, pool: &mut BlockPool) -> Result<bool> {
+        while pool.charge_metadata(bytes).is_err() {
+            if !self.evict_one(pool)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Publishes a sequence's freshly sealed block; the sequence becomes its first user. Returns
-    /// `None`, having changed nothing, if the budget has no room for the entry itself.
+    /// `None`, having published nothing, if the budget has no room for the entry itself.
     pub(crate) fn publish(
         &mut self,
         hash: BlockHash,
@@ -134,7 +162,7 @@ impl PrefixCache {
         entries: Box<[Entry]>,
         pool: &mut BlockPool,
     ) -> Result<Option<NodeId>> {
-        if pool.charge_metadata(Self::node_bytes(entries.len())).is_err() {
+        if !self.charge(Self::node_bytes(entries.len()), pool)? {
             return Ok(None);
         }
         let mut slot_bytes = 0;
@@ -294,7 +322,8 @@ mod tests {
         let hash = BlockHash::root(None, "f16", 16).child(&[1]);
         let id = cache.publish(hash, 0, Box::new([entries[0]]), &mut pool).unwrap().unwrap();
         cache.leave(id).unwrap();
-        assert_eq!(cache.acquire(id, &mut pool).unwrap(), [entries[0]]);
+        cache.acquire(id, &mut pool).unwrap();
+        assert_eq!(cache.entries(id).unwrap(), [entries[0]]);
         assert!(!cache.evict_one(&mut pool).unwrap());
         assert_eq!(cache.evictable_bytes(), 0);
         assert!(cache.leave(id).is_ok());

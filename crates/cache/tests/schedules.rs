@@ -111,3 +111,50 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
         }
     }
 }
+
+#[test]
+fn a_full_pool_still_finds_and_publishes_prefixes() {
+    // Prompts of 100 tokens fill the pool many times over; each is asked for twice in a row.
+    let l = layer(2, 1, 16);
+    let mut cache = cache(vec![l; 2], 16, Recipe::F16, 120 << 10, true);
+    let x = vec![0.5f32; 100 * 16];
+    for round in 0..200u32 {
+        let tokens: Vec<u32> = (0..100).map(|t| t * 31 + round * 977).collect();
+        for pass in 0..2 {
+            let id = cache.add_sequence(None);
+            let found = cache.match_prefix(id, &tokens).unwrap();
+            assert_eq!(found, 96 * pass, "round {round}, pass {pass}");
+            let (start, len) = (found, 100 - found);
+            assert!(cache.fits_new(None, &tokens, true, 16));
+            cache.reserve(id, len).unwrap();
+            let slices = [BatchSlice { sequence: id, row: 0, start, len }];
+            for layer in 0..2 {
+                cache.write(layer, &slices, &x[..len * 16], &x[..len * 16]).unwrap();
+            }
+            cache.commit(id, &tokens[start..]).unwrap();
+            cache.remove_sequence(id).unwrap();
+            cache.check_integrity().unwrap();
+        }
+    }
+    assert!(cache.stats().peak_physical_bytes > 100 << 10, "the pool was meant to be full");
+}
+
+#[test]
+fn values_that_cannot_be_stored_spoil_nothing_else() {
+    let l = layer(1, 1, 16);
+    let mut cache = cache(vec![l], 16, Recipe::F16, 1 << 20, false);
+    let id = cache.add_sequence(None);
+    cache.reserve(id, 4).unwrap();
+    let slices = [BatchSlice { sequence: id, row: 0, start: 0, len: 4 }];
+    let mut keys = vec![0.1f32; 64];
+    let mut values = vec![0.2f32; 64];
+    (keys[40], keys[41], values[50], values[60]) =
+        (f32::INFINITY, 1e6, f32::NAN, f32::NEG_INFINITY);
+    cache.write(0, &slices, &keys, &values).unwrap();
+    let mut out = vec![f32::NAN; 64];
+    let mut scratch = kvasir_cache::AttentionScratch::default();
+    cache.attend(0, &slices, &vec![0.3; 64], &mut out, &mut scratch).unwrap();
+    assert!(out.iter().all(|x| x.is_finite()), "{out:?}");
+    assert!(out[..32].iter().all(|x| (x - 0.2).abs() < 1e-3), "tokens before are untouched");
+    assert!(cache.stats().num_clamped >= 4);
+}

@@ -22,7 +22,8 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Reuse the blocks of equal prefixes (`--enable-prefix-caching`).
     pub enable_prefix_caching: bool,
-    /// Most requests waiting; more are refused (`--max-num-queued-reqs`).
+    /// Most requests waiting for their first step while others run; more are refused
+    /// (`--max-num-queued-reqs`).
     pub max_num_queued_reqs: Option<usize>,
     /// Compute threads; 0 is one per processor (`--threads`).
     pub threads: usize,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvasir_cache::{BatchSlice, KvCache};
-use kvasir_model::{ForwardBatch, Model, Runner, Threads, TokenDecoder, Tokenizer};
+use kvasir_model::{ForwardBatch, Model, Runner, Threads, Tokenizer};
 use rustc_hash::FxHashMap;
 
 use crate::config::EngineConfig;
@@ -124,7 +124,7 @@ impl Engine {
         self.runner.threads().count()
     }
 
-    /// Longest prompt + output in tokens. Any one request of this length fits the budget.
+    /// Longest prompt + output in tokens. A request of this length fits the budget when it is alone.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
     }
@@ -158,10 +158,7 @@ impl Engine {
         if self.requests.contains_key(&id) {
             return Err(EngineError::DuplicateRequest { id: id.to_string() });
         }
-        let waiting = self.scheduler.num_waiting();
-        if let Some(limit) = self.config.max_num_queued_reqs.filter(|limit| waiting >= *limit) {
-            return Err(EngineError::QueueFull { waiting, limit });
-        }
+        self.check_queue()?;
         let seed = params.seed.unwrap_or_else(|| {
             self.num_unseeded += 1;
             random::derive(self.config.seed, self.num_unseeded)
@@ -170,12 +167,12 @@ impl Engine {
             Some(max) => prompt.len().saturating_add(max).min(self.max_model_len),
             None => self.max_model_len,
         };
-        let params = Arc::new(params);
         let cache_salt: Option<Arc<str>> = cache_salt.map(Into::into);
+        let eos_ids = self.model.tokenizer().eos_ids();
+        let end_tokens = end_tokens(eos_ids, &params.stop_token_ids, params.ignore_eos);
         let keys = (0..params.n).map(|index| {
             let key = SeqKey(self.next_key);
             self.next_key += 1;
-            let decoder = TokenDecoder::continuing(params.skip_special_tokens);
             let sequence = Sequence {
                 request_id: id.clone(),
                 index,
@@ -185,7 +182,8 @@ impl Engine {
                 prompt_len: prompt.len(),
                 max_len,
                 seed,
-                text: TextStream::new(decoder, &params.stop, params.include_stop_str_in_output),
+                end_tokens: Arc::clone(&end_tokens),
+                text: TextStream::new(Arc::clone(&params)),
                 cache: None,
                 num_computed: 0,
                 num_cached: None,
@@ -206,10 +204,18 @@ impl Engine {
     /// [`EngineError::Cache`] if the books are wrong.
     pub fn abort(&mut self, id: &RequestId) -> Result<bool> {
         let Some(keys) = self.requests.remove(id) else { return Ok(false) };
-        for key in keys {
-            self.scheduler.remove(key, &mut self.cache)?;
-        }
+        self.scheduler.remove(&keys, &mut self.cache)?;
         Ok(true)
+    }
+
+    /// Refuses a request when too many wait. On an idle engine requests pass through the queue on their
+    /// way to the first batch, so a batch more may come.
+    fn check_queue(&self) -> Result<()> {
+        let Some(limit) = self.config.max_num_queued_reqs else { return Ok(()) };
+        let waiting = self.scheduler.num_unscheduled_requests();
+        let idle = self.scheduler.num_running() == 0;
+        let most = limit + if idle { self.config.max_num_seqs } else { 0 };
+        if waiting < most { Ok(()) } else { Err(EngineError::QueueFull { waiting, limit }) }
     }
 
     /// Runs one step: schedules, computes, samples. Does nothing if there is nothing to do.
@@ -222,6 +228,10 @@ impl Engine {
         self.stats.preemptions += plan.num_preempted as u64;
         self.note_admitted(&plan, &mut output);
         if plan.scheduled.is_empty() {
+            if plan.num_preempted == 0 && self.has_unfinished() {
+                let what = "requests wait, and none can be scheduled".to_owned();
+                return Err(EngineError::Integrity { what });
+            }
             return Ok(output);
         }
         self.stats.steps += 1;
@@ -273,10 +283,11 @@ impl Engine {
             let row = self.tokens.len();
             self.tokens.extend_from_slice(&sequence.tokens[start..start + len]);
             self.slices.push(BatchSlice { sequence: id, row, start, len });
-            if sequence.num_output() == 0 {
-                output.num_prefill_tokens += len;
+            // After a preemption, output is computed again like a prompt.
+            if len == 1 && start + 1 == sequence.tokens.len() && sequence.num_output() > 0 {
+                output.num_decode_tokens += 1;
             } else {
-                output.num_decode_tokens += len;
+                output.num_prefill_tokens += len;
             }
             if sequence.wants_prompt_logprobs() {
                 rows.extend(
@@ -311,12 +322,10 @@ impl Engine {
         let params = Arc::clone(&sequence.params);
         // Log probabilities are of the raw logits; the sampler changes them.
         let raw = params.logprobs.map(|top| (top, logits.to_vec()));
-        let eos_ids = self.model.tokenizer().eos_ids();
-        let end_tokens = end_tokens(eos_ids, &params.stop_token_ids, params.ignore_eos);
         let context = Context {
             tokens: &sequence.tokens,
             prompt_len: sequence.prompt_len,
-            end_tokens: &end_tokens,
+            end_tokens: &sequence.end_tokens,
             seed: sequence.seed,
             index: sequence.index,
         };
@@ -326,7 +335,7 @@ impl Engine {
         sequence.tokens.push(token);
         self.stats.generation_tokens += 1;
 
-        let (text, finish) = advance(sequence, token, eos_ids, self.model.tokenizer());
+        let (text, finish) = advance(sequence, token, self.model.tokenizer());
         let prompt_logprobs = (first
             && sequence.params.prompt_logprobs.is_some()
             && sequence.index == 0)
@@ -368,7 +377,8 @@ impl Engine {
     }
 
     fn finish(&mut self, key: SeqKey) -> Result<()> {
-        let Some(sequence) = self.scheduler.remove(key, &mut self.cache)? else { return Ok(()) };
+        let removed = self.scheduler.remove(&[key], &mut self.cache)?;
+        let Some(sequence) = removed.first() else { return Ok(()) };
         if let Some(keys) = self.requests.get_mut(&sequence.request_id) {
             keys.retain(|k| *k != key);
             if keys.is_empty() {
@@ -394,6 +404,8 @@ impl Engine {
             kv_evictable_bytes: cache.evictable_bytes,
             kv_budget_bytes: cache.budget_bytes,
             kv_peak_physical_bytes: cache.peak_physical_bytes,
+            kv_reserved_bytes: cache.reserved_bytes,
+            kv_clamped_values: cache.num_clamped,
             ..self.stats.clone()
         }
     }
@@ -432,7 +444,7 @@ impl Engine {
 }
 
 /// Tokens that end a sequence.
-fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool) -> Vec<TokenId> {
+fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool) -> Arc<[TokenId]> {
     let eos = if ignore_eos { &[] } else { eos_ids };
     eos.iter().chain(stop_token_ids).copied().collect()
 }
@@ -442,21 +454,19 @@ fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool)
 fn advance(
     sequence: &mut Sequence,
     token: TokenId,
-    eos_ids: &[TokenId],
     tokenizer: &Tokenizer,
 ) -> (String, Option<(FinishReason, Option<StopReason>)>) {
     let params = &sequence.params;
     // `min_tokens` tokens must stand before anything may end the sequence.
     let may_stop = sequence.tokens.len() - sequence.prompt_len > params.min_tokens;
-    let is_stop = params.stop_token_ids.contains(&token);
-    let is_eos = !params.ignore_eos && eos_ids.contains(&token);
-    if may_stop && (is_stop || is_eos) {
+    if may_stop && sequence.end_tokens.contains(&token) {
         let mut text = String::new();
         if params.include_stop_str_in_output {
             text = sequence.text.push(tokenizer, token, false).text;
         }
         text.push_str(&sequence.text.flush());
-        let stop = (is_stop && !is_eos).then_some(StopReason::Token(token));
+        let is_eos = !params.ignore_eos && tokenizer.eos_ids().contains(&token);
+        let stop = (!is_eos).then_some(StopReason::Token(token));
         return (text, Some((FinishReason::Stop, stop)));
     }
     let shown = sequence.text.push(tokenizer, token, may_stop);

@@ -26,5 +26,7 @@ pub use request::{
     Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
     TokenLogprobs,
 };
-pub use sampling_params::{MAX_LOGPROBS, MAX_N, SamplingParams};
+pub use sampling_params::{
+    MAX_LOGPROBS, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, SamplingParams,
+};
 pub use stats::EngineStats;

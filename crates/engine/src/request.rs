@@ -30,8 +30,8 @@ pub struct Request {
     pub id: RequestId,
     /// At least one token.
     pub prompt: Vec<TokenId>,
-    /// How to sample.
-    pub params: SamplingParams,
+    /// How to sample; shared by all sequences of the request, and by requests of one submission.
+    pub params: Arc<SamplingParams>,
     /// Tenant boundary of the prefix cache: requests share blocks only within equal salts.
     pub cache_salt: Option<String>,
 }
@@ -64,7 +64,7 @@ pub struct TokenLogprobs {
     /// Natural logarithm of its probability under the raw logits (before penalties and
     /// temperature), as vLLM reports.
     pub logprob: f32,
-    /// 1 for the most likely token.
+    /// Tokens at least as likely: 1 for the most likely one.
     pub rank: usize,
     /// The most likely tokens, best first.
     pub top: Vec<(TokenId, f32)>,

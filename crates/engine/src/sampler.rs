@@ -29,6 +29,8 @@ pub(crate) struct Sampler {
     counts: FxHashMap<TokenId, u32>,
 }
 
+/// Lower temperatures than this, but for 0, count as this: weights would lose all their digits.
+const MIN_TEMPERATURE: f32 = 0.01;
 /// Candidates looked at before sorting a whole vocabulary.
 const FIRST_LOOK: usize = 512;
 
@@ -92,7 +94,8 @@ impl Sampler {
         if !max.is_finite() {
             return argmax(logits);
         }
-        let weight = |logit: f32| ((logit - max) / params.temperature).exp();
+        let temperature = params.temperature.max(MIN_TEMPERATURE);
+        let weight = |logit: f32| ((logit - max) / temperature).exp();
         let candidates = &mut self.candidates;
         candidates.clear();
         // min_p is relative to the most likely token, whose weight is 1.
@@ -169,7 +172,7 @@ pub(crate) fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogpr
     let lse = kvasir_model::log_sum_exp(logits);
     let logprob = |logit: f32| (f64::from(logit) - lse) as f32;
     let chosen = logits[token as usize];
-    let rank = 1 + logits.iter().filter(|l| **l > chosen).count();
+    let rank = logits.iter().filter(|l| **l >= chosen).count();
     // Insertion into a short sorted list: `top` is at most a few dozen.
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(top + 1);
     for (id, logit) in logits.iter().enumerate() {

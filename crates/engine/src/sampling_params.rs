@@ -75,6 +75,12 @@ impl Default for SamplingParams {
 pub const MAX_LOGPROBS: usize = 64;
 /// Most sequences a request may ask for.
 pub const MAX_N: usize = 128;
+/// Most stop strings, and most bytes in one: every one is searched after every token.
+pub const MAX_STOP_STRINGS: usize = 64;
+/// Most bytes in a stop string.
+pub const MAX_STOP_BYTES: usize = 1024;
+/// Most stop tokens.
+pub const MAX_STOP_TOKENS: usize = 1024;
 
 impl SamplingParams {
     /// Greedy decoding of at most `max_tokens` tokens.
@@ -127,6 +133,20 @@ impl SamplingParams {
         if self.stop.iter().any(String::is_empty) {
             return Err(bad("stop", "strings that are not empty".to_owned(), "\"\""));
         }
+        if self.stop.len() > MAX_STOP_STRINGS {
+            return Err(bad(
+                "stop",
+                format!("at most {MAX_STOP_STRINGS} strings"),
+                self.stop.len(),
+            ));
+        }
+        if let Some(long) = self.stop.iter().map(String::len).find(|len| *len > MAX_STOP_BYTES) {
+            return Err(bad("stop", format!("strings of at most {MAX_STOP_BYTES} bytes"), long));
+        }
+        if self.stop_token_ids.len() > MAX_STOP_TOKENS {
+            let expected = format!("at most {MAX_STOP_TOKENS} tokens");
+            return Err(bad("stop_token_ids", expected, self.stop_token_ids.len()));
+        }
         let biased = self.logit_bias.iter().map(|(token, _)| ("logit_bias", *token));
         let stops = self.stop_token_ids.iter().map(|token| ("stop_token_ids", *token));
         for (param, token) in biased.chain(stops) {
@@ -153,7 +173,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_named() {
         type Change = fn(&mut SamplingParams);
-        let wrong: [(&str, Change); 14] = [
+        let wrong: [(&str, Change); 17] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_p", |p| p.top_p = 0.0),
@@ -167,6 +187,9 @@ mod tests {
             ("n", |p| (p.n, p.temperature) = (2, 0.0)),
             ("logprobs", |p| p.logprobs = Some(65)),
             ("stop", |p| p.stop = vec![String::new()]),
+            ("stop", |p| p.stop = vec!["x".repeat(1025)]),
+            ("stop", |p| p.stop = vec!["x".to_owned(); 65]),
+            ("stop_token_ids", |p| p.stop_token_ids = vec![1; 1025]),
             ("logit_bias", |p| p.logit_bias = vec![(10, 0.0)]),
         ];
         assert!(SamplingParams::default().validate(10).is_ok());

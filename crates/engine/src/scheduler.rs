@@ -1,7 +1,7 @@
 //! Which tokens the next step computes. No model, no clock: requests and a cache in, a plan out.
 //!
 //! Every step: one token for each sequence in decode, then chunks of unfinished prompts in order of
-//! arrival, then new sequences, until the token budget, the sequence limit or the cache is full. When
+//! admission, then new sequences, until the token budget, the sequence limit or the cache is full. When
 //! the cache has no room for a running sequence, the youngest one is preempted: its blocks are freed
 //! (sealed ones stay in the prefix cache while there is room) and it goes back to the head of the queue,
 //! to be recomputed. The oldest sequence therefore always advances.
@@ -66,15 +66,27 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Forgets a sequence and frees its blocks.
-    pub(crate) fn remove(&mut self, key: SeqKey, cache: &mut KvCache) -> Result<Option<Sequence>> {
-        self.running.retain(|k| *k != key);
-        self.waiting.retain(|k| *k != key);
-        let mut sequence = self.sequences.remove(&key);
-        if let Some(id) = sequence.as_mut().and_then(|s| s.cache.take()) {
+    /// Requests of which no token has been computed yet.
+    pub(crate) fn num_unscheduled_requests(&self) -> usize {
+        let waiting = self.waiting.iter().filter_map(|key| self.sequences.get(key));
+        waiting.filter(|s| s.index == 0 && s.num_cached.is_none()).count()
+    }
+
+    /// Forgets sequences and frees their blocks. One pass over each list, however many there are.
+    pub(crate) fn remove(&mut self, keys: &[SeqKey], cache: &mut KvCache) -> Result<Vec<Sequence>> {
+        let mut removed: Vec<Sequence> =
+            keys.iter().filter_map(|key| self.sequences.remove(key)).collect();
+        let held = &self.sequences;
+        if removed.iter().any(|s| s.cache.is_some()) {
+            self.running.retain(|key| held.contains_key(key));
+        }
+        if removed.iter().any(|s| s.cache.is_none()) {
+            self.waiting.retain(|key| held.contains_key(key));
+        }
+        for id in removed.iter_mut().filter_map(|s| s.cache.take()) {
             cache.remove_sequence(id)?;
         }
-        Ok(sequence)
+        Ok(removed)
     }
 
     /// Plans a step and reserves its tokens in the cache.
@@ -157,7 +169,7 @@ impl Scheduler {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.max_num_seqs && *budget > 0 {
             let key = self.waiting[at];
-            if self.waits_for_sibling(key) {
+            if cache.prefix_caching() && self.waits_for_sibling(key) {
                 at += 1;
                 continue;
             }
@@ -166,32 +178,36 @@ impl Scheduler {
                 self.waiting.remove(at);
                 continue;
             };
-            let id = cache.add_sequence(sequence.cache_salt.as_deref());
-            let cached = match sequence.wants_prompt_logprobs() {
-                true => 0,
-                false => cache.match_prefix(id, &sequence.tokens)?,
-            };
-            let remaining = sequence.tokens.len() - cached;
-            let len = remaining.min(*budget);
+            let (salt, reuse) = (sequence.cache_salt.as_deref(), !sequence.wants_prompt_logprobs());
             // All that is left of the prompt must fit, and a block to grow into: half a prompt in a full
-            // cache would only wait there. Alone, whatever was accepted fits.
+            // cache would only wait there.
             let headroom = cache.geometry().block_size();
-            let fits = alone || cache.fits(id, remaining + headroom)?;
-            let reserved = match fits {
-                true => cache.reserve(id, len),
-                false => Ok(()),
-            };
-            match reserved {
-                Ok(()) if fits => {}
-                Ok(()) | Err(CacheError::Exhausted { .. }) => {
+            if !alone && !cache.fits_new(salt, &sequence.tokens, reuse, headroom) {
+                return Ok(());
+            }
+            let id = cache.add_sequence(salt);
+            let cached = if reuse { cache.match_prefix(id, &sequence.tokens)? } else { 0 };
+            let mut admitted = (id, cached);
+            let len = (sequence.tokens.len() - cached).min(*budget);
+            match cache.reserve(id, len) {
+                Ok(()) => {}
+                Err(CacheError::Exhausted { .. }) if !alone => {
                     cache.remove_sequence(id)?;
                     return Ok(());
                 }
-                Err(other) => {
+                // Alone, what was accepted fits an empty pool, so empty it: slots that the prefix cache
+                // keeps may hold the room in pieces.
+                Err(CacheError::Exhausted { .. }) => {
                     cache.remove_sequence(id)?;
-                    return Err(other.into());
+                    cache.reset_prefix_cache()?;
+                    let id = cache.add_sequence(salt);
+                    admitted = (id, 0);
+                    cache.reserve(id, sequence.tokens.len().min(*budget))?;
                 }
+                Err(other) => return Err(other.into()),
             }
+            let (id, cached) = admitted;
+            let len = (sequence.tokens.len() - cached).min(*budget);
             sequence.cache = Some(id);
             sequence.num_computed = cached;
             if sequence.num_cached.is_none() {

@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     /// Most tokens of prompt and output.
     pub(crate) max_len: usize,
     pub(crate) seed: u64,
+    /// Tokens that end the sequence.
+    pub(crate) end_tokens: Arc<[TokenId]>,
     pub(crate) text: TextStream,
     /// Set while running.
     pub(crate) cache: Option<SequenceId>,

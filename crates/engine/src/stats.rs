@@ -18,6 +18,10 @@ pub struct EngineStats {
     pub kv_budget_bytes: usize,
     /// Most `kv_physical_bytes` ever seen.
     pub kv_peak_physical_bytes: usize,
+    /// Bytes the pool has taken from the budget: whole slabs, so at least `kv_physical_bytes`.
+    pub kv_reserved_bytes: usize,
+    /// Counter: keys and values that were NaN, infinite or too large to store.
+    pub kv_clamped_values: u64,
     /// Counter: prompt tokens of admitted requests.
     pub prompt_tokens: u64,
     /// Counter: prompt tokens found in the prefix cache.

@@ -1,15 +1,18 @@
 //! Text of one sequence: detokenising, stop strings across token borders, and what may be shown already.
 
+use std::sync::Arc;
+
 use kvasir_model::{TokenDecoder, Tokenizer};
 
 use crate::request::TokenId;
+use crate::sampling_params::SamplingParams;
 
 /// Turns tokens into text that will not be taken back.
 #[derive(Debug)]
 pub(crate) struct TextStream {
     decoder: TokenDecoder,
-    stop: Vec<String>,
-    include_stop: bool,
+    /// For its stop strings.
+    params: Arc<SamplingParams>,
     /// Text not shown yet: it ends with what may be the beginning of a stop string.
     pending: String,
 }
@@ -24,8 +27,9 @@ pub(crate) struct Shown {
 }
 
 impl TextStream {
-    pub(crate) fn new(decoder: TokenDecoder, stop: &[String], include_stop: bool) -> Self {
-        Self { decoder, stop: stop.to_vec(), include_stop, pending: String::new() }
+    pub(crate) fn new(params: Arc<SamplingParams>) -> Self {
+        let decoder = TokenDecoder::continuing(params.skip_special_tokens);
+        Self { decoder, params, pending: String::new() }
     }
 
     /// Adds a token. With `may_stop` unset (`min_tokens`) stop strings are plain text.
@@ -41,12 +45,13 @@ impl TextStream {
         }
         // The earliest stop string wins, of those at one place the first in the list.
         let found = self
+            .params
             .stop
             .iter()
             .filter_map(|stop| self.pending.find(stop.as_str()).map(|at| (at, stop)))
             .min_by_key(|(at, _)| *at);
         if let Some((at, stop)) = found {
-            let end = if self.include_stop { at + stop.len() } else { at };
+            let end = if self.params.include_stop_str_in_output { at + stop.len() } else { at };
             let text = self.pending[..end].to_owned();
             let stopped_by = Some(stop.clone());
             self.pending.clear();
@@ -63,7 +68,7 @@ impl TextStream {
             let most = self.pending.len().min(stop.len().saturating_sub(1));
             (1..=most).rev().find(|n| self.pending.as_bytes().ends_with(&stop.as_bytes()[..*n]))
         };
-        self.stop.iter().filter_map(longest).max().unwrap_or(0)
+        self.params.stop.iter().filter_map(longest).max().unwrap_or(0)
     }
 
     /// The rest, when the sequence ends without a stop string.
@@ -81,8 +86,10 @@ mod tests {
     use super::*;
 
     fn stream(stop: &[&str], include: bool) -> TextStream {
-        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        TextStream::new(TokenDecoder::continuing(true), &stop, include)
+        let stop = stop.iter().map(|s| (*s).to_owned()).collect();
+        let include_stop_str_in_output = include;
+        let params = SamplingParams { stop, include_stop_str_in_output, ..Default::default() };
+        TextStream::new(Arc::new(params))
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn engine(config: EngineConfig) -> Engine {
 }
 
 fn request(id: &str, prompt: &[u32], params: SamplingParams) -> Request {
-    Request { id: id.into(), prompt: prompt.to_vec(), params, cache_salt: None }
+    Request { id: id.into(), prompt: prompt.to_vec(), params: params.into(), cache_salt: None }
 }
 
 /// Tokens that look random but are not.
@@ -291,7 +291,7 @@ fn abort_frees_everything_at_once() {
 
 #[test]
 fn bad_requests_are_refused_and_change_nothing() {
-    let mut engine = engine(EngineConfig { max_num_queued_reqs: Some(1), ..config() });
+    let mut engine = engine(config());
     let refuse = |engine: &mut Engine, request: Request| engine.add_request(request).unwrap_err();
     assert!(matches!(refuse(&mut engine, request("a", &[], greedy(1))), EngineError::EmptyPrompt));
     let unknown = request("a", &[TINY_VOCAB as u32], greedy(1));
@@ -302,9 +302,48 @@ fn bad_requests_are_refused_and_change_nothing() {
     engine.add_request(request("a", &[1], greedy(1))).unwrap();
     let twice = refuse(&mut engine, request("a", &[1], greedy(1)));
     assert!(matches!(twice, EngineError::DuplicateRequest { .. }));
-    let full = refuse(&mut engine, request("b", &[1], greedy(1)));
-    assert!(matches!(full, EngineError::QueueFull { waiting: 1, limit: 1 }));
     assert_eq!(run(&mut engine).len(), 1);
+    empty(&mut engine);
+}
+
+#[test]
+fn the_queue_limit_counts_what_waits_while_others_run() {
+    let limited = EngineConfig { max_num_queued_reqs: Some(2), max_num_seqs: 1, ..config() };
+    let mut engine = engine(limited);
+    let mut add = |id: &str| {
+        let added = engine.add_request(request(id, &[1], greedy(20)));
+        engine.step().unwrap();
+        added
+    };
+    // One runs, two wait; a preempted or running one does not count.
+    for id in ["a", "b", "c"] {
+        add(id).unwrap();
+    }
+    let full = add("d").unwrap_err();
+    assert!(matches!(full, EngineError::QueueFull { waiting: 2, limit: 2 }), "{full}");
+    assert_eq!(run(&mut engine).len(), 3);
+    // An idle engine takes a batch beyond the limit: it does not wait.
+    for id in ["a", "b", "c"] {
+        engine.add_request(request(id, &[1], greedy(1))).unwrap();
+    }
+    assert!(engine.add_request(request("d", &[1], greedy(1))).is_err());
+    run(&mut engine);
+    empty(&mut engine);
+}
+
+#[test]
+fn aborting_thousands_of_sequences_leaves_nothing() {
+    let mut engine = engine(config());
+    let params = SamplingParams { n: 128, max_tokens: Some(5), ..Default::default() };
+    for i in 0..200 {
+        let id = i.to_string();
+        engine.add_request(request(&id, &prompt(20, i), params.clone())).unwrap();
+    }
+    engine.step().unwrap();
+    for i in 0..200 {
+        assert!(engine.abort(&RequestId::from(i.to_string().as_str())).unwrap());
+    }
+    assert!(!engine.has_unfinished());
     empty(&mut engine);
 }
 
@@ -378,7 +417,7 @@ proptest! {
                     let added = engine.add_request(Request {
                         id: RequestId::from(i.to_string().as_str()),
                         prompt: prompt(len, len as u32 % 2),
-                        params,
+                        params: params.into(),
                         cache_salt: salt,
                     });
                     match added {

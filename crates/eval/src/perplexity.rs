@@ -61,7 +61,7 @@ pub fn measure(
         engine.add_request(Request {
             id: RequestId::from(id.as_str()),
             prompt: window.to_vec(),
-            params,
+            params: params.into(),
             cache_salt: None,
         })?;
         let mut found = None;

@@ -205,7 +205,12 @@ mod tests {
     }
 
     fn request(prompt: Vec<TokenId>) -> Request {
-        Request { id: "r".into(), prompt, params: SamplingParams::default(), cache_salt: None }
+        Request {
+            id: "r".into(),
+            prompt,
+            params: SamplingParams::default().into(),
+            cache_salt: None,
+        }
     }
 
     fn output(id: &str, tokens: &[TokenId], text: &str, last: bool) -> SequenceOutput {

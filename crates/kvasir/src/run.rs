@@ -89,7 +89,7 @@ fn completion(engine: &Engine, prompt: &str, sampling: &SamplingArgs) -> Result<
     Ok(Request {
         id: "run".into(),
         prompt: engine.tokenizer().encode(prompt, true)?,
-        params: sampling.sampling_params(fresh_seed()),
+        params: sampling.sampling_params(fresh_seed()).into(),
         cache_salt: None,
     })
 }

@@ -144,7 +144,8 @@ impl Model {
             query_heads: s.query_heads,
             kv_heads: s.kv_heads,
             head_dim: s.head_dim,
-            window: l.window,
+            // A window of the whole context is none.
+            window: l.window.filter(|w| *w < s.context_length),
             rope: l.rope,
             score_scale: s.score_scale,
             score_cap: s.score_cap,

@@ -84,6 +84,8 @@ struct EngineMetrics {
     evictable_bytes: Gauge,
     budget_bytes: Gauge,
     peak_physical_bytes: Gauge,
+    reserved_bytes: Gauge,
+    clamped_values: Counter,
     compression_ratio: FloatGauge,
 }
 
@@ -225,8 +227,18 @@ impl EngineMetrics {
             m.peak_physical_bytes.clone(),
         );
         r.register(
+            "kvasir_kv_reserved_bytes",
+            "Bytes taken from the budget: whole slabs and metadata",
+            m.reserved_bytes.clone(),
+        );
+        r.register(
+            "kvasir_kv_clamped_values",
+            "Keys and values that were NaN, infinite or too large to store",
+            m.clamped_values.clone(),
+        );
+        r.register(
             "kvasir_kv_compression_ratio",
-            "Logical bytes by physical bytes in use (0 when nothing runs)",
+            "Logical bytes by physical bytes (0 when nothing is cached)",
             m.compression_ratio.clone(),
         );
         m
@@ -269,6 +281,8 @@ impl EngineMetrics {
         gauge(&self.evictable_bytes, stats.kv_evictable_bytes);
         gauge(&self.budget_bytes, stats.kv_budget_bytes);
         gauge(&self.peak_physical_bytes, stats.kv_peak_physical_bytes);
+        gauge(&self.reserved_bytes, stats.kv_reserved_bytes);
+        counter(&self.clamped_values, stats.kv_clamped_values);
     }
 }
 

@@ -34,8 +34,11 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
 
 /// A codec whose rows can be written one by one: what tails are made of.
 pub trait TailCodec: Codec {
-    /// Overwrites row `row`. `x`: `[dim]`.
+    /// Overwrites row `row`. `x`: `[dim]`, within ±[`Self::largest`].
     fn write_row(&self, row: usize, x: &[f32], slot: &mut [u8]);
+
+    /// The largest magnitude a row can hold.
+    fn largest(&self) -> f32;
 }
 
 /// The codecs that exist.

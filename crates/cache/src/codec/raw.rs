@@ -24,7 +24,7 @@ impl Codec for RawF16 {
     }
 
     fn encode(&self, rows: &[f32], _dim: usize, slot: &mut [u8]) {
-        f32_to_f16(rows, cast_slice_mut(slot));
+        f32_to_f16(rows, cast_slice_mut(&mut slot[..2 * rows.len()]));
     }
 
     fn decode(&self, slot: &[u8], _dim: usize, out: &mut [f32]) {
@@ -42,6 +42,10 @@ impl TailCodec for RawF16 {
         let at = 2 * row * x.len();
         f32_to_f16(x, cast_slice_mut(&mut slot[at..at + 2 * x.len()]));
     }
+
+    fn largest(&self) -> f32 {
+        f16::MAX.to_f32()
+    }
 }
 
 impl Codec for RawF32 {
@@ -54,7 +58,7 @@ impl Codec for RawF32 {
     }
 
     fn encode(&self, rows: &[f32], _dim: usize, slot: &mut [u8]) {
-        slot.copy_from_slice(cast_slice(rows));
+        slot[..4 * rows.len()].copy_from_slice(cast_slice(rows));
     }
 
     fn decode(&self, slot: &[u8], _dim: usize, out: &mut [f32]) {
@@ -71,6 +75,10 @@ impl TailCodec for RawF32 {
     fn write_row(&self, row: usize, x: &[f32], slot: &mut [u8]) {
         let at = 4 * row * x.len();
         slot[at..at + 4 * x.len()].copy_from_slice(cast_slice(x));
+    }
+
+    fn largest(&self) -> f32 {
+        f32::MAX
     }
 }
 

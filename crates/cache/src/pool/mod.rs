@@ -1,6 +1,6 @@
 //! The block pool: byte-budgeted slabs of equally sized slots, with reference counts.
 //!
-//! Memory is taken in slabs. A slab serves one slot size while any of its slots is in use and any
+//! Slots are multiples of a cache line. Memory is taken in slabs. A slab serves one slot size while any of its slots is in use and any
 //! size after, so recipes with several slot sizes share one budget. The budget bounds slabs plus
 //! metadata (tables) at all times: [`BlockPool::reserved_bytes`] never exceeds it.
 
@@ -10,6 +10,10 @@ use crate::error::{CacheError, Result};
 
 /// Bits of a slot's index inside its slab.
 const INDEX_BITS: u32 = 12;
+/// Bits of a slab's index.
+const MAX_SLABS_BITS: u32 = 32 - INDEX_BITS;
+/// Slots begin on cache lines, so that codecs may view them as numbers of any size.
+const SLOT_ALIGNMENT: usize = 64;
 /// Slab size for ordinary budgets.
 const SLAB_BYTES: usize = 256 << 10;
 /// Buffers of empty slabs kept for reuse; the rest go back to the operating system.
@@ -50,11 +54,13 @@ struct Class {
 struct Slab {
     buffer: AlignedBytes,
     class: usize,
+    /// Where the slab stands in its class's `open` list, if it has a free slot.
+    open_at: Option<usize>,
     ref_counts: Vec<u32>,
     free: Vec<u16>,
 }
 
-/// See the module's documentation. All operations are O(1) but for the slab's first use.
+/// See the module's documentation. Operations are O(1), but for those that open or empty a slab.
 #[derive(Debug)]
 pub struct BlockPool {
     budget_bytes: usize,
@@ -74,9 +80,11 @@ impl BlockPool {
     /// asked for.
     pub fn new(budget_bytes: usize, largest_slot: usize) -> Self {
         // Small budgets get small slabs, so that rounding to slabs costs a few percent at most.
-        let largest_slot = largest_slot.max(64);
+        let largest_slot = largest_slot.next_multiple_of(SLOT_ALIGNMENT).max(SLOT_ALIGNMENT);
         let slots = (budget_bytes / 64).clamp(largest_slot, SLAB_BYTES.max(largest_slot));
-        let slab_bytes = slots / largest_slot * largest_slot;
+        // Slot ids have 32 bits: huge budgets get larger slabs.
+        let slab_bytes = (slots / largest_slot * largest_slot).max(budget_bytes >> MAX_SLABS_BITS);
+        let slab_bytes = slab_bytes.next_multiple_of(largest_slot);
         Self {
             budget_bytes,
             slab_bytes,
@@ -91,12 +99,15 @@ impl BlockPool {
         }
     }
 
-    /// Registers a slot size (or finds it).
+    /// Registers a slot size (or finds it), rounded up to whole cache lines. It must not be above the
+    /// `largest_slot` given to [`Self::new`].
     pub fn class(&mut self, slot_bytes: usize) -> ClassId {
+        let slot_bytes = slot_bytes.next_multiple_of(SLOT_ALIGNMENT).max(SLOT_ALIGNMENT);
+        debug_assert!(slot_bytes <= self.slab_bytes, "a slot of {slot_bytes} bytes");
         if let Some(found) = self.classes.iter().position(|c| c.slot_bytes == slot_bytes) {
             return ClassId(found);
         }
-        let slots_per_slab = (self.slab_bytes / slot_bytes.max(1)).clamp(1, 1 << INDEX_BITS);
+        let slots_per_slab = (self.slab_bytes / slot_bytes).clamp(1, 1 << INDEX_BITS);
         self.classes.push(Class { slot_bytes, slots_per_slab, open: Vec::new(), free_slots: 0 });
         ClassId(self.classes.len() - 1)
     }
@@ -163,6 +174,7 @@ impl BlockPool {
         };
         if slab.free.is_empty() {
             c.open.pop();
+            slab.open_at = None;
         }
         slab.ref_counts[usize::from(index)] = 1;
         c.free_slots -= 1;
@@ -184,6 +196,7 @@ impl BlockPool {
         let slab = Slab {
             buffer: self.spare.pop().unwrap_or_else(|| AlignedBytes::zeroed(self.slab_bytes)),
             class: class.0,
+            open_at: Some(c.open.len()),
             ref_counts: vec![0; c.slots_per_slab],
             // Popped from the end: low indices first.
             free: (0..c.slots_per_slab as u16).rev().collect(),
@@ -241,14 +254,21 @@ impl BlockPool {
         let Some(slab) = self.slabs.get_mut(slot.slab()).and_then(Option::as_mut) else { return };
         let c = &mut self.classes[slab.class];
         if slab.free.is_empty() {
+            slab.open_at = Some(c.open.len());
             c.open.push(slot.slab());
         }
         slab.free.push(slot.index() as u16);
         c.free_slots += 1;
         self.used_bytes -= c.slot_bytes;
         if slab.free.len() == c.slots_per_slab {
-            c.open.retain(|s| *s != slot.slab());
             c.free_slots -= c.slots_per_slab;
+            if let Some(at) = slab.open_at {
+                c.open.swap_remove(at);
+                let moved = c.open.get(at).copied();
+                if let Some(Some(moved)) = moved.map(|m| &mut self.slabs[m]) {
+                    moved.open_at = Some(at);
+                }
+            }
             self.vacant.push(slot.slab());
             self.num_slabs -= 1;
             if let Some(slab) = self.slabs[slot.slab()].take()
@@ -363,7 +383,8 @@ impl BlockPool {
             if let Some(slot) = slab.free.iter().find(|s| slab.ref_counts[usize::from(**s)] != 0) {
                 return Err(integrity(format!("slab {index}: slot {slot} is free and in use")));
             }
-            if class.open.contains(&index) == slab.free.is_empty() {
+            let listed = slab.open_at.is_some_and(|at| class.open.get(at) == Some(&index));
+            if listed == slab.free.is_empty() || listed != slab.open_at.is_some() {
                 return Err(integrity(format!("slab {index}: wrongly listed as open or full")));
             }
             used_bytes += used * class.slot_bytes;

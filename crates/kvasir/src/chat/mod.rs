@@ -147,7 +147,7 @@ impl Chat {
             id: format!("chat-{}", self.turns).as_str().into(),
             // The template writes the special tokens itself.
             prompt: self.engine.tokenizer().encode(&prompt, false)?,
-            params: self.sampling.sampling_params(fresh_seed()),
+            params: self.sampling.sampling_params(fresh_seed()).into(),
             cache_salt: None,
         };
         generate(&mut self.engine, request, &self.interrupt, print_text)

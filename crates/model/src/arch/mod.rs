@@ -1,5 +1,5 @@
 //! Architectures: one file each, turning a model's metadata into a [`DecoderSpec`]. The forward pass
-//! (`decoder/`) is one for all: what differs is in the spec.
+//! (`decoder.rs`) is one for all: what differs is in the spec.
 //!
 //! To add an architecture: a file here with `fn spec(&Config) -> Result<DecoderSpec>`, a line in
 //! `ARCHITECTURES`, and tiny golden models (`scripts/make_arch_goldens.py`).

@@ -331,7 +331,7 @@ fn check_tokens(list: &[Value], path: &str) -> Result<(), ApiError> {
 }
 
 /// Most prompts in one request; each becomes a request of the engine.
-const MAX_PROMPTS: usize = 2048;
+const MAX_PROMPTS: usize = 1024;
 
 fn check_prompt(value: &Value, path: &str) -> Result<(), ApiError> {
     let list = match value {

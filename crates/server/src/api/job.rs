@@ -92,7 +92,8 @@ impl Progress {
 
     /// Counts an output of a choice.
     pub(crate) fn absorb(&mut self, prompt: usize, choice: usize, output: &SequenceOutput) {
-        if let Some(cached) = self.cached.get_mut(prompt) {
+        // The first sequence says what the prompt found; the others find what the first computed.
+        if let Some(cached) = self.cached.get_mut(prompt).filter(|_| output.index == 0) {
             *cached = output.num_cached_tokens;
         }
         if let Some(tokens) = self.output_tokens.get_mut(choice) {

@@ -67,11 +67,12 @@ async fn generate(
 /// One request of the engine per prompt.
 fn requests(job: &Job, meta: &Meta) -> Vec<Request> {
     let cache_salt = meta.tenant.salt(job.options.cache_salt.as_deref());
+    let params = Arc::new(job.options.params.clone());
     let request = |prompt: &PromptInput| Request {
         // The driver puts a unique one.
         id: RequestId::from(job.id.as_str()),
         prompt: prompt.tokens.clone(),
-        params: job.options.params.clone(),
+        params: Arc::clone(&params),
         cache_salt: cache_salt.clone(),
     };
     job.prompts.iter().map(request).collect()

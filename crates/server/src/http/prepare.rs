@@ -84,6 +84,9 @@ pub(super) fn completion(
     job(loaded, api, format!("cmpl-{id}"), model, request.common, prompts, explicit)
 }
 
+/// Most sequences that one body may ask for, prompts × n.
+const MAX_SEQUENCES: usize = 1024;
+
 fn job(
     loaded: &Loaded,
     api: Api,
@@ -99,6 +102,12 @@ fn job(
     if let Some(token) = biased.copied().find(|token| outside(token)) {
         let what = format!("names token {token}, outside a vocabulary of {}", text.vocab_size());
         return Err(ApiError::bad_field("logit_bias", what));
+    }
+    let sequences = prompts.len() * options.params.n;
+    if sequences > MAX_SEQUENCES {
+        let what =
+            format!("times the number of prompts must be at most {MAX_SEQUENCES}, got {sequences}");
+        return Err(ApiError::bad_field("n", what));
     }
     // A limit the client has chosen must be reachable; a default is cut to what is left.
     if let Some(max_tokens) = options.params.max_tokens.filter(|_| explicit_max_tokens) {
