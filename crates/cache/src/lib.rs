@@ -12,6 +12,7 @@
 //! Not its job: requests, scheduling policy, sampling, model weights.
 #![forbid(unsafe_code)]
 
+mod append;
 mod attention;
 pub mod codec;
 mod config;
