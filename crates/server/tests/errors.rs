@@ -27,6 +27,7 @@ fn bad_fields_are_400_and_named() {
         (COMPLETIONS, json!({"prompt": "x", "temperature": -1}), "temperature"),
         (COMPLETIONS, json!({"prompt": "x", "max_tokens": -5}), "max_tokens"),
         (COMPLETIONS, json!({"prompt": "x", "n": 1.5}), "n"),
+        (COMPLETIONS, json!({"prompt": vec!["x"; 9], "n": 128}), "n"),
         (COMPLETIONS, json!({"prompt": "x", "top_p": 1.5}), "top_p"),
         (COMPLETIONS, json!({"prompt": "x", "stream": "yes"}), "stream"),
         (COMPLETIONS, json!({"prompt": "x", "suffix": "y"}), "suffix"),
