@@ -1,7 +1,8 @@
 //! How tokens get into the cache: reserve → write (layer by layer) → commit → seal.
 
 use crate::attention::BatchSlice;
-use crate::codec::TailCodec;
+use crate::codec::{Part, TailCodec};
+use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
 use crate::kv_cache::{KvCache, find};
 use crate::pool::SlotId;
@@ -19,12 +20,20 @@ impl KvCache {
             let end = sequence.num_tokens + count;
             let blocks = cache.geometry.blocks_for(end).saturating_sub(sequence.num_blocks());
             let metadata = blocks * cache.geometry.table_bytes_per_block();
-            let slots: Vec<_> = cache.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+            // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
+            let prepared = sequence.num_sealed + sequence.seal_slots.len();
+            let seals = match cache.sealed_class.is_empty() {
+                true => 0,
+                false => (end / cache.geometry.block_size()).saturating_sub(prepared),
+            };
+            let tails = cache.block_slots.iter().map(|(c, n)| (*c, n * blocks));
+            let sealed = cache.sealed_slots.iter().map(|(c, n)| (*c, n * seals));
+            let slots: Vec<_> = tails.chain(sealed).collect();
             let needed: usize = slots.iter().map(|(c, n)| n * cache.pool.slot_bytes(*c)).sum();
             let pinned = cache.pool.physical_bytes().saturating_sub(cache.prefix.evictable_bytes());
             // Prefixes are not evicted for what would not fit without them either.
             let hopeless = pinned + needed + metadata > cache.pool.budget_bytes();
-            while blocks > 0 && !cache.pool.can_allocate(&slots, metadata) {
+            while blocks + seals > 0 && !cache.pool.can_allocate(&slots, metadata) {
                 if hopeless || !cache.prefix.evict_one(&mut cache.pool)? {
                     return Err(CacheError::Exhausted {
                         needed: slots.iter().map(|(_, n)| n).sum(),
@@ -39,9 +48,14 @@ impl KvCache {
             }
             for _ in 0..blocks {
                 for (table, class) in sequence.tables.iter_mut().zip(&cache.group_class) {
-                    table.keys.push(Entry::exact(cache.pool.allocate(*class)?));
-                    table.values.push(Entry::exact(cache.pool.allocate(*class)?));
+                    table.keys.push(Entry::tail(cache.pool.allocate(*class)?));
+                    table.values.push(Entry::tail(cache.pool.allocate(*class)?));
                 }
+            }
+            for _ in 0..seals {
+                let classes = cache.sealed_class.iter().flatten();
+                let slots = classes.map(|c| cache.pool.allocate(*c)).collect::<Result<_>>()?;
+                sequence.seal_slots.push_back(slots);
             }
             sequence.num_reserved = sequence.num_reserved.max(end);
             cache.frame.grow(end);
@@ -66,6 +80,7 @@ impl KvCache {
         let (heads, dim, rope) = (l.kv_heads, l.head_dim, l.rope);
         let block_size = self.geometry.block_size();
         let tail: &dyn TailCodec = self.recipe().codec().tail();
+        let relative = self.recipe().frame() == KeyFrame::BlockRelative;
         let first_group = self.geometry.group(layer, 0);
         for slice in slices {
             let sequence = find(&self.sequences, &self.generations, slice.sequence)?;
@@ -84,7 +99,8 @@ impl KvCache {
                     let (block, offset) = (position / block_size, position % block_size);
                     let at = ((slice.row + t) * heads + head) * dim;
                     let row = &mut self.row[..dim];
-                    self.frame.rotate(rope, offset, &keys[at..at + dim], row);
+                    let distance = if relative { offset } else { position };
+                    self.frame.rotate(rope, distance, &keys[at..at + dim], row);
                     self.num_clamped += clamp(row, tail.largest());
                     let slot = self.pool.bytes_mut(table.keys[block].slot)?;
                     tail.write_row(offset, row, slot);
@@ -129,12 +145,23 @@ impl KvCache {
     fn seal(&mut self, sequence: &mut Sequence) -> Result<()> {
         let block = sequence.num_sealed;
         sequence.num_sealed += 1;
-        let Some(chain) = sequence.chain else { return Ok(()) };
-        let hash = chain.child(&sequence.tail_tokens[..self.geometry.block_size()]);
-        sequence.chain = Some(hash);
+        let slots = sequence.seal_slots.pop_front();
         // A block can only be known if all before it are: stop publishing after a gap.
-        if sequence.nodes.len() != block {
-            return Ok(());
+        let publishable = sequence.nodes.len() == block;
+        let hash = sequence.chain.map(|chain| {
+            let hash = chain.child(&sequence.tail_tokens[..self.geometry.block_size()]);
+            sequence.chain = Some(hash);
+            hash
+        });
+        let Some(hash) = hash.filter(|_| publishable) else {
+            return self.encode_block(sequence, block, slots);
+        };
+        if self.prefix.find(&hash).is_none() {
+            self.encode_block(sequence, block, slots)?;
+        } else {
+            for slot in slots.into_iter().flatten() {
+                self.pool.release(slot)?;
+            }
         }
         if let Some(node) = self.prefix.find(&hash) {
             // Somebody sealed the same prefix meanwhile: read theirs, free ours.
@@ -154,6 +181,35 @@ impl KvCache {
                 sequence.tables.iter().flat_map(|t| [t.keys[block], t.values[block]]).collect();
             if let Some(node) = self.prefix.publish(hash, block, entries, &mut self.pool)? {
                 sequence.nodes.push(node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Encodes a full tail block into `slots` (`[groups, 2]`) and frees the tail's; nothing to do without
+    /// slots.
+    fn encode_block(
+        &mut self,
+        sequence: &mut Sequence,
+        block: usize,
+        slots: Option<Vec<SlotId>>,
+    ) -> Result<()> {
+        let Some(slots) = slots else { return Ok(()) };
+        let codec = self.recipe().codec();
+        let tokens = self.geometry.block_size();
+        let groups = self.geometry.groups().map(|(_, l)| l.head_dim);
+        let tables = sequence.tables.iter_mut().zip(slots.chunks_exact(2)).zip(groups);
+        for ((table, slots), dim) in tables {
+            let parts =
+                [(Part::Keys, &mut table.keys[block]), (Part::Values, &mut table.values[block])];
+            for ((part, entry), slot) in parts.into_iter().zip(slots) {
+                let Some(sealed) = codec.sealed(part) else { continue };
+                let rows = &mut self.block_rows[..tokens * dim];
+                codec.tail().decode(self.pool.bytes(entry.slot), tokens, dim, rows);
+                let bytes = sealed.slot_bytes(tokens, dim);
+                sealed.encode(rows, dim, &mut self.pool.bytes_mut(*slot)?[..bytes]);
+                let old = std::mem::replace(entry, Entry::sealed(*slot));
+                self.pool.release(old.slot)?;
             }
         }
         Ok(())

@@ -11,12 +11,13 @@ use std::sync::{Mutex, PoisonError};
 use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 use rayon::prelude::*;
 
-use crate::codec::Codec;
+use crate::codec::Part;
+use crate::config::KeyFrame;
 use crate::error::Result;
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::sequence::{Sequence, SequenceId};
-use crate::table::Entry;
+use crate::table::{Entry, Format};
 
 /// Query tokens of one work item: with three query heads to a KV head, 192 rows whose scores, queries
 /// and sums stay in L2.
@@ -148,7 +149,7 @@ impl KvCache {
         let group = l.query_heads / l.kv_heads;
         let scale = l.score_scale * self.frame.score_factor(l.rope);
         let table = &sequence.tables[self.geometry.group(layer, item.kv_head)];
-        let codec = self.recipe().codec().tail();
+        let relative = self.recipe().frame() == KeyFrame::BlockRelative;
         let start = slice.start + item.first;
         let rows = item.len * group;
         tile.resize(rows, dim, block_size);
@@ -169,15 +170,16 @@ impl KvCache {
                 continue;
             }
             let (keys, values) = (&mut tile.keys[..filled * dim], &mut tile.values[..filled * dim]);
-            self.decode(codec, table.keys[block], dim, keys);
-            self.decode(codec, table.values[block], dim, values);
+            self.decode(Part::Keys, table.keys[block], dim, keys);
+            self.decode(Part::Values, table.values[block], dim, values);
 
             for t in t0..t1 {
                 for g in 0..group {
                     let at = (t * l.query_heads + item.kv_head * group + g) * dim;
                     let to = ((t - t0) * group + g) * dim;
                     let rotated = &mut tile.queries[to..to + dim];
-                    self.frame.rotate(l.rope, start + t - p, &queries[at..at + dim], rotated);
+                    let distance = if relative { start + t - p } else { start + t };
+                    self.frame.rotate(l.rope, distance, &queries[at..at + dim], rotated);
                 }
             }
             let n = (t1 - t0) * group;
@@ -202,8 +204,14 @@ impl KvCache {
     }
 
     #[inline]
-    fn decode(&self, codec: &dyn Codec, entry: Entry, dim: usize, out: &mut [f32]) {
-        codec.decode(self.pool.bytes(entry.slot), dim, out);
+    fn decode(&self, part: Part, entry: Entry, dim: usize, out: &mut [f32]) {
+        let kind = self.recipe().codec();
+        let bytes = self.pool.bytes(entry.slot);
+        let tokens = self.geometry.block_size();
+        match (entry.format, kind.sealed(part)) {
+            (Format::Sealed, Some(codec)) => codec.decode(bytes, tokens, dim, out),
+            _ => kind.tail().decode(bytes, tokens, dim, out),
+        }
         if entry.gain != half::f16::ONE {
             scale_in_place(out, entry.gain.to_f32());
         }

@@ -3,22 +3,47 @@
 use crate::codec::CodecKind;
 use crate::error::{CacheError, Result};
 
-/// How a cache is encoded. Later steps add selection, sharing and statistics here; today a recipe is
-/// its codec.
+/// The frame keys are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyFrame {
+    /// Rotated by the offset inside the block: equal content has equal bytes at any position.
+    BlockRelative,
+    /// Rotated by the position, as published methods store them.
+    Absolute,
+}
+
+/// How a cache is encoded: a codec and the frame its keys are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recipe {
     codec: CodecKind,
+    frame: KeyFrame,
 }
 
 impl Recipe {
     /// Uncompressed half precision: exact for every practical purpose, and the control of every
     /// experiment.
-    pub const F16: Self = Self { codec: CodecKind::F16 };
+    pub const F16: Self = Self::of(CodecKind::F16, KeyFrame::BlockRelative);
     /// Single precision: twice the bytes; separates rounding from every other effect in tests.
-    pub const F32: Self = Self { codec: CodecKind::F32 };
+    pub const F32: Self = Self::of(CodecKind::F32, KeyFrame::BlockRelative);
+
+    /// Sealed blocks in 8 bits.
+    pub const INT8: Self = Self::of(CodecKind::Int8, KeyFrame::BlockRelative);
+    /// KIVI at 4 bits: a control.
+    pub const KIVI4: Self = Self::of(CodecKind::Kivi4, KeyFrame::Absolute);
+    /// KIVI at 2 bits: a control.
+    pub const KIVI2: Self = Self::of(CodecKind::Kivi2, KeyFrame::Absolute);
 
     /// Every named recipe.
-    pub const ALL: [Self; 2] = [Self::F16, Self::F32];
+    pub const ALL: [Self; 5] = [Self::F16, Self::F32, Self::INT8, Self::KIVI4, Self::KIVI2];
+
+    const fn of(codec: CodecKind, frame: KeyFrame) -> Self {
+        Self { codec, frame }
+    }
+
+    /// The frame keys are stored in.
+    pub fn frame(self) -> KeyFrame {
+        self.frame
+    }
 
     /// How sealed blocks are stored.
     pub fn codec(self) -> CodecKind {
@@ -65,6 +90,6 @@ mod tests {
     #[test]
     fn unknown_names_list_what_exists() {
         let message = "f15".parse::<Recipe>().unwrap_err().to_string();
-        assert_eq!(message, "unknown KV cache recipe 'f15' (known: f16, f32)");
+        assert_eq!(message, "unknown KV cache recipe 'f15' (known: f16, f32, int8, kivi4, kivi2)");
     }
 }

@@ -2,6 +2,7 @@
 
 use kvasir_kernels::RopeTable;
 
+use crate::codec::Part;
 use crate::config::Recipe;
 use crate::error::{CacheError, Result};
 use crate::frame::Frame;
@@ -59,8 +60,16 @@ pub struct KvCache {
     prefix_caching: bool,
     /// Slot class of every group's tails.
     pub(crate) group_class: Vec<ClassId>,
-    /// Slots that one block of tokens takes, by class.
+    /// Slots that one tail block of tokens takes, by class.
     pub(crate) block_slots: Vec<(ClassId, usize)>,
+    /// Slot classes of every group's sealed keys and values; empty if tails keep their slots.
+    pub(crate) sealed_class: Vec<[ClassId; 2]>,
+    /// Slots that one sealed block of tokens takes, by class.
+    pub(crate) sealed_slots: Vec<(ClassId, usize)>,
+    /// Most tokens written between two commits.
+    max_chunk: usize,
+    /// One block while it is sealed.
+    pub(crate) block_rows: Vec<f32>,
     pub(crate) sequences: Vec<Option<Sequence>>,
     pub(crate) generations: Vec<u32>,
     /// One rotated key, or one value, while it is written.
@@ -88,13 +97,17 @@ impl KvCache {
         let mut pool = BlockPool::new(budget_bytes, head_dims().map(slot_bytes).max().unwrap_or(0));
         let group_class: Vec<ClassId> =
             geometry.groups().map(|(_, l)| pool.class(slot_bytes(l.head_dim))).collect();
-        let mut block_slots: Vec<(ClassId, usize)> = Vec::new();
-        for class in &group_class {
-            match block_slots.iter_mut().find(|(c, _)| c == class) {
-                Some((_, count)) => *count += 2,
-                None => block_slots.push((*class, 2)),
-            }
+        let block_slots = count_classes(group_class.iter().flat_map(|c| [*c, *c]));
+        let mut sealed_class = Vec::new();
+        if let (Some(keys), Some(values)) =
+            (recipe.codec().sealed(Part::Keys), recipe.codec().sealed(Part::Values))
+        {
+            sealed_class.extend(geometry.groups().map(|(_, l)| {
+                [keys, values].map(|c| pool.class(c.slot_bytes(geometry.block_size(), l.head_dim)))
+            }));
         }
+        let sealed_slots = count_classes(sealed_class.iter().flatten().copied());
+        let block_rows = head_dims().max().unwrap_or(0) * geometry.block_size();
         let row = vec![0.0; head_dims().max().unwrap_or(0)];
         Ok(Self {
             geometry,
@@ -105,6 +118,10 @@ impl KvCache {
             prefix_caching,
             group_class,
             block_slots,
+            sealed_class,
+            sealed_slots,
+            max_chunk: usize::MAX,
+            block_rows: vec![0.0; block_rows],
             sequences: Vec::new(),
             generations: Vec::new(),
             row,
@@ -126,8 +143,29 @@ impl KvCache {
     /// than the budget can never run.
     pub fn bytes_alone(&self, tokens: usize) -> usize {
         let blocks = self.geometry.blocks_for(tokens);
-        let slots: Vec<_> = self.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+        let slots = self.slots_for(blocks);
         self.pool.bytes_alone(&slots, blocks * self.metadata_per_block())
+    }
+
+    /// Says that no step writes more than `tokens` tokens of one sequence, so that a long sequence never
+    /// holds more unsealed blocks than that. Unlimited until it is said.
+    pub fn set_max_chunk(&mut self, tokens: usize) {
+        self.max_chunk = tokens;
+    }
+
+    /// Slots of `blocks` blocks while the last of them are being written.
+    fn slots_for(&self, blocks: usize) -> Vec<(ClassId, usize)> {
+        let open = match self.sealed_slots.is_empty() {
+            true => blocks,
+            // A chunk may begin and end inside a block.
+            false => blocks.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1)),
+        };
+        let tails = self.block_slots.iter().map(|(c, n)| (*c, n * open));
+        let mut slots: Vec<(ClassId, usize)> = tails.collect();
+        for (class, n) in &self.sealed_slots {
+            add_class(&mut slots, *class, n * blocks);
+        }
+        slots
     }
 
     /// Table entries, and the prefix cache's copy of them.
@@ -262,7 +300,7 @@ impl KvCache {
         };
         let all = self.geometry.blocks_for(tokens.len() + headroom);
         let blocks = all - found / self.geometry.block_size();
-        let slots: Vec<_> = self.block_slots.iter().map(|(c, n)| (*c, n * blocks)).collect();
+        let slots = self.slots_for(blocks);
         let metadata = blocks * self.metadata_per_block()
             + found / self.geometry.block_size() * self.geometry.table_bytes_per_block();
         if self.pool.can_allocate(&slots, metadata) {
@@ -281,8 +319,9 @@ impl KvCache {
         let sequence = self.take(id)?;
         self.generations[id.index as usize] += 1;
         self.pool.discharge_metadata(sequence.num_blocks() * self.geometry.table_bytes_per_block());
-        for entry in sequence.tables.iter().flat_map(|t| t.entries()) {
-            self.pool.release(entry.slot)?;
+        let entries = sequence.tables.iter().flat_map(|t| t.entries()).map(|e| e.slot);
+        for slot in entries.chain(sequence.seal_slots.iter().flatten().copied()) {
+            self.pool.release(slot)?;
         }
         // The deepest block leaves first, so that it is evicted first.
         for node in sequence.nodes.iter().rev() {
@@ -301,6 +340,24 @@ impl KvCache {
         let bytes: usize = slots.map(|e| self.pool.size_of(e.slot)).sum();
         let tables = sequence.num_blocks() * self.geometry.table_bytes_per_block();
         Ok((sequence.num_tokens * self.geometry.logical_bytes_per_token(), bytes + tables))
+    }
+
+    /// Logical and physical bytes of one sequence's sealed blocks other than its first, with their table
+    /// entries: what a recipe does to the long run of a sequence.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn sealed_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
+        let sequence = self.sequence(id)?;
+        let range = sequence.num_sealed.min(1)..sequence.num_sealed;
+        let slots = sequence
+            .tables
+            .iter()
+            .flat_map(|t| t.keys[range.clone()].iter().chain(&t.values[range.clone()]));
+        let bytes: usize = slots.map(|e| self.pool.size_of(e.slot)).sum();
+        let tokens = range.len() * self.geometry.block_size();
+        let tables = range.len() * self.geometry.table_bytes_per_block();
+        Ok((tokens * self.geometry.logical_bytes_per_token(), bytes + tables))
     }
 
     /// Evicts every unused prefix; returns the bytes freed.
@@ -347,7 +404,8 @@ impl KvCache {
         };
         let live = || self.sequences.iter().flatten();
         let entries: usize = live().flat_map(|s| &s.tables).map(|t| t.entries().count()).sum();
-        let references = entries + self.prefix.num_references();
+        let held: usize = live().flat_map(|s| &s.seal_slots).map(Vec::len).sum();
+        let references = entries + held + self.prefix.num_references();
         agree("slot references", self.pool.num_references(), references)?;
         agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
         let tables: usize =
@@ -362,6 +420,20 @@ impl KvCache {
         }
         Ok(())
     }
+}
+
+/// Adds to the count of a class.
+fn add_class(counts: &mut Vec<(ClassId, usize)>, class: ClassId, n: usize) {
+    match counts.iter_mut().find(|(c, _)| *c == class) {
+        Some((_, count)) => *count += n,
+        None => counts.push((class, n)),
+    }
+}
+
+fn count_classes(classes: impl Iterator<Item = ClassId>) -> Vec<(ClassId, usize)> {
+    let mut counts = Vec::new();
+    classes.for_each(|class| add_class(&mut counts, class, 1));
+    counts
 }
 
 /// The sequence of an id; a function of fields, so that others stay free to borrow.

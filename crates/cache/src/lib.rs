@@ -26,11 +26,11 @@ mod sequence;
 mod table;
 
 pub use attention::{AttentionScratch, BatchSlice};
-pub use config::Recipe;
+pub use config::{KeyFrame, Recipe};
 pub use error::{CacheError, Result};
 pub use geometry::{Geometry, LayerGeometry};
 pub use kv_cache::{CacheConfig, CacheStats, KvCache};
 pub use pool::{BlockPool, ClassId, SlotId};
 pub use prefix::BlockHash;
 pub use sequence::SequenceId;
-pub use table::{BlockTable, Entry};
+pub use table::{BlockTable, Entry, Format};

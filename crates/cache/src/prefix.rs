@@ -268,7 +268,7 @@ mod tests {
     fn pool_with(slots: usize) -> (BlockPool, Vec<Entry>) {
         let mut pool = BlockPool::new(1 << 20, 64);
         let class = pool.class(64);
-        let entries = (0..slots).map(|_| Entry::exact(pool.allocate(class).unwrap())).collect();
+        let entries = (0..slots).map(|_| Entry::tail(pool.allocate(class).unwrap())).collect();
         (pool, entries)
     }
 

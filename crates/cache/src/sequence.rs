@@ -1,5 +1,8 @@
 //! One sequence's share of the cache.
 
+use std::collections::VecDeque;
+
+use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
 use crate::table::BlockTable;
 
@@ -37,6 +40,8 @@ pub(crate) struct Sequence {
     pub(crate) chain: Option<BlockHash>,
     /// Tokens after the last sealed block.
     pub(crate) tail_tokens: Vec<u32>,
+    /// Slots taken by `reserve` for blocks that will be sealed: `[groups, 2]` each, oldest first.
+    pub(crate) seal_slots: VecDeque<Vec<SlotId>>,
 }
 
 impl Sequence {
@@ -49,6 +54,7 @@ impl Sequence {
             nodes: Vec::new(),
             chain,
             tail_tokens: Vec::new(),
+            seal_slots: VecDeque::new(),
         }
     }
 

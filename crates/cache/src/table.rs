@@ -12,12 +12,28 @@ pub struct Entry {
     /// What the stored block is multiplied with for this reader; 1 unless a block that is merely
     /// similar is shared.
     pub gain: f16,
+    /// How the slot is to be read.
+    pub format: Format,
+}
+
+/// How a slot is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// As tails are written.
+    Tail,
+    /// By the recipe's codec for sealed blocks.
+    Sealed,
 }
 
 impl Entry {
-    /// An entry that reads a slot as it is.
-    pub fn exact(slot: SlotId) -> Self {
-        Self { slot, gain: f16::ONE }
+    /// An entry that reads a slot as tails are written.
+    pub fn tail(slot: SlotId) -> Self {
+        Self { slot, gain: f16::ONE, format: Format::Tail }
+    }
+
+    /// An entry that reads a slot by the recipe's codec.
+    pub fn sealed(slot: SlotId) -> Self {
+        Self { slot, gain: f16::ONE, format: Format::Sealed }
     }
 }
 

@@ -14,11 +14,13 @@ proptest! {
         seed in any::<u64>(),
         ops in prop::collection::vec((0..10u8, 1..60usize), 1..120),
         prefix_caching in any::<bool>(),
-        budget_blocks in 3..20usize,
+        budget_blocks in 6..40usize,
+        recipe in 0..Recipe::ALL.len(),
     ) {
         let l = layer(2, 1, 16);
         let budget = budget_blocks * 2 * 2 * (16 * 16 * 2 + 100);
-        let mut cache = cache(vec![l; 2], 16, Recipe::F16, budget, prefix_caching);
+        let recipe = Recipe::ALL[recipe];
+        let mut cache = cache(vec![l; 2], 16, recipe, budget, prefix_caching);
         let mut random = Random::new(seed);
         let mut live: Vec<(SequenceId, Vec<u32>)> = Vec::new();
         for (op, n) in ops {
@@ -68,7 +70,13 @@ proptest! {
             prop_assert!(stats.peak_physical_bytes <= budget);
             for (id, _) in &live {
                 let (logical, physical) = cache.sequence_bytes(*id).unwrap();
-                prop_assert!(physical >= logical);
+                if recipe == Recipe::F16 {
+                    prop_assert!(physical >= logical);
+                }
+                let (logical, physical) = cache.sealed_bytes(*id).unwrap();
+                if recipe == Recipe::INT8 && logical > 0 {
+                    prop_assert!(physical < logical);
+                }
             }
         }
         for (id, _) in live {

@@ -59,12 +59,13 @@ impl Engine {
     /// that was not given, of one block.
     pub fn new(model: Arc<Model>, config: EngineConfig) -> Result<Self> {
         config.validate()?;
-        let cache = model.new_cache(
+        let mut cache = model.new_cache(
             config.kv_cache,
             config.block_size,
             config.kv_cache_memory,
             config.enable_prefix_caching,
         )?;
+        cache.set_max_chunk(config.max_num_batched_tokens);
         let context = model.spec().context_length;
         if let Some(asked) = config.max_model_len.filter(|asked| *asked > context) {
             return Err(EngineError::BadConfig {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use kvasir_cache::Recipe;
 use kvasir_engine::{
     Engine, EngineConfig, EngineError, FinishReason, Request, RequestId, SamplingParams,
     SequenceOutput, StopReason,
@@ -126,6 +127,34 @@ fn a_crowded_small_cache_preempts_and_changes_nothing() {
         assert!(engine.stats().preemptions > 0, "the budget was meant to be too small");
         empty(&mut engine);
     }
+}
+
+#[test]
+fn every_recipe_runs_a_crowd_and_coded_ones_hold_more() {
+    let mut peak = BTreeMap::new();
+    for recipe in Recipe::ALL {
+        let mut engine = engine(EngineConfig {
+            kv_cache: recipe,
+            kv_cache_memory: 300 << 10,
+            max_num_batched_tokens: 64,
+            enable_prefix_caching: false,
+            ..config()
+        });
+        for i in 0..16u32 {
+            engine.add_request(request(&i.to_string(), &prompt(100, i), greedy(60))).unwrap();
+        }
+        let mut most = 0;
+        while engine.has_unfinished() {
+            engine.step().unwrap();
+            engine.check_integrity().unwrap();
+            most = most.max(engine.stats().num_running);
+        }
+        empty(&mut engine);
+        peak.insert(recipe.to_string(), most);
+    }
+    eprintln!("{peak:?}");
+    assert!(peak["int8"] > peak["f16"] && peak["kivi2"] > peak["int8"], "{peak:?}");
+    assert!(peak["f16"] > peak["f32"], "{peak:?}");
 }
 
 #[test]
@@ -389,7 +418,7 @@ fn a_request_as_long_as_allowed_runs_alone_in_a_small_budget() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Any interleaving of adding, aborting and stepping ends with an empty pool.
     #[test]
@@ -399,12 +428,14 @@ proptest! {
         max_num_batched_tokens in 1..150usize,
         max_num_seqs in 1..10usize,
         enable_prefix_caching in any::<bool>(),
+        recipe in 0..Recipe::ALL.len(),
     ) {
         let mut engine = engine(EngineConfig {
             kv_cache_memory: memory_kib << 10,
             max_num_batched_tokens,
             max_num_seqs,
             enable_prefix_caching,
+            kv_cache: Recipe::ALL[recipe],
             ..config()
         });
         let mut ids = Vec::new();

@@ -28,7 +28,7 @@ pub(crate) fn check(codec: &dyn Codec) {
         let mut out = vec![f32::NAN; tokens * dim];
 
         codec.encode(&rows, dim, slot.as_mut_slice());
-        codec.decode(slot.as_slice(), dim, &mut out);
+        codec.decode(slot.as_slice(), tokens, dim, &mut out);
         let error: f32 = rows.iter().zip(&out).map(|(a, b)| (a - b).powi(2)).sum::<f32>()
             / rows.iter().map(|a| a * a).sum::<f32>();
         assert!(error <= codec.expected_error() * 1.05 + 1e-6, "{what}: relative error {error}");
@@ -36,7 +36,7 @@ pub(crate) fn check(codec: &dyn Codec) {
         // The first rows alone are the first rows of the whole.
         for n in [1, tokens / 2, tokens - 1] {
             let mut part = vec![f32::NAN; n * dim];
-            codec.decode(slot.as_slice(), dim, &mut part);
+            codec.decode(slot.as_slice(), tokens, dim, &mut part);
             assert_eq!(part, out[..n * dim], "{what}: first {n} rows");
         }
 
@@ -49,7 +49,7 @@ pub(crate) fn check(codec: &dyn Codec) {
         for constant in [0.0f32, 1.0, -3.5] {
             let rows = vec![constant; tokens * dim];
             codec.encode(&rows, dim, slot.as_mut_slice());
-            codec.decode(slot.as_slice(), dim, &mut out);
+            codec.decode(slot.as_slice(), tokens, dim, &mut out);
             let worst = out.iter().map(|x| (x - constant).abs()).fold(0.0, f32::max);
             assert!(worst <= constant.abs() * 0.5 + 1e-6, "{what}: constant {constant}");
         }
@@ -58,7 +58,7 @@ pub(crate) fn check(codec: &dyn Codec) {
             let mut rows = gaussian(tokens * dim, 8);
             rows[dim + 3] = bad;
             codec.encode(&rows, dim, slot.as_mut_slice());
-            codec.decode(slot.as_slice(), dim, &mut out);
+            codec.decode(slot.as_slice(), tokens, dim, &mut out);
             assert!(out[..dim].iter().all(|x| x.is_finite()), "{what}: {bad} spoiled row 0");
             assert!(out[2 * dim..].iter().all(|x| x.is_finite()), "{what}: {bad} spoiled row 2");
         }

@@ -7,8 +7,13 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod int8;
+mod kivi;
+mod pack;
 mod raw;
 
+pub use int8::Int8;
+pub use kivi::{KiviKeys, KiviValues};
 pub use raw::{RawF16, RawF32};
 
 /// Stores blocks of rows.
@@ -24,8 +29,8 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// infinity must not disturb other channels or rows than their own.
     fn encode(&self, rows: &[f32], dim: usize, slot: &mut [u8]);
 
-    /// Decodes the first `out.len() / dim` rows. `out`: `[n, dim]`.
-    fn decode(&self, slot: &[u8], dim: usize, out: &mut [f32]);
+    /// Decodes the first `out.len() / dim` rows of a block of `tokens` rows. `out`: `[n, dim]`.
+    fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]);
 
     /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
     /// conformance suite holds the codec to it.
@@ -41,6 +46,15 @@ pub trait TailCodec: Codec {
     fn largest(&self) -> f32;
 }
 
+/// Which half of the cache a block belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Keys, rotated in the recipe's frame.
+    Keys,
+    /// Values.
+    Values,
+}
+
 /// The codecs that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -49,19 +63,43 @@ pub enum CodecKind {
     F16,
     /// [`RawF32`].
     F32,
+    /// [`Int8`] for both.
+    Int8,
+    /// [`KiviKeys`] and [`KiviValues`] at 4 bits.
+    Kivi4,
+    /// The same at 2 bits.
+    Kivi2,
 }
 
 impl CodecKind {
     /// As in recipes.
     pub fn name(self) -> &'static str {
-        self.tail().name()
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+            Self::Kivi4 => "kivi4",
+            Self::Kivi2 => "kivi2",
+        }
     }
 
-    /// What a sequence's unsealed block is stored as. A sealed block of the same codec keeps its slot.
+    /// What a sequence's unsealed block is stored as.
     pub fn tail(self) -> &'static dyn TailCodec {
         match self {
-            Self::F16 => &RawF16,
             Self::F32 => &RawF32,
+            Self::F16 | Self::Int8 | Self::Kivi4 | Self::Kivi2 => &RawF16,
+        }
+    }
+
+    /// What a sealed block is stored as; `None` keeps the tail's slot.
+    pub fn sealed(self, part: Part) -> Option<&'static dyn Codec> {
+        match (self, part) {
+            (Self::F16 | Self::F32, _) => None,
+            (Self::Int8, _) => Some(&Int8),
+            (Self::Kivi4, Part::Keys) => Some(&KiviKeys::<4>),
+            (Self::Kivi4, Part::Values) => Some(&KiviValues::<4>),
+            (Self::Kivi2, Part::Keys) => Some(&KiviKeys::<2>),
+            (Self::Kivi2, Part::Values) => Some(&KiviValues::<2>),
         }
     }
 }

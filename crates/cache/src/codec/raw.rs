@@ -27,7 +27,7 @@ impl Codec for RawF16 {
         f32_to_f16(rows, cast_slice_mut(&mut slot[..2 * rows.len()]));
     }
 
-    fn decode(&self, slot: &[u8], _dim: usize, out: &mut [f32]) {
+    fn decode(&self, slot: &[u8], _tokens: usize, _dim: usize, out: &mut [f32]) {
         let stored: &[f16] = cast_slice(&slot[..2 * out.len()]);
         f16_to_f32(stored, out);
     }
@@ -61,7 +61,7 @@ impl Codec for RawF32 {
         slot[..4 * rows.len()].copy_from_slice(cast_slice(rows));
     }
 
-    fn decode(&self, slot: &[u8], _dim: usize, out: &mut [f32]) {
+    fn decode(&self, slot: &[u8], _tokens: usize, _dim: usize, out: &mut [f32]) {
         let bytes = 4 * out.len();
         cast_slice_mut::<f32, u8>(out).copy_from_slice(&slot[..bytes]);
     }
@@ -105,7 +105,7 @@ mod tests {
         let mut slot = vec![0u8; 16];
         RawF32.encode(&rows, 2, &mut slot);
         let mut out = [0.0f32; 4];
-        RawF32.decode(&slot, 2, &mut out);
+        RawF32.decode(&slot, 2, 2, &mut out);
         assert_eq!(rows.map(f32::to_bits), out.map(f32::to_bits));
     }
 }
