@@ -39,6 +39,9 @@ pub enum EvalError {
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] kvasir_engine::EngineError),
+    /// The cache refused or failed.
+    #[error(transparent)]
+    Cache(#[from] kvasir_cache::CacheError),
     /// The model refused or failed.
     #[error(transparent)]
     Model(#[from] kvasir_model::ModelError),

@@ -1,7 +1,8 @@
 //! Measurements on the engine's public API: speed and quality, always with the uncompressed cache as
 //! control.
 //!
-//! Read first: [`latency`] (`kvasir bench latency`), [`perplexity`] (`kvasir eval perplexity`),
+//! Read first: [`latency`] (`kvasir bench latency`), [`quality`] (`kvasir eval quality`),
+//! [`perplexity`] (`kvasir eval perplexity`),
 //! [`corpus`] (what texts may come in).
 //!
 //! Not its job: printing, plotting to a terminal, HTTP.
@@ -11,5 +12,6 @@ pub mod corpus;
 mod error;
 pub mod latency;
 pub mod perplexity;
+pub mod quality;
 
 pub use error::{EvalError, Result};

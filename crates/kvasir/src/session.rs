@@ -17,20 +17,20 @@ pub(crate) fn load_engine(
     progress: Progress,
 ) -> Result<(Arc<Model>, Engine)> {
     let path = resolve_model(&model.model)?;
-    let model = load_model(&path, cache, progress)?;
+    let model = load_model(&path, cache.threads(), progress)?;
     let engine = Engine::new(Arc::clone(&model), cache.engine_config())?;
     Ok((model, engine))
 }
 
 /// Loads the model at `path`, with a bar for whoever watches.
-pub(crate) fn load_model(path: &Path, cache: &CacheArgs, progress: Progress) -> Result<Arc<Model>> {
+pub(crate) fn load_model(path: &Path, threads: usize, progress: Progress) -> Result<Arc<Model>> {
     let bar = progress.steps("loading the model");
     let on_layer = |read: usize, layers: usize| {
         bar.set_length(layers as u64);
         // Layers end in any order; a bar that goes back is worse than one that is late.
         bar.set_position(bar.position().max(read as u64));
     };
-    let options = LoadOptions { threads: cache.threads(), progress: Some(&on_layer) };
+    let options = LoadOptions { threads, progress: Some(&on_layer) };
     let model = Model::load(path, &options);
     bar.finish_and_clear();
     Ok(Arc::new(model?))

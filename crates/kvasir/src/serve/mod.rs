@@ -104,7 +104,7 @@ async fn serve(
 fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle) -> Result<()> {
     let start = Instant::now();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, &command.cache, Progress::stderr())?;
+    let model = load_model(&path, command.cache.threads(), Progress::stderr())?;
     let config = engine_config(command);
     let engine = Engine::new(Arc::clone(&model), config.clone())?;
     tracing::info!(
