@@ -104,12 +104,12 @@ struct PerplexityCommand {
 /// Runs the command.
 pub(crate) fn execute(command: EvalCommand) -> Result<()> {
     match command.what {
-        Measure::Quality(command) => quality(*command),
+        Measure::Quality(command) => quality(&command),
         Measure::Perplexity(command) => perplexity(&command),
     }
 }
 
-fn quality(command: QualityCommand) -> Result<()> {
+fn quality(command: &QualityCommand) -> Result<()> {
     let texts = corpus::read(&command.corpus)?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
