@@ -41,6 +41,9 @@ pub struct Engine {
     logits: Vec<f32>,
 }
 
+/// Why a sequence ended, and which stop condition ended it.
+type End = (FinishReason, Option<StopReason>);
+
 /// A row of the step's batch whose logits are wanted.
 #[derive(Debug, Clone, Copy)]
 struct LogitRow {
@@ -451,12 +454,11 @@ fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool)
 }
 
 /// Text of a fresh token, and whether it ends its sequence.
-#[allow(clippy::type_complexity)]
 fn advance(
     sequence: &mut Sequence,
     token: TokenId,
     tokenizer: &Tokenizer,
-) -> (String, Option<(FinishReason, Option<StopReason>)>) {
+) -> (String, Option<End>) {
     let params = &sequence.params;
     // `min_tokens` tokens must stand before anything may end the sequence.
     let may_stop = sequence.tokens.len() - sequence.prompt_len > params.min_tokens;
