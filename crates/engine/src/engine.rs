@@ -9,9 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::config::EngineConfig;
 use crate::error::{EngineError, Result};
 use crate::random;
-use crate::request::{
-    Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
-};
+use crate::request::{Finish, Request, RequestId, SequenceOutput, StepOutput, TokenId};
 use crate::sampler::{Context, Sampler, logprobs};
 use crate::scheduler::{Plan, Scheduled, Scheduler};
 use crate::sequence::{SeqKey, Sequence};
@@ -40,9 +38,6 @@ pub struct Engine {
     slices: Vec<BatchSlice>,
     logits: Vec<f32>,
 }
-
-/// Why a sequence ended, and which stop condition ended it.
-type End = (FinishReason, Option<StopReason>);
 
 /// A row of the step's batch whose logits are wanted.
 #[derive(Debug, Clone, Copy)]
@@ -336,10 +331,9 @@ impl Engine {
         let token = self.sampler.sample(logits, &params, context);
         let logprobs = raw.map(|(top, raw)| logprobs(&raw, token, top)).into_iter().collect();
         let first = sequence.num_output() == 0;
-        sequence.tokens.push(token);
         self.stats.generation_tokens += 1;
 
-        let (text, finish) = advance(sequence, token, self.model.tokenizer());
+        let (text, finish) = sequence.append(token, self.model.tokenizer());
         let prompt_logprobs = (first
             && sequence.params.prompt_logprobs.is_some()
             && sequence.index == 0)
@@ -451,37 +445,6 @@ impl Engine {
 fn end_tokens(eos_ids: &[TokenId], stop_token_ids: &[TokenId], ignore_eos: bool) -> Arc<[TokenId]> {
     let eos = if ignore_eos { &[] } else { eos_ids };
     eos.iter().chain(stop_token_ids).copied().collect()
-}
-
-/// Text of a fresh token, and whether it ends its sequence.
-fn advance(
-    sequence: &mut Sequence,
-    token: TokenId,
-    tokenizer: &Tokenizer,
-) -> (String, Option<End>) {
-    let params = &sequence.params;
-    // `min_tokens` tokens must stand before anything may end the sequence.
-    let may_stop = sequence.tokens.len() - sequence.prompt_len > params.min_tokens;
-    if may_stop && sequence.end_tokens.contains(&token) {
-        let mut text = String::new();
-        if params.include_stop_str_in_output {
-            text = sequence.text.push(tokenizer, token, false).text;
-        }
-        text.push_str(&sequence.text.flush());
-        let is_eos = !params.ignore_eos && tokenizer.eos_ids().contains(&token);
-        let stop = (!is_eos).then_some(StopReason::Token(token));
-        return (text, Some((FinishReason::Stop, stop)));
-    }
-    let shown = sequence.text.push(tokenizer, token, may_stop);
-    if let Some(stop) = shown.stopped_by {
-        return (shown.text, Some((FinishReason::Stop, Some(StopReason::String(stop)))));
-    }
-    let mut text = shown.text;
-    if sequence.tokens.len() >= sequence.max_len {
-        text.push_str(&sequence.text.flush());
-        return (text, Some((FinishReason::Length, None)));
-    }
-    (text, None)
 }
 
 /// The largest number up to `limit` that fits; `fits` is monotonic and true for 1.

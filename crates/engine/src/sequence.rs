@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use kvasir_cache::SequenceId;
+use kvasir_model::Tokenizer;
 
-use crate::request::{RequestId, TokenId, TokenLogprobs};
+use crate::request::{FinishReason, RequestId, StopReason, TokenId, TokenLogprobs};
 use crate::sampling_params::SamplingParams;
 use crate::text::TextStream;
 
@@ -52,5 +53,36 @@ impl Sequence {
     /// through the model, whatever the prefix cache holds.
     pub(crate) fn wants_prompt_logprobs(&self) -> bool {
         self.params.prompt_logprobs.is_some() && self.index == 0 && self.num_output() == 0
+    }
+
+    /// Adds a sampled token. Returns the text that became certain, and why the sequence ended, if so.
+    pub(crate) fn append(
+        &mut self,
+        token: TokenId,
+        tokenizer: &Tokenizer,
+    ) -> (String, Option<(FinishReason, Option<StopReason>)>) {
+        self.tokens.push(token);
+        // `min_tokens` tokens must stand before anything may end the sequence.
+        let may_stop = self.num_output() > self.params.min_tokens;
+        if may_stop && self.end_tokens.contains(&token) {
+            let mut text = String::new();
+            if self.params.include_stop_str_in_output {
+                text = self.text.push(tokenizer, token, false).text;
+            }
+            text.push_str(&self.text.flush());
+            let is_eos = !self.params.ignore_eos && tokenizer.eos_ids().contains(&token);
+            let stop = (!is_eos).then_some(StopReason::Token(token));
+            return (text, Some((FinishReason::Stop, stop)));
+        }
+        let shown = self.text.push(tokenizer, token, may_stop);
+        let mut text = shown.text;
+        if let Some(stop) = shown.stopped_by {
+            return (text, Some((FinishReason::Stop, Some(StopReason::String(stop)))));
+        }
+        if self.tokens.len() >= self.max_len {
+            text.push_str(&self.text.flush());
+            return (text, Some((FinishReason::Length, None)));
+        }
+        (text, None)
     }
 }
