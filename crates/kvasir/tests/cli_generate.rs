@@ -136,20 +136,6 @@ fn requests_that_cannot_run_are_one_line() {
 }
 
 #[test]
-fn ctrl_c_ends_run_cleanly() {
-    let tiny = Tiny::new();
-    let args = ["a", "--ignore-eos", "--max-tokens", "500", "--seed", "1"];
-    let mut child = tiny.kvasir("run", &args).spawn().unwrap();
-    let mut first = [0; 1];
-    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert_eq!(stderr(&output), "");
-    assert!(output.stdout.ends_with(b"\n"));
-}
-
-#[test]
 fn chat_takes_piped_lines_and_reuses_the_prefix() {
     let tiny = Tiny::new();
     let args = ["--temperature", "0", "--max-tokens", "6", "--block-size", "16"];

@@ -1,6 +1,8 @@
 //! The commands on a real model, and on damaged ones.
 
+use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -37,6 +39,20 @@ fn run_prints_json() {
     assert_eq!(report["token_ids"][0], 7042);
     assert_eq!(report["usage"]["prompt_tokens"], 5);
     assert!(report["timings"]["generation_tokens_per_second"].as_f64().unwrap() > 0.0);
+}
+
+/// 4,000 tokens would take minutes: what is printed shows that the signal was heard.
+#[test]
+fn ctrl_c_ends_a_generation_cleanly() {
+    models::path("smollm2");
+    let args = ["run", "--ignore-eos", "--max-tokens", "4000", "--temperature", "0", "Once upon"];
+    let mut child = kvasir(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout.ends_with(b"\n") && output.stdout.len() < 2000);
 }
 
 #[test]
@@ -96,7 +112,7 @@ fn budgets_ports_and_flags() {
 fn sigterm_ends_the_server_cleanly() {
     let served = Served::start(&[]);
     let id = served.process_id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let status = served.ended();
     assert_eq!(status.code(), Some(0));
 }
