@@ -9,6 +9,7 @@
 
 pub mod arch;
 pub mod chat_template;
+pub mod corpus;
 mod decoder;
 pub mod dequant;
 mod error;
