@@ -1,11 +1,61 @@
-//! Texts to measure on: `.txt` files (one text) and `.jsonl` files (an object a line, its text in
-//! `context` or `text`; LongBench's `NEWLINE_CHAR` is read as a line break).
+//! Texts to measure on: those that come with the program, `.txt` files (one text) and `.jsonl` files (an
+//! object a line, its text in `context` or `text`; LongBench's `NEWLINE_CHAR` is read as a line break).
 
-use std::path::Path;
+use std::convert::Infallible;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::Deserialize;
 
 use crate::error::{EvalError, Result};
+
+/// How [`Corpus::Embedded`] is written.
+const EMBEDDED: &str = "embedded";
+
+/// Which texts to measure on, as a user names them: `embedded`, or else a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Corpus {
+    /// The texts that come with the program.
+    Embedded,
+    /// A file; one that is called `embedded` is written `./embedded`.
+    File(PathBuf),
+}
+
+impl Corpus {
+    /// Every text, in order.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn texts(&self) -> Result<Vec<String>> {
+        match self {
+            Self::Embedded => Ok(embedded()),
+            Self::File(path) => read(path),
+        }
+    }
+}
+
+impl FromStr for Corpus {
+    type Err = Infallible;
+
+    fn from_str(name: &str) -> Result<Self, Infallible> {
+        Ok(if name == EMBEDDED { Self::Embedded } else { Self::File(PathBuf::from(name)) })
+    }
+}
+
+impl fmt::Display for Corpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str(EMBEDDED),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Every text that comes with the program, in order.
+pub fn embedded() -> Vec<String> {
+    kvasir_model::corpus::embedded().iter().map(|text| text.text.to_owned()).collect()
+}
 
 #[derive(Deserialize)]
 struct Row {
@@ -38,6 +88,23 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_corpora() {
+        let parse = |name: &str| name.parse::<Corpus>().unwrap();
+        assert_eq!(parse("embedded"), Corpus::Embedded);
+        assert_eq!(parse("./embedded"), Corpus::File("./embedded".into()));
+        for name in ["embedded", "a/b.jsonl"] {
+            assert_eq!(parse(name).to_string(), name);
+        }
+    }
+
+    #[test]
+    fn the_embedded_corpus_has_texts() {
+        let texts = Corpus::Embedded.texts().unwrap();
+        assert!(!texts.is_empty() && texts.iter().all(|text| !text.trim().is_empty()));
+        assert!(Corpus::File("/no/such/file".into()).texts().is_err());
+    }
 
     #[test]
     fn jsonl_takes_either_field_and_breaks_lines() {
