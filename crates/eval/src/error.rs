@@ -24,6 +24,12 @@ pub enum EvalError {
         /// What is wrong.
         what: String,
     },
+    /// Settings that make no sense, whatever the corpus.
+    #[error("{what}")]
+    Settings {
+        /// Which, and what they must be.
+        what: String,
+    },
     /// Nothing to measure.
     #[error("{what}")]
     TooShort {

@@ -1,11 +1,10 @@
 //! `kvasir eval`: quality.
 
-use std::path::PathBuf;
-
-use anyhow::Result;
-use clap::{Args, Subcommand};
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
 use kvasir_cache::Recipe;
-use kvasir_eval::{corpus, quality};
+use kvasir_eval::corpus::Corpus;
+use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
 use kvasir_model::{Runner, Threads};
 
 use crate::options::{CacheArgs, ModelArgs};
@@ -17,7 +16,8 @@ use crate::session::{load_engine, load_model};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kvasir eval quality --corpus articles.jsonl --recipe int8,kivi4,kivi2
+  kvasir eval quality --recipe int8,kivi4,kivi2
+  kvasir eval quality --workload retrieval --corpus articles.jsonl --recipe int8,kivi4
   kvasir eval perplexity --corpus book.txt --window 1024 --windows 8 --json")]
 pub(crate) struct EvalCommand {
     #[command(subcommand)]
@@ -33,28 +33,37 @@ enum Measure {
 /// What recipes do to predictions and to bytes, against the f16 cache in the same run
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Contexts are the first texts of the corpus that are long enough. Each is prefilled through the recipe,
-then its next tokens are forced one at a time.
+Each context is prefilled through the recipe, then its next tokens are forced one at a time.
 
-Columns: ratio of f16 bytes to bytes, of sealed blocks and of everything; mean and 95th percentile of the
-KL divergence in nats; share of equal most likely tokens; change of the next token's NLL.
+Workloads:
+  continuation  the beginnings of the first texts of the corpus that are long enough
+  retrieval     prompts of different passages in random order, continued as the text of the
+                last one goes on; passages are beginnings of texts, chosen as above
+
+Columns: ratio of f16 bytes to bytes, of sealed blocks and of everything; mean and 95th percentile
+of the KL divergence in nats; share of equal most likely tokens; change of the next token's NLL.
 
 Examples:
-  kvasir eval quality --corpus articles.jsonl --recipe int8,kivi4,kivi2
-  kvasir eval quality --corpus articles.jsonl --recipe kivi2 --contexts 4 --json")]
+  kvasir eval quality --recipe int8,kivi4,kivi2
+  kvasir eval quality --corpus articles.jsonl --recipe kivi2 --contexts 4 --json
+  kvasir eval quality --workload retrieval --recipe int8,kivi4
+  kvasir eval quality --workload retrieval --passages 6 --passages-total 12 --seed 1 --recipe kivi4")]
 struct QualityCommand {
-    /// The corpus: a .txt or .jsonl file
-    #[arg(long, value_name = "FILE")]
-    corpus: PathBuf,
+    /// The corpus: `embedded`, or a .txt or .jsonl file
+    #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
+    corpus: Corpus,
     /// Recipes to measure, comma separated
     #[arg(long, value_name = "RECIPES", required = true, value_delimiter = ',')]
     recipe: Vec<Recipe>,
-    /// Most contexts
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    contexts: usize,
-    /// Tokens of context
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    context_len: usize,
+    /// What contexts are made of
+    #[arg(long, value_name = "WORKLOAD", default_value = "continuation")]
+    workload: WorkloadName,
+    /// Most contexts [default: 16; with --workload retrieval 8]
+    #[arg(long, value_name = "N")]
+    contexts: Option<usize>,
+    /// Tokens of context [default: 512]
+    #[arg(long, value_name = "TOKENS")]
+    context_len: Option<usize>,
     /// Tokens forced after the context
     #[arg(long, value_name = "TOKENS", default_value_t = 48)]
     continuation: usize,
@@ -71,7 +80,83 @@ struct QualityCommand {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    retrieval: RetrievalArgs,
+    #[command(flatten)]
     model: ModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WorkloadName {
+    Continuation,
+    Retrieval,
+}
+
+/// What only the retrieval workload has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Retrieval workload")]
+struct RetrievalArgs {
+    /// Passages in a prompt [default: 4]
+    #[arg(long, value_name = "N")]
+    passages: Option<usize>,
+    /// Passages to draw from [default: 8]
+    #[arg(long, value_name = "N")]
+    passages_total: Option<usize>,
+    /// Tokens of a passage, a multiple of the block size [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    passage_len: Option<usize>,
+    /// Seed of the order of passages [default: 0]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+}
+
+impl QualityCommand {
+    fn settings(&self) -> Result<Settings> {
+        let settings = Settings {
+            workload: self.workload()?,
+            continuation: self.continuation,
+            block_size: self.block_size,
+            chunk: self.max_num_batched_tokens,
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// An option of another workload is a mistake, not something to leave out quietly.
+    fn workload(&self) -> Result<Workload> {
+        let r = &self.retrieval;
+        match self.workload {
+            WorkloadName::Continuation => {
+                let options = [
+                    ("--passages", r.passages.is_some()),
+                    ("--passages-total", r.passages_total.is_some()),
+                    ("--passage-len", r.passage_len.is_some()),
+                    ("--seed", r.seed.is_some()),
+                ];
+                if let Some((option, _)) = options.iter().find(|(_, given)| *given) {
+                    bail!("{option} goes with --workload retrieval only");
+                }
+                Ok(Workload::Continuation {
+                    contexts: self.contexts.unwrap_or(16),
+                    context_len: self.context_len.unwrap_or(512),
+                })
+            }
+            WorkloadName::Retrieval => {
+                if self.context_len.is_some() {
+                    bail!(
+                        "--context-len goes with --workload continuation only: the contexts of \
+                         retrieval are --passages times --passage-len tokens"
+                    );
+                }
+                Ok(Workload::Retrieval {
+                    contexts: self.contexts.unwrap_or(8),
+                    passages: r.passages.unwrap_or(4),
+                    passages_total: r.passages_total.unwrap_or(8),
+                    passage_len: r.passage_len.unwrap_or(128),
+                    seed: r.seed.unwrap_or(0),
+                })
+            }
+        }
+    }
 }
 
 /// Perplexity of a corpus
@@ -80,12 +165,13 @@ struct QualityCommand {
 A .txt file is one text; a .jsonl file has an object a line with its text in `context` or `text`.
 
 Examples:
+  kvasir eval perplexity
   kvasir eval perplexity --corpus articles.jsonl
   kvasir eval perplexity --corpus book.txt --window 1024 --windows 8 --json")]
 struct PerplexityCommand {
-    /// The corpus: a .txt or .jsonl file
-    #[arg(long, value_name = "FILE")]
-    corpus: PathBuf,
+    /// The corpus: `embedded`, or a .txt or .jsonl file
+    #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
+    corpus: Corpus,
     /// Tokens in a window
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     window: usize,
@@ -110,39 +196,29 @@ pub(crate) fn execute(command: EvalCommand) -> Result<()> {
 }
 
 fn quality(command: &QualityCommand) -> Result<()> {
-    let texts = corpus::read(&command.corpus)?;
+    let settings = command.settings()?;
+    let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
     let model = load_model(&path, command.threads, progress)?;
     let mut runner = Runner::new(Threads::new(command.threads)?);
-    let settings = quality::Continuation {
-        contexts: command.contexts,
-        context_len: command.context_len,
-        continuation: command.continuation,
-        block_size: command.block_size,
-        chunk: command.max_num_batched_tokens,
-    };
     let bar = progress.steps("measuring");
-    let rows = quality::continuation(
-        &model,
-        &mut runner,
-        &texts,
-        &command.recipe,
-        settings,
-        &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        },
-    );
+    let mut on_step = |done: usize, total: usize| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    };
+    let rows =
+        quality::measure(&model, &mut runner, &texts, &command.recipe, &settings, &mut on_step);
     bar.finish_and_clear();
     let rows = rows?;
-    if command.json {
-        return print_json(&rows);
-    }
+    if command.json { print_json(&rows) } else { print_table(&rows) }
+}
+
+fn print_table(rows: &[RecipeQuality]) -> Result<()> {
     print_line(
         "recipe    ratio sealed  total     KL mean      p95   top-1  NLL change  worst context",
     )?;
-    for r in &rows {
+    for r in rows {
         print_line(&format!(
             "{:8}  {:12.2}  {:5.2}  {:10.5} {:8.4}  {:.4}  {:+10.4}  {} at {:.4}",
             r.recipe,
@@ -160,7 +236,7 @@ fn quality(command: &QualityCommand) -> Result<()> {
 }
 
 fn perplexity(command: &PerplexityCommand) -> Result<()> {
-    let texts = corpus::read(&command.corpus)?;
+    let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let (_, mut engine) = load_engine(&command.model, &command.cache, progress)?;
     let bar = progress.steps("measuring");
@@ -188,4 +264,84 @@ fn perplexity(command: &PerplexityCommand) -> Result<()> {
         result.windows,
         command.window
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        quality: QualityCommand,
+    }
+
+    fn parse(args: &str) -> QualityCommand {
+        let args = ["x", "--recipe", "int8"].into_iter().chain(args.split_whitespace());
+        Line::try_parse_from(args).unwrap().quality
+    }
+
+    #[test]
+    fn defaults_of_the_workloads() {
+        let command = parse("");
+        assert_eq!(command.corpus, Corpus::Embedded);
+        let expected = Settings {
+            workload: Workload::Continuation { contexts: 16, context_len: 512 },
+            continuation: 48,
+            block_size: 32,
+            chunk: 512,
+        };
+        assert_eq!(command.settings().unwrap(), expected);
+        let retrieval = Workload::Retrieval {
+            contexts: 8,
+            passages: 4,
+            passages_total: 8,
+            passage_len: 128,
+            seed: 0,
+        };
+        let settings = parse("--workload retrieval").settings().unwrap();
+        assert_eq!(settings, Settings { workload: retrieval, ..expected });
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let command = parse(
+            "--workload retrieval --corpus a.jsonl --contexts 3 --passages 2 --passages-total 5 \
+             --passage-len 64 --seed 7 --continuation 9 --block-size 16 --max-num-batched-tokens 48",
+        );
+        assert_eq!(command.corpus, Corpus::File("a.jsonl".into()));
+        let expected = Settings {
+            workload: Workload::Retrieval {
+                contexts: 3,
+                passages: 2,
+                passages_total: 5,
+                passage_len: 64,
+                seed: 7,
+            },
+            continuation: 9,
+            block_size: 16,
+            chunk: 48,
+        };
+        assert_eq!(command.settings().unwrap(), expected);
+        let expected = Workload::Continuation { contexts: 1, context_len: 64 };
+        assert_eq!(parse("--contexts 1 --context-len 64").workload().unwrap(), expected);
+    }
+
+    #[test]
+    fn mistakes_are_found_before_anything_is_read() {
+        for (args, message) in [
+            ("--contexts 0", "there is nothing to measure in 0 contexts"),
+            ("--continuation 0", "a continuation needs at least one token"),
+            ("--seed 1", "--seed goes with --workload retrieval only"),
+            ("--passages 4", "--passages goes with --workload retrieval only"),
+            ("--workload retrieval --contexts 0", "there is nothing to measure in 0 contexts"),
+            ("--workload retrieval --passages 9", "9 different passages cannot be drawn from 8"),
+            ("--workload retrieval --passage-len 100", "passages of 100 tokens do not end"),
+            ("--workload retrieval --context-len 512", "--context-len goes with"),
+        ] {
+            let error = parse(args).settings().unwrap_err().to_string();
+            assert!(error.starts_with(message), "{args}: {error}");
+        }
+    }
 }

@@ -1,0 +1,192 @@
+//! One recipe's cache with all contexts in it, and what was seen of it.
+
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
+use kvasir_model::{ForwardBatch, Model, Runner, log_sum_exp};
+
+use super::{RecipeQuality, Worst};
+use crate::error::Result;
+
+/// A cache with one sequence per context, and the comparisons made so far.
+pub(super) struct Lane {
+    recipe: Recipe,
+    cache: KvCache,
+    ids: Vec<SequenceId>,
+    kl: Vec<Vec<f64>>, // [contexts][continuation]
+    same_top: usize,
+    nll_delta: Vec<f64>,
+}
+
+/// Bytes as f16 would take them, and as they are.
+#[derive(Default)]
+struct Bytes {
+    logical: usize,
+    physical: usize,
+}
+
+impl Bytes {
+    fn add(&mut self, (logical, physical): (usize, usize)) {
+        self.logical += logical;
+        self.physical += physical;
+    }
+
+    fn ratio(&self) -> f64 {
+        self.logical as f64 / self.physical.max(1) as f64
+    }
+}
+
+/// What a lane's sequences hold.
+#[derive(Default)]
+struct LaneBytes {
+    /// Sealed blocks other than each sequence's first.
+    sealed: Bytes,
+    /// Everything.
+    total: Bytes,
+}
+
+impl Lane {
+    /// An empty sequence for each of `contexts` contexts of at most `tokens` tokens.
+    pub(super) fn new(
+        model: &Model,
+        recipe: Recipe,
+        contexts: usize,
+        tokens: usize,
+        block_size: usize,
+    ) -> Result<Self> {
+        // Room for every context uncompressed, twice: the budget is not what is measured here.
+        let probe = model.new_cache(recipe, block_size, usize::MAX >> 8, false)?;
+        let tokens = tokens + block_size;
+        let budget =
+            4 * contexts * tokens * probe.geometry().logical_bytes_per_token() + (64 << 20);
+        let mut cache = model.new_cache(recipe, block_size, budget, false)?;
+        let ids = (0..contexts).map(|_| cache.add_sequence(None)).collect();
+        Ok(Self {
+            recipe,
+            cache,
+            ids,
+            kl: vec![Vec::new(); contexts],
+            same_top: 0,
+            nll_delta: Vec::new(),
+        })
+    }
+
+    /// Appends `tokens` to one context, at most `chunk` at a time.
+    pub(super) fn prefill(
+        &mut self,
+        model: &Model,
+        runner: &mut Runner,
+        context: usize,
+        tokens: &[u32],
+        chunk: usize,
+    ) -> Result<()> {
+        for chunk in tokens.chunks(chunk.max(1)) {
+            forward(model, &mut self.cache, runner, &self.ids[context..=context], &[chunk])?;
+        }
+        Ok(())
+    }
+
+    /// Appends one token to every context. `logits` become those after it: `[contexts, vocab_size]`.
+    pub(super) fn decode(
+        &mut self,
+        model: &Model,
+        runner: &mut Runner,
+        inputs: &[&[u32]],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        forward(model, &mut self.cache, runner, &self.ids, inputs)?;
+        let rows: Vec<usize> = (0..self.ids.len()).collect();
+        model.logits(&rows, runner, logits);
+        Ok(())
+    }
+
+    /// Counts one prediction of this lane, `coded`, against the control's. `target` is the text's next
+    /// token. Both: `[vocab_size]`.
+    pub(super) fn compare(
+        &mut self,
+        context: usize,
+        exact: &[f32],
+        coded: &[f32],
+        target: Option<u32>,
+    ) {
+        let (lse_exact, lse_coded) = (log_sum_exp(exact), log_sum_exp(coded));
+        let mut kl = 0.0;
+        let (mut top_exact, mut top_coded) = (0, 0);
+        for (i, (e, c)) in exact.iter().zip(coded).enumerate() {
+            let log_p = f64::from(*e) - lse_exact;
+            // Terms below e^-30 are beyond the digits of the logits.
+            if log_p > -30.0 {
+                kl += log_p.exp() * (log_p - (f64::from(*c) - lse_coded));
+            }
+            if *e > exact[top_exact] {
+                top_exact = i;
+            }
+            if *c > coded[top_coded] {
+                top_coded = i;
+            }
+        }
+        self.kl[context].push(kl.max(0.0));
+        self.same_top += usize::from(top_exact == top_coded);
+        if let Some(target) = target.map(|t| t as usize) {
+            let nll = |logits: &[f32], lse: f64| lse - f64::from(logits[target]);
+            self.nll_delta.push(nll(coded, lse_coded) - nll(exact, lse_exact));
+        }
+    }
+
+    /// What the sequences hold: the one place where bytes are counted. A slot that several sequences share
+    /// is counted whole for each of them, which makes ratios too small as soon as recipes share.
+    fn bytes(&self) -> Result<LaneBytes> {
+        let mut bytes = LaneBytes::default();
+        for id in &self.ids {
+            bytes.sealed.add(self.cache.sealed_bytes(*id)?);
+            bytes.total.add(self.cache.sequence_bytes(*id)?);
+        }
+        Ok(bytes)
+    }
+
+    /// What was seen, as a row.
+    pub(super) fn row(&self, workload: &'static str) -> Result<RecipeQuality> {
+        let bytes = self.bytes()?;
+        let mut every: Vec<f64> = self.kl.iter().flatten().copied().collect();
+        every.sort_by(f64::total_cmp);
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let means = self.kl.iter().map(|kl| mean(kl)).enumerate();
+        let worst = means.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 0.0));
+        let p95 = (every.len() * 95).div_ceil(100).saturating_sub(1);
+        Ok(RecipeQuality {
+            recipe: self.recipe.to_string(),
+            sharing: "off",
+            workload,
+            contexts: self.ids.len(),
+            ratio_sealed: bytes.sealed.ratio(),
+            ratio_total: bytes.total.ratio(),
+            kl_mean: mean(&every),
+            kl_p95: every.get(p95).copied().unwrap_or(0.0),
+            top1: self.same_top as f64 / every.len().max(1) as f64,
+            nll_delta: mean(&self.nll_delta),
+            worst: Worst { context: worst.0, kl_mean: worst.1 },
+        })
+    }
+}
+
+/// Runs a batch of sequences forward and commits it.
+fn forward(
+    model: &Model,
+    cache: &mut KvCache,
+    runner: &mut Runner,
+    ids: &[SequenceId],
+    inputs: &[&[u32]],
+) -> Result<()> {
+    let tokens = inputs.concat();
+    let mut slices = Vec::with_capacity(ids.len());
+    let mut row = 0;
+    for (sequence, input) in ids.iter().zip(inputs) {
+        cache.reserve(*sequence, input.len())?;
+        let start = cache.num_tokens(*sequence)?;
+        slices.push(BatchSlice { sequence: *sequence, row, start, len: input.len() });
+        row += input.len();
+    }
+    model.forward(ForwardBatch { tokens: &tokens, slices: &slices }, cache, runner)?;
+    for (sequence, input) in ids.iter().zip(inputs) {
+        cache.commit(*sequence, input)?;
+    }
+    Ok(())
+}

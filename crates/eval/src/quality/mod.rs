@@ -1,0 +1,137 @@
+//! What a recipe does to a model's predictions, beside what it does to its bytes.
+//!
+//! Every context of a [`Workload`] is prefilled through the recipe, then tokens of its text are forced one
+//! at a time, as in decoding. After each, the prediction is compared with the one over the f16 cache in the
+//! same run.
+
+mod draw;
+mod lane;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+pub use workload::Workload;
+
+use kvasir_cache::Recipe;
+use kvasir_model::{Model, Runner};
+use serde::Serialize;
+
+use crate::error::{EvalError, Result};
+use lane::Lane;
+
+/// What to measure, and how it is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Where contexts come from.
+    pub workload: Workload,
+    /// Tokens forced after each context.
+    pub continuation: usize,
+    /// Tokens per block of the cache.
+    pub block_size: usize,
+    /// Most context tokens computed at once: within such a chunk attention sees blocks not yet encoded.
+    pub chunk: usize,
+}
+
+impl Settings {
+    /// Finds what no corpus and no model could make right. [`measure`] does this first; a caller may do it
+    /// before loading a model.
+    ///
+    /// # Errors
+    /// [`EvalError::Settings`].
+    pub fn check(&self) -> Result<()> {
+        if self.continuation == 0 {
+            let what = "a continuation needs at least one token".to_owned();
+            return Err(EvalError::Settings { what });
+        }
+        self.workload.check(self.block_size)
+    }
+}
+
+/// The context a recipe is worst at.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Worst {
+    /// Which context, from 0.
+    pub context: usize,
+    /// Its mean KL divergence.
+    pub kl_mean: f64,
+}
+
+/// One recipe's row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecipeQuality {
+    /// The recipe.
+    pub recipe: String,
+    /// How blocks were shared.
+    pub sharing: &'static str,
+    /// [`Workload::name`].
+    pub workload: &'static str,
+    /// Contexts measured.
+    pub contexts: usize,
+    /// f16 bytes ÷ bytes of the sealed blocks other than each sequence's first, table entries included.
+    pub ratio_sealed: f64,
+    /// f16 bytes ÷ bytes of everything the sequences hold: tails, first blocks, tables.
+    pub ratio_total: f64,
+    /// Mean KL divergence of the recipe's prediction from the f16 cache's, in nats.
+    pub kl_mean: f64,
+    /// 95th percentile of the same.
+    pub kl_p95: f64,
+    /// Share of predictions with the same most likely token.
+    pub top1: f64,
+    /// Mean change of the negative log likelihood of the text's next token, in nats.
+    pub nll_delta: f64,
+    /// The context with the largest mean KL divergence.
+    pub worst: Worst,
+}
+
+/// Measures every recipe on the same contexts. Rows come in the order of `recipes`. Contexts of a recipe
+/// are prefilled one after another in one cache and stay there, so that a later one can find blocks of an
+/// earlier one. `progress` is told (done, of).
+///
+/// # Errors
+/// [`EvalError::Settings`] as [`Settings::check`]; [`EvalError::TooShort`] if too few texts are long
+/// enough.
+pub fn measure(
+    model: &Model,
+    runner: &mut Runner,
+    texts: &[String],
+    recipes: &[Recipe],
+    settings: &Settings,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<RecipeQuality>> {
+    settings.check()?;
+    let Settings { workload, continuation, block_size, chunk } = *settings;
+    let contexts = workload.contexts(model.tokenizer(), texts, continuation)?;
+    let context_len = workload.context_len();
+    let lane = |recipe: &Recipe| {
+        Lane::new(model, *recipe, contexts.len(), context_len + continuation, block_size)
+    };
+    let mut control = lane(&Recipe::F16)?;
+    let mut lanes = recipes.iter().map(lane).collect::<Result<Vec<Lane>>>()?;
+    let prefills = (lanes.len() + 1) * contexts.len();
+    let total = prefills + continuation;
+    let mut done = 0;
+    for lane in std::iter::once(&mut control).chain(&mut lanes) {
+        for (context, tokens) in contexts.iter().enumerate() {
+            lane.prefill(model, runner, context, &tokens[..context_len], chunk)?;
+            done += 1;
+            progress(done, total);
+        }
+    }
+    let vocab_size = model.spec().vocab_size;
+    // [contexts, vocab_size]
+    let (mut exact, mut coded) = (Vec::new(), Vec::new());
+    for step in 0..continuation {
+        let at = context_len + step;
+        let inputs: Vec<&[u32]> = contexts.iter().map(|tokens| &tokens[at..=at]).collect();
+        control.decode(model, runner, &inputs, &mut exact)?;
+        for lane in &mut lanes {
+            lane.decode(model, runner, &inputs, &mut coded)?;
+            let pairs = exact.chunks_exact(vocab_size).zip(coded.chunks_exact(vocab_size));
+            for (context, (exact, coded)) in pairs.enumerate() {
+                lane.compare(context, exact, coded, contexts[context].get(at + 1).copied());
+            }
+        }
+        progress(prefills + step + 1, total);
+    }
+    lanes.iter().map(|lane| lane.row(workload.name())).collect()
+}
