@@ -1,14 +1,16 @@
 //! Sharing one stored block between several readers: who may share, and what it costs.
 //!
 //! Read first: [`tree::fuse`] (which blocks of a batch of requests, or of the chunks of one prompt, go
-//! together). It follows "Joint Encoding of KV-Cache Blocks for Scalable LLM Serving" (arXiv
-//! 2601.03067); its documentation says where it departs from it.
+//! together) and [`theory::Model`] (ratio and distortion to expect at a threshold, and the threshold
+//! for a distortion budget). Both follow "Joint Encoding of KV-Cache Blocks for Scalable LLM Serving"
+//! (arXiv 2601.03067); their documentation says where they depart from it.
 //!
 //! Everything here is a pure function of vectors and ids. Not its job: slots, tables, reference
 //! counts, tenants, which layers take part (the paper leaves out the first and last two). The caller
 //! passes blocks of one layer and one tenant only, and applies the redirects to its own tables.
 
 mod similarity;
+pub mod theory;
 pub mod tree;
 
 /// What can be wrong with the input of this module.
