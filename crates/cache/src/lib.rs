@@ -23,6 +23,7 @@ mod kv_cache;
 mod pool;
 mod prefix;
 mod sequence;
+pub mod sharing;
 mod table;
 
 pub use attention::{AttentionScratch, BatchSlice};
