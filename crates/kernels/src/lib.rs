@@ -25,6 +25,7 @@ mod norm;
 mod rope;
 mod softmax;
 mod threads;
+pub mod trellis;
 
 pub use activation::{Activation, gated};
 pub use aligned::AlignedBytes;

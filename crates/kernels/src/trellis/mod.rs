@@ -1,0 +1,122 @@
+//! Rows of Gaussian-like coefficients in few bits: a tail-biting trellis per segment.
+//!
+//! A row has `width` coefficients in segments of [`SEGMENT`]; each segment has a bit width of its
+//! own, 0 to [`MAX_BITS`]. With 1 to 4 bits a coefficient's code is a *window* of two bits more than
+//! it pays for: windows overlap by two bits, circularly within the segment, so that the reproduction
+//! levels are those of a finer quantiser of which each step may choose a part (trellis-coded
+//! quantisation, Marcellin & Fischer 1990; overlapping windows as the bitshift trellis of QTIP,
+//! arXiv 2406.11235, here with four states and tables small enough for one register permutation).
+//! That is worth 0.6 to 1 dB over the best scalar quantiser. With 5 and 6 bits codes are plain.
+//!
+//! # Row layout
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0 | row scale code c: 2^((c - 128) / 8); 0: every coefficient decodes to its mean |
+//! | 1 | boost: low nibble a segment's index, high nibble e; that segment's factor is 2^(e / 2) |
+//! | 2 bits_i | per segment: a little-endian integer `word` of 16 bits_i bits |
+//!
+//! Window j of a trellis segment is the low bits_i + 2 bits of `word` rotated right by bits_i · j
+//! (circular in its 16 bits_i bits); code j of a plain segment is bits bits_i · j onwards.
+
+mod decode;
+mod encode;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use tables::DISTORTION;
+
+/// Coefficients in a segment.
+pub const SEGMENT: usize = 16;
+
+/// Most bits per coefficient.
+pub const MAX_BITS: u8 = 6;
+
+/// Most segments in a row: the boost's index has four bits.
+const MAX_SEGMENTS: usize = 16;
+
+/// Bytes before the codes: scale and boost.
+const HEADER_BYTES: usize = 2;
+
+/// How rows of one kind are stored: bits and expected magnitude of each segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    bits: Vec<u8>,
+    scales: Vec<f32>,
+    row_bytes: usize,
+}
+
+impl Layout {
+    /// `bits`: per segment, at most [`MAX_BITS`]; 0 stores nothing. `scales`: per segment, the root
+    /// mean square expected of its coefficients (units of the coefficients, finite, not negative).
+    ///
+    /// `None` unless both have the same length of 1 to 16 and their values are in range.
+    pub fn new(bits: Vec<u8>, scales: Vec<f32>) -> Option<Self> {
+        let fits = (1..=MAX_SEGMENTS).contains(&bits.len()) && bits.len() == scales.len();
+        let in_range = bits.iter().all(|b| *b <= MAX_BITS)
+            && scales.iter().all(|s| s.is_finite() && *s >= 0.0);
+        let row_bytes = HEADER_BYTES + bits.iter().map(|b| segment_bytes(*b)).sum::<usize>();
+        (fits && in_range).then_some(Self { bits, scales, row_bytes })
+    }
+
+    /// Coefficients in a row.
+    pub fn width(&self) -> usize {
+        self.bits.len() * SEGMENT
+    }
+
+    /// Bytes of an encoded row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Bits per coefficient of each segment.
+    pub fn bits(&self) -> &[u8] {
+        &self.bits
+    }
+
+    /// Expected root mean square of each segment.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+}
+
+/// Bytes of a segment's codes.
+const fn segment_bytes(bits: u8) -> usize {
+    SEGMENT * bits as usize / 8
+}
+
+/// Row scales by code: 2^((c - 128) / 8), and 0 for code 0.
+const ROW_SCALES: [f32; 256] = {
+    /// 2^(i / 8).
+    const EIGHTHS: [f32; 8] = [
+        1.0,
+        1.090_507_7,
+        1.189_207_1,
+        1.296_839_6,
+        std::f32::consts::SQRT_2,
+        1.542_210_8,
+        1.681_792_9,
+        1.834_008_1,
+    ];
+    let mut scales = [0.0; 256];
+    let mut c = 1;
+    while c < 256 {
+        let power = f32::from_bits((c as u32 / 8 + 127 - 16) << 23);
+        scales[c] = power * EIGHTHS[c % 8];
+        c += 1;
+    }
+    scales
+};
+
+/// Boost factors by exponent: 2^(e / 2).
+const BOOSTS: [f32; 16] = {
+    let mut boosts = [0.0; 16];
+    let mut e = 0;
+    while e < 16 {
+        let half = if e % 2 == 1 { std::f32::consts::SQRT_2 } else { 1.0 };
+        boosts[e] = (1 << (e / 2)) as f32 * half;
+        e += 1;
+    }
+    boosts
+};
