@@ -1,11 +1,12 @@
 //! How tokens get into the cache: reserve → write (layer by layer) → commit → seal.
 
 use crate::attention::BatchSlice;
-use crate::codec::{Part, TailCodec};
+use crate::codec::TailCodec;
 use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
 use crate::kv_cache::{KvCache, find};
-use crate::pool::SlotId;
+use crate::format::{FormatId, add_class};
+use crate::pool::{ClassId, SlotId};
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
 
@@ -18,22 +19,17 @@ impl KvCache {
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         self.with_sequence(id, |cache, sequence| {
             let end = sequence.num_tokens + count;
-            let blocks = cache.geometry.blocks_for(end).saturating_sub(sequence.num_blocks());
-            let metadata = blocks * cache.geometry.table_bytes_per_block();
-            // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
-            let prepared = sequence.num_sealed + sequence.seal_slots.len();
-            let seals = match cache.sealed_class.is_empty() {
-                true => 0,
-                false => (end / cache.geometry.block_size()).saturating_sub(prepared),
-            };
-            let tails = cache.block_slots.iter().map(|(c, n)| (*c, n * blocks));
-            let sealed = cache.sealed_slots.iter().map(|(c, n)| (*c, n * seals));
-            let slots: Vec<_> = tails.chain(sealed).collect();
+            let block_size = cache.geometry.block_size();
+            let old = sequence.num_blocks();
+            let new = cache.geometry.blocks_for(end).saturating_sub(old);
+            let metadata = new * cache.geometry.table_bytes_per_block();
+            let slots = cache.slots_to_reserve(sequence, end);
             let needed: usize = slots.iter().map(|(c, n)| n * cache.pool.slot_bytes(*c)).sum();
-            let pinned = cache.pool.physical_bytes().saturating_sub(cache.prefix.evictable_bytes());
+            let evictable = cache.prefix.evictable_bytes(&cache.pool);
+            let pinned = cache.pool.physical_bytes().saturating_sub(evictable);
             // Prefixes are not evicted for what would not fit without them either.
             let hopeless = pinned + needed + metadata > cache.pool.budget_bytes();
-            while blocks + seals > 0 && !cache.pool.can_allocate(&slots, metadata) {
+            while !slots.is_empty() && !cache.pool.can_allocate(&slots, metadata) {
                 if hopeless || !cache.prefix.evict_one(&mut cache.pool)? {
                     return Err(CacheError::Exhausted {
                         needed: slots.iter().map(|(_, n)| n).sum(),
@@ -43,24 +39,105 @@ impl KvCache {
                     });
                 }
             }
-            if blocks > 0 {
+            if new > 0 {
                 cache.pool.charge_metadata(metadata)?;
             }
-            for _ in 0..blocks {
-                for (table, class) in sequence.tables.iter_mut().zip(&cache.group_class) {
-                    table.keys.push(Entry::tail(cache.pool.allocate(*class)?));
-                    table.values.push(Entry::tail(cache.pool.allocate(*class)?));
+            cache.grow_tail(sequence, end)?;
+            for block in old..old + new {
+                let tokens = (end - block * block_size).min(block_size);
+                let capacity = tail_capacity(tokens, block_size);
+                for group in 0..sequence.tables.len() {
+                    let class = cache.tail_class(sequence.tail_format, group, capacity);
+                    let [key, value] = [cache.pool.allocate(class)?, cache.pool.allocate(class)?];
+                    let table = &mut sequence.tables[group];
+                    table.keys.push(Entry::new(key, sequence.tail_format));
+                    table.values.push(Entry::new(value, sequence.tail_format));
                 }
+                sequence.tail_capacity = capacity;
             }
-            for _ in 0..seals {
-                let classes = cache.sealed_class.iter().flatten();
-                let slots = classes.map(|c| cache.pool.allocate(*c)).collect::<Result<_>>()?;
+            // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
+            let prepared = sequence.num_sealed + sequence.seal_slots.len();
+            for block in prepared..end / block_size {
+                let mut slots = Vec::new();
+                let format = sequence.sealed_format(block);
+                if format != sequence.tail_format {
+                    for part in cache.formats.get(format).parts() {
+                        slots.push(cache.pool.allocate(part.class)?);
+                    }
+                }
                 sequence.seal_slots.push_back(slots);
             }
             sequence.num_reserved = sequence.num_reserved.max(end);
             cache.frame.grow(end);
             Ok(())
         })
+    }
+
+    /// Slots that a sequence needs to hold `end` tokens, beside what it has.
+    fn slots_to_reserve(&self, sequence: &Sequence, end: usize) -> Vec<(ClassId, usize)> {
+        let block_size = self.geometry.block_size();
+        let old = sequence.num_blocks();
+        let mut slots = Vec::new();
+        let mut tails = |capacity: usize| {
+            for group in 0..sequence.tables.len() {
+                let class = self.tail_class(sequence.tail_format, group, capacity);
+                add_class(&mut slots, class, 2);
+            }
+        };
+        if let Some(capacity) = self.grown_capacity(sequence, end) {
+            tails(capacity);
+        }
+        for block in old..self.geometry.blocks_for(end).max(old) {
+            let tokens = (end - block * block_size).min(block_size);
+            tails(tail_capacity(tokens, block_size));
+        }
+        let prepared = sequence.num_sealed + sequence.seal_slots.len();
+        for block in prepared..end / block_size {
+            let format = sequence.sealed_format(block);
+            if format != sequence.tail_format {
+                for (class, n) in &self.formats.get(format).slots {
+                    add_class(&mut slots, *class, *n);
+                }
+            }
+        }
+        slots
+    }
+
+    /// The class of a group's tails with room for `capacity` tokens. Sizes of tails are whole fractions
+    /// of a block's.
+    fn tail_class(&self, format: FormatId, group: usize, capacity: usize) -> ClassId {
+        self.tail_classes(format)[group][capacity.trailing_zeros() as usize]
+    }
+
+    /// What the last block must grow to for `end` tokens, if it is a tail that is too small.
+    fn grown_capacity(&self, sequence: &Sequence, end: usize) -> Option<usize> {
+        let block_size = self.geometry.block_size();
+        let last = sequence.num_blocks().checked_sub(1)?;
+        if last < sequence.num_sealed {
+            return None;
+        }
+        let tokens = end.saturating_sub(last * block_size).min(block_size);
+        let capacity = tail_capacity(tokens, block_size);
+        (capacity > sequence.tail_capacity).then_some(capacity)
+    }
+
+    /// Moves the last block into larger slots, so that short tails are cheap. All slots were found to be
+    /// there.
+    fn grow_tail(&mut self, sequence: &mut Sequence, end: usize) -> Result<()> {
+        let Some(capacity) = self.grown_capacity(sequence, end) else { return Ok(()) };
+        let last = sequence.num_blocks() - 1;
+        for group in 0..sequence.tables.len() {
+            let class = self.tail_class(sequence.tail_format, group, capacity);
+            let table = &mut sequence.tables[group];
+            for entry in [&mut table.keys[last], &mut table.values[last]] {
+                let slot = self.pool.allocate(class)?;
+                self.pool.copy(entry.slot, slot, &mut self.slot_bytes)?;
+                self.pool.release(entry.slot)?;
+                entry.slot = slot;
+            }
+        }
+        sequence.tail_capacity = capacity;
+        Ok(())
     }
 
     /// Writes one layer's keys and values of the step's tokens into their blocks.
@@ -79,8 +156,6 @@ impl KvCache {
         let l = &self.geometry.layers()[layer];
         let (heads, dim, rope) = (l.kv_heads, l.head_dim, l.rope);
         let block_size = self.geometry.block_size();
-        let tail: &dyn TailCodec = self.recipe().codec().tail();
-        let relative = self.recipe().frame() == KeyFrame::BlockRelative;
         let first_group = self.geometry.group(layer, 0);
         for slice in slices {
             let sequence = find(&self.sequences, &self.generations, slice.sequence)?;
@@ -92,6 +167,8 @@ impl KvCache {
                     used: slice.start + slice.len,
                 });
             }
+            let tail: &dyn TailCodec = sequence.recipe.tail();
+            let relative = sequence.recipe.frame() == KeyFrame::BlockRelative;
             for head in 0..heads {
                 let table = &sequence.tables[first_group + head];
                 for t in 0..slice.len {
@@ -101,13 +178,17 @@ impl KvCache {
                     let row = &mut self.row[..dim];
                     let distance = if relative { offset } else { position };
                     self.frame.rotate(rope, distance, &keys[at..at + dim], row);
-                    self.num_clamped += clamp(row, tail.largest());
+                    let mut clamped = clamp(row, tail.largest());
                     let slot = self.pool.bytes_mut(table.keys[block].slot)?;
                     tail.write_row(offset, row, slot);
                     row.copy_from_slice(&values[at..at + dim]);
-                    self.num_clamped += clamp(row, tail.largest());
+                    clamped += clamp(row, tail.largest());
                     let slot = self.pool.bytes_mut(table.values[block].slot)?;
                     tail.write_row(offset, row, slot);
+                    if clamped > 0 {
+                        self.num_clamped += clamped;
+                        self.clamped_blocks.push((slice.sequence, block));
+                    }
                 }
             }
         }
@@ -134,18 +215,25 @@ impl KvCache {
             sequence.num_tokens = end;
             sequence.tail_tokens.extend_from_slice(tokens);
             while sequence.tail_tokens.len() >= block_size {
-                cache.seal(sequence)?;
+                cache.seal(id, sequence)?;
                 sequence.tail_tokens.drain(..block_size);
             }
             Ok(())
         })
     }
 
-    /// Seals the first unsealed block. With an uncompressed recipe the tail's slots become the block's.
-    fn seal(&mut self, sequence: &mut Sequence) -> Result<()> {
+    /// Seals the first unsealed block. Without a codec the tail's slots become the block's.
+    fn seal(&mut self, id: SequenceId, sequence: &mut Sequence) -> Result<()> {
         let block = sequence.num_sealed;
         sequence.num_sealed += 1;
-        let slots = sequence.seal_slots.pop_front();
+        let mut slots = sequence.seal_slots.pop_front().unwrap_or_default();
+        if self.clamped_blocks.contains(&(id, block)) {
+            // Values that were no numbers say that the rest of the block may be odd, too: kept as it is.
+            self.clamped_blocks.retain(|clamped| *clamped != (id, block));
+            for slot in slots.drain(..) {
+                self.pool.release(slot)?;
+            }
+        }
         // A block can only be known if all before it are: stop publishing after a gap.
         let publishable = sequence.nodes.len() == block;
         let hash = sequence.chain.map(|chain| {
@@ -154,12 +242,12 @@ impl KvCache {
             hash
         });
         let Some(hash) = hash.filter(|_| publishable) else {
-            return self.encode_block(sequence, block, slots);
+            return self.encode_block(sequence, block, &slots);
         };
         if self.prefix.find(&hash).is_none() {
-            self.encode_block(sequence, block, slots)?;
+            self.encode_block(sequence, block, &slots)?;
         } else {
-            for slot in slots.into_iter().flatten() {
+            for slot in slots {
                 self.pool.release(slot)?;
             }
         }
@@ -186,34 +274,64 @@ impl KvCache {
         Ok(())
     }
 
-    /// Encodes a full tail block into `slots` (`[groups, 2]`) and frees the tail's; nothing to do without
-    /// slots.
+    /// Encodes a full tail block into `slots`, in the order of the format's parts, and frees the tail's;
+    /// nothing to do without slots.
     fn encode_block(
         &mut self,
         sequence: &mut Sequence,
         block: usize,
-        slots: Option<Vec<SlotId>>,
+        slots: &[SlotId],
     ) -> Result<()> {
-        let Some(slots) = slots else { return Ok(()) };
-        let codec = self.recipe().codec();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let id = sequence.sealed_format(block);
         let tokens = self.geometry.block_size();
-        let groups = self.geometry.groups().map(|(_, l)| l.head_dim);
-        let tables = sequence.tables.iter_mut().zip(slots.chunks_exact(2)).zip(groups);
-        for ((table, slots), dim) in tables {
-            let parts =
-                [(Part::Keys, &mut table.keys[block]), (Part::Values, &mut table.values[block])];
-            for ((part, entry), slot) in parts.into_iter().zip(slots) {
-                let Some(sealed) = codec.sealed(part) else { continue };
-                let rows = &mut self.block_rows[..tokens * dim];
-                codec.tail().decode(self.pool.bytes(entry.slot), tokens, dim, rows);
-                let bytes = sealed.slot_bytes(tokens, dim);
-                sealed.encode(rows, dim, &mut self.pool.bytes_mut(*slot)?[..bytes]);
-                let old = std::mem::replace(entry, Entry::sealed(*slot));
-                self.pool.release(old.slot)?;
+        let mut slots = slots.iter();
+        for (layer, (l, format)) in
+            self.geometry.layers().iter().zip(&self.formats.get(id).layers).enumerate()
+        {
+            let width = format.heads * l.head_dim;
+            let rows = &mut self.block_rows[..tokens * width];
+            for (g, parts) in format.groups.iter().enumerate() {
+                let first = self.geometry.group(layer, g * format.heads);
+                let tables = &mut sequence.tables[first..first + format.heads];
+                for (part, codec) in parts.iter().enumerate() {
+                    let Some(slot) = slots.next().copied() else {
+                        let what = format!("too few slots for block {block}");
+                        return Err(CacheError::Integrity { what });
+                    };
+                    for (head, table) in tables.iter().enumerate() {
+                        let entry = table.part(part)[block];
+                        let bytes = self.pool.bytes(entry.slot);
+                        let head_rows = &mut self.head_rows[..tokens * l.head_dim];
+                        sequence.recipe.tail().decode(bytes, tokens, l.head_dim, head_rows);
+                        for (t, row) in head_rows.chunks_exact(l.head_dim).enumerate() {
+                            let at = t * width + head * l.head_dim;
+                            rows[at..at + l.head_dim].copy_from_slice(row);
+                        }
+                    }
+                    let bytes = codec.codec().slot_bytes(tokens, l.head_dim);
+                    codec.codec().encode(rows, width, &mut self.pool.bytes_mut(slot)?[..bytes]);
+                    for (head, table) in tables.iter_mut().enumerate() {
+                        if head > 0 {
+                            self.pool.retain(slot)?;
+                        }
+                        let entry = &mut table.part_mut(part)[block];
+                        let old = std::mem::replace(entry, Entry::new(slot, id));
+                        self.pool.release(old.slot)?;
+                    }
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Tokens that a tail of `tokens` has room for: growing in steps of two from an eighth of the largest
+/// block, so that a short tail is small and moves a few times at most.
+fn tail_capacity(tokens: usize, block_size: usize) -> usize {
+    tokens.next_power_of_two().clamp(8, block_size)
 }
 
 /// Brings values that cannot be stored to the nearest that can, NaN to 0: one infinite value would turn

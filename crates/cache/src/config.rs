@@ -1,6 +1,6 @@
 //! Recipes: how a cache is encoded. One name (`--kv-cache`) selects one.
 
-use crate::codec::CodecKind;
+use crate::codec::{CodecKind, Rate, RawF16, RawF32, TailCodec};
 use crate::error::{CacheError, Result};
 
 /// The frame keys are stored in.
@@ -12,11 +12,14 @@ pub enum KeyFrame {
     Absolute,
 }
 
-/// How a cache is encoded: a codec and the frame its keys are in.
+/// How a sequence is encoded: the codec of sealed blocks, that of its first block, and the frame its
+/// keys are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recipe {
     codec: CodecKind,
+    first: CodecKind,
     frame: KeyFrame,
+    ladder: bool,
 }
 
 impl Recipe {
@@ -25,19 +28,56 @@ impl Recipe {
     pub const F16: Self = Self::of(CodecKind::F16, KeyFrame::BlockRelative);
     /// Single precision: twice the bytes; separates rounding from every other effect in tests.
     pub const F32: Self = Self::of(CodecKind::F32, KeyFrame::BlockRelative);
-
     /// Sealed blocks in 8 bits.
     pub const INT8: Self = Self::of(CodecKind::Int8, KeyFrame::BlockRelative);
+    /// Jointly coded at 4 bits a channel.
+    pub const JOINT4: Self = Self::joint(Rate::whole(4));
+    /// Jointly coded at 3 bits a channel.
+    pub const JOINT3: Self = Self::joint(Rate::whole(3));
+    /// Jointly coded at 2 bits a channel.
+    pub const JOINT2: Self = Self::joint(Rate::whole(2));
+    /// Begins as [`Self::JOINT4`]; under pressure the oldest blocks are coded again with fewer bits.
+    pub const AUTO: Self = Self { ladder: true, ..Self::JOINT4 };
     /// KIVI at 4 bits: a control.
     pub const KIVI4: Self = Self::of(CodecKind::Kivi4, KeyFrame::Absolute);
     /// KIVI at 2 bits: a control.
     pub const KIVI2: Self = Self::of(CodecKind::Kivi2, KeyFrame::Absolute);
+    /// A rotation without statistics at 4 bits: a control.
+    pub const ROTATION4: Self = Self::rotation(4);
+    /// The same at 3 bits.
+    pub const ROTATION3: Self = Self::rotation(3);
+    /// The same at 2 bits.
+    pub const ROTATION2: Self = Self::rotation(2);
 
-    /// Every named recipe.
-    pub const ALL: [Self; 5] = [Self::F16, Self::F32, Self::INT8, Self::KIVI4, Self::KIVI2];
+    /// Every named recipe. `joint:R` with other rates exists besides.
+    pub const ALL: [Self; 12] = [
+        Self::F16,
+        Self::F32,
+        Self::INT8,
+        Self::JOINT4,
+        Self::JOINT3,
+        Self::JOINT2,
+        Self::AUTO,
+        Self::KIVI4,
+        Self::KIVI2,
+        Self::ROTATION4,
+        Self::ROTATION3,
+        Self::ROTATION2,
+    ];
 
     const fn of(codec: CodecKind, frame: KeyFrame) -> Self {
-        Self { codec, frame }
+        Self { codec, first: codec, frame, ladder: false }
+    }
+
+    /// A sequence's first tokens are like no others (attention sinks) and every query meets them: coded
+    /// at 3 bits they cost more than all other blocks together. Eight bits cost nothing measurable.
+    const fn joint(rate: Rate) -> Self {
+        Self { first: CodecKind::Int8, ..Self::of(CodecKind::Joint(rate), KeyFrame::BlockRelative) }
+    }
+
+    const fn rotation(bits: u8) -> Self {
+        let codec = CodecKind::Rotation(bits);
+        Self { first: CodecKind::Int8, ..Self::of(codec, KeyFrame::BlockRelative) }
     }
 
     /// The frame keys are stored in.
@@ -48,6 +88,36 @@ impl Recipe {
     /// How sealed blocks are stored.
     pub fn codec(self) -> CodecKind {
         self.codec
+    }
+
+    /// How block `block` of a sequence is stored once it is sealed.
+    pub fn codec_of(self, block: usize) -> CodecKind {
+        if block == 0 { self.first } else { self.codec }
+    }
+
+    /// Codecs that pressure may step down to, in order.
+    pub fn ladder(self) -> &'static [CodecKind] {
+        const LADDER: [CodecKind; 3] = [
+            CodecKind::Joint(Rate::whole(4)),
+            CodecKind::Joint(Rate::whole(3)),
+            CodecKind::Joint(Rate::whole(2)),
+        ];
+        if self.ladder { &LADDER } else { &[] }
+    }
+
+    /// What blocks are written as until they are sealed.
+    pub fn tail(self) -> &'static dyn TailCodec {
+        if self.codec == CodecKind::F32 { &RawF32 } else { &RawF16 }
+    }
+
+    /// The codec kind of [`Self::tail`].
+    pub fn tail_kind(self) -> CodecKind {
+        if self.codec == CodecKind::F32 { CodecKind::F32 } else { CodecKind::F16 }
+    }
+
+    /// Whether it needs the model's statistics.
+    pub fn needs_statistics(self) -> bool {
+        self.codec.needs_statistics()
     }
 }
 
@@ -61,10 +131,13 @@ impl std::str::FromStr for Recipe {
     type Err = CacheError;
 
     fn from_str(name: &str) -> Result<Self> {
+        if let Some(rate) = name.strip_prefix("joint:") {
+            return Ok(Self::joint(rate.parse()?));
+        }
         Self::ALL.into_iter().find(|r| r.to_string() == name).ok_or_else(|| {
             CacheError::UnknownRecipe {
                 name: name.to_owned(),
-                known: Self::ALL.map(|r| r.to_string()).join(", "),
+                known: format!("{}, joint:BITS", Self::ALL.map(|r| r.to_string()).join(", ")),
             }
         })
     }
@@ -72,7 +145,7 @@ impl std::str::FromStr for Recipe {
 
 impl std::fmt::Display for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.codec.name())
+        if self.ladder { f.write_str("auto") } else { self.codec.fmt(f) }
     }
 }
 
@@ -85,11 +158,26 @@ mod tests {
         for recipe in Recipe::ALL {
             assert_eq!(recipe.to_string().parse::<Recipe>().unwrap(), recipe);
         }
+        let fraction: Recipe = "joint:2.75".parse().unwrap();
+        assert_eq!(fraction.to_string(), "joint:2.75");
+        assert_eq!("joint:3".parse::<Recipe>().unwrap(), Recipe::JOINT3);
     }
 
     #[test]
     fn unknown_names_list_what_exists() {
         let message = "f15".parse::<Recipe>().unwrap_err().to_string();
-        assert_eq!(message, "unknown KV cache recipe 'f15' (known: f16, f32, int8, kivi4, kivi2)");
+        assert_eq!(
+            message,
+            "unknown KV cache recipe 'f15' (known: f16, f32, int8, joint4, joint3, joint2, auto, kivi4, \
+             kivi2, rotation4, rotation3, rotation2, joint:BITS)"
+        );
+    }
+
+    #[test]
+    fn rates_out_of_range_say_the_range() {
+        for rate in ["0.5", "9", "x", "NaN", "-1"] {
+            let error = format!("joint:{rate}").parse::<Recipe>().unwrap_err().to_string();
+            assert!(error.contains(rate) && error.ends_with("take 1 to 6"), "{error}");
+        }
     }
 }

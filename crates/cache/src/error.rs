@@ -12,6 +12,22 @@ pub enum CacheError {
         /// Comma separated.
         known: String,
     },
+    /// A rate that no joint recipe can have.
+    #[error("a rate of '{given}' bits a channel: joint and rotation recipes take {least} to {most}")]
+    Rate {
+        /// As given.
+        given: String,
+        /// Smallest rate.
+        least: f32,
+        /// Largest rate.
+        most: f32,
+    },
+    /// Statistics that are missing, or not of this cache's model.
+    #[error("statistics: {what}")]
+    Statistics {
+        /// What is wrong.
+        what: String,
+    },
     /// `--block-size` is not one of the sizes.
     #[error("block size must be 16, 32 or 64 tokens, got {found}")]
     BlockSize {

@@ -1,15 +1,19 @@
 //! The cache of one model: sequences append, seal, read and free through it.
 
-use kvasir_kernels::RopeTable;
+use std::sync::Arc;
 
-use crate::codec::Part;
+use kvasir_kernels::RopeTable;
+use rustc_hash::FxHashSet;
+
 use crate::config::Recipe;
 use crate::error::{CacheError, Result};
+use crate::format::{FormatId, Formats, Shapes, add_class};
 use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
 use crate::sequence::{Sequence, SequenceId};
+use crate::stats::Statistics;
 
 /// What a [`KvCache`] is made of.
 #[derive(Debug)]
@@ -18,8 +22,10 @@ pub struct CacheConfig {
     pub geometry: Geometry,
     /// The model's RoPE tables, as [`crate::LayerGeometry::rope`] numbers them.
     pub ropes: Vec<RopeTable>,
-    /// How blocks are stored.
+    /// How sequences are stored that do not say otherwise.
     pub recipe: Recipe,
+    /// What joint recipes code against. Their bytes are taken from the budget.
+    pub statistics: Option<Arc<Statistics>>,
     /// Budget of the block pool.
     pub budget_bytes: usize,
     /// Whether equal prefixes share blocks.
@@ -47,6 +53,8 @@ pub struct CacheStats {
     pub reserved_bytes: usize,
     /// Values that were NaN, infinite or too large to store, since the start.
     pub num_clamped: u64,
+    /// What the statistics of joint recipes take, beside `physical_bytes`.
+    pub statistics_bytes: usize,
 }
 
 /// See the crate's documentation.
@@ -58,18 +66,21 @@ pub struct KvCache {
     recipe: Recipe,
     pub(crate) prefix: PrefixCache,
     prefix_caching: bool,
-    /// Slot class of every group's tails.
-    pub(crate) group_class: Vec<ClassId>,
-    /// Slots that one tail block of tokens takes, by class.
-    pub(crate) block_slots: Vec<(ClassId, usize)>,
-    /// Slot classes of every group's sealed keys and values; empty if tails keep their slots.
-    pub(crate) sealed_class: Vec<[ClassId; 2]>,
-    /// Slots that one sealed block of tokens takes, by class.
-    pub(crate) sealed_slots: Vec<(ClassId, usize)>,
+    pub(crate) formats: Formats,
+    statistics: Option<Arc<Statistics>>,
+    budget_bytes: usize,
     /// Most tokens written between two commits.
     max_chunk: usize,
-    /// One block while it is sealed.
+    /// One block of one head group while it is sealed.
     pub(crate) block_rows: Vec<f32>,
+    /// The same of one head.
+    pub(crate) head_rows: Vec<f32>,
+    /// Classes of tails by format: `[groups][log2 of their tokens]`.
+    tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
+    /// One slot while its tail grows.
+    pub(crate) slot_bytes: Vec<u8>,
+    /// Blocks being written that hold clamped values: they are not coded.
+    pub(crate) clamped_blocks: Vec<(SequenceId, usize)>,
     pub(crate) sequences: Vec<Option<Sequence>>,
     pub(crate) generations: Vec<u32>,
     /// One rotated key, or one value, while it is written.
@@ -83,50 +94,100 @@ impl KvCache {
     /// # Errors
     /// A layer that names a RoPE table that is not there.
     pub fn new(config: CacheConfig) -> Result<Self> {
-        let CacheConfig { geometry, ropes, recipe, budget_bytes, prefix_caching } = config;
-        let frame = Frame::new(ropes);
+        let CacheConfig { geometry, ropes, recipe, statistics, budget_bytes, prefix_caching } =
+            config;
+        let mut frame = Frame::new(ropes);
+        frame.grow(geometry.block_size());
         for (layer, l) in geometry.layers().iter().enumerate() {
             if let Some(rope) = l.rope.filter(|r| *r >= frame.num_tables()) {
                 let what = format!("RoPE table {rope} of {} does not exist", frame.num_tables());
                 return Err(CacheError::Geometry { layer, what });
             }
         }
-        let tail = recipe.codec().tail();
-        let slot_bytes = |dim: usize| tail.slot_bytes(geometry.block_size(), dim);
-        let head_dims = || geometry.layers().iter().map(|l| l.head_dim);
-        let mut pool = BlockPool::new(budget_bytes, head_dims().map(slot_bytes).max().unwrap_or(0));
-        let group_class: Vec<ClassId> =
-            geometry.groups().map(|(_, l)| pool.class(slot_bytes(l.head_dim))).collect();
-        let block_slots = count_classes(group_class.iter().flat_map(|c| [*c, *c]));
-        let mut sealed_class = Vec::new();
-        if let (Some(keys), Some(values)) =
-            (recipe.codec().sealed(Part::Keys), recipe.codec().sealed(Part::Values))
-        {
-            sealed_class.extend(geometry.groups().map(|(_, l)| {
-                [keys, values].map(|c| pool.class(c.slot_bytes(geometry.block_size(), l.head_dim)))
-            }));
+        let rows = |l: &crate::geometry::LayerGeometry| geometry.block_size() * l.head_dim;
+        let head_rows = geometry.layers().iter().map(rows).max().unwrap_or(0);
+        let layer_rows = geometry.layers().iter().map(|l| rows(l) * l.kv_heads).max().unwrap_or(0);
+        let widest = geometry.block_size() * crate::stats::MAX_WIDTH;
+        let mut slot_bytes = head_rows * if recipe == Recipe::F32 { 4 } else { 2 };
+        if statistics.is_some() {
+            slot_bytes = slot_bytes.max(widest.min(layer_rows));
         }
-        let sealed_slots = count_classes(sealed_class.iter().flatten().copied());
-        let block_rows = head_dims().max().unwrap_or(0) * geometry.block_size();
-        let row = vec![0.0; head_dims().max().unwrap_or(0)];
-        Ok(Self {
+        let row = vec![0.0; geometry.layers().iter().map(|l| l.head_dim).max().unwrap_or(0)];
+        let statistics_bytes = statistics.as_ref().map_or(0, |s| s.num_bytes());
+        let mut cache = Self {
+            pool: BlockPool::new(budget_bytes.saturating_sub(statistics_bytes), slot_bytes),
+            block_rows: vec![0.0; layer_rows],
+            head_rows: vec![0.0; head_rows],
+            tail_classes: Vec::new(),
+            slot_bytes: Vec::new(),
+            clamped_blocks: Vec::new(),
             geometry,
             frame,
-            pool,
             recipe,
             prefix: PrefixCache::default(),
             prefix_caching,
-            group_class,
-            block_slots,
-            sealed_class,
-            sealed_slots,
+            formats: Formats::default(),
+            statistics,
+            budget_bytes,
             max_chunk: usize::MAX,
-            block_rows: vec![0.0; block_rows],
             sequences: Vec::new(),
             generations: Vec::new(),
             row,
             num_clamped: 0,
-        })
+        };
+        cache.prepare(recipe)?;
+        Ok(cache)
+    }
+
+    /// Makes the formats of a recipe: those of its tail, its first block and the others.
+    ///
+    /// # Errors
+    /// [`CacheError::Statistics`] if the recipe needs some that are missing, [`CacheError::Geometry`] for
+    /// heads that it cannot hold.
+    pub fn prepare(&mut self, recipe: Recipe) -> Result<()> {
+        self.prepare_formats(recipe).map(drop)
+    }
+
+    fn prepare_formats(&mut self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+        let shapes = Shapes {
+            geometry: &self.geometry,
+            frame: &self.frame,
+            statistics: self.statistics.as_deref(),
+        };
+        let mut prepare = |kind| self.formats.prepare(kind, shapes, &mut self.pool);
+        let tail = prepare(recipe.tail_kind())?;
+        let sealed = [prepare(recipe.codec_of(0))?, prepare(recipe.codec_of(1))?];
+        for kind in recipe.ladder() {
+            prepare(*kind)?;
+        }
+        if !self.tail_classes.iter().any(|(format, _)| *format == tail) {
+            let codec = recipe.tail();
+            let groups = self.geometry.groups().map(|(_, l)| {
+                let most = self.geometry.block_size();
+                let bytes = |log: usize| codec.slot_bytes(most.min(1 << log), l.head_dim);
+                std::array::from_fn(|log| self.pool.class(bytes(log)))
+            });
+            let classes = groups.collect();
+            self.tail_classes.push((tail, classes));
+        }
+        Ok((tail, sealed))
+    }
+
+    /// Classes of tails, `[groups][log2 of their tokens]`.
+    pub(crate) fn tail_classes(&self, format: FormatId) -> &[[ClassId; 7]] {
+        let found = self.tail_classes.iter().find(|(f, _)| *f == format);
+        found.map_or(&[], |(_, classes)| classes)
+    }
+
+    /// The formats of a recipe that was prepared.
+    fn formats_of(&self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+        let find = |kind| {
+            self.formats.find(kind).ok_or_else(|| CacheError::Integrity {
+                what: format!("recipe {recipe} was not prepared"),
+            })
+        };
+        let sealed = [find(recipe.codec_of(0))?, find(recipe.codec_of(1))?];
+        Ok((find(recipe.tail_kind())?, sealed))
     }
 
     /// Shapes.
@@ -134,17 +195,18 @@ impl KvCache {
         &self.geometry
     }
 
-    /// How blocks are stored.
+    /// How sequences are stored that do not say otherwise.
     pub fn recipe(&self) -> Recipe {
         self.recipe
     }
 
-    /// Bytes of the budget that one sequence of `tokens` tokens takes when it is alone. What is larger
+    /// Bytes of the budget that one sequence of `tokens` tokens, stored by a prepared recipe, takes when it is alone. What is larger
     /// than the budget can never run.
-    pub fn bytes_alone(&self, tokens: usize) -> usize {
+    pub fn bytes_alone(&self, recipe: Recipe, tokens: usize) -> usize {
         let blocks = self.geometry.blocks_for(tokens);
-        let slots = self.slots_for(blocks);
-        self.pool.bytes_alone(&slots, blocks * self.metadata_per_block())
+        let slots = self.slots_for(recipe, 0, blocks);
+        let metadata = blocks * self.metadata_per_block();
+        self.budget_bytes - self.pool.budget_bytes() + self.pool.bytes_alone(&slots, metadata)
     }
 
     /// Says that no step writes more than `tokens` tokens of one sequence, so that a long sequence never
@@ -153,17 +215,27 @@ impl KvCache {
         self.max_chunk = tokens;
     }
 
-    /// Slots of `blocks` blocks while the last of them are being written.
-    fn slots_for(&self, blocks: usize) -> Vec<(ClassId, usize)> {
-        let open = match self.sealed_slots.is_empty() {
-            true => blocks,
-            // A chunk may begin and end inside a block.
-            false => blocks.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1)),
+    /// Slots of blocks `first .. blocks` of a sequence while the last of them are being written.
+    fn slots_for(&self, recipe: Recipe, first: usize, blocks: usize) -> Vec<(ClassId, usize)> {
+        // Formats of the default recipe exist always, others once somebody asked for them.
+        let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
+        let Ok((tail, sealed)) = formats else { return Vec::new() };
+        let new = blocks.saturating_sub(first);
+        // A chunk may begin and end inside a block.
+        let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
+        let mut slots = Vec::new();
+        let mut add = |format: FormatId, blocks: usize| {
+            for (class, n) in &self.formats.get(format).slots {
+                add_class(&mut slots, *class, n * blocks);
+            }
         };
-        let tails = self.block_slots.iter().map(|(c, n)| (*c, n * open));
-        let mut slots: Vec<(ClassId, usize)> = tails.collect();
-        for (class, n) in &self.sealed_slots {
-            add_class(&mut slots, *class, n * blocks);
+        let head = usize::from(first == 0 && new > 0);
+        if sealed == [tail; 2] {
+            add(tail, new);
+        } else {
+            add(tail, open);
+            add(sealed[0], head);
+            add(sealed[1], new - head);
         }
         slots
     }
@@ -174,12 +246,24 @@ impl KvCache {
         self.geometry.table_bytes_per_block() + if self.prefix_caching { node } else { 0 }
     }
 
-    /// Adds an empty sequence. `salt` separates tenants: prefixes are shared within equal salts only.
-    pub fn add_sequence(&mut self, salt: Option<&str>) -> SequenceId {
-        let chain = self
-            .prefix_caching
-            .then(|| BlockHash::root(salt, &self.recipe.to_string(), self.geometry.block_size()));
-        let sequence = Sequence::new(self.geometry.num_groups(), chain);
+    /// Adds an empty sequence, stored by the default recipe. `salt` separates tenants: blocks are shared
+    /// within equal salts only.
+    ///
+    /// # Errors
+    /// As [`Self::add_sequence_with`]; none if the default recipe is what it was.
+    pub fn add_sequence(&mut self, salt: Option<&str>) -> Result<SequenceId> {
+        self.add_sequence_with(self.recipe, salt)
+    }
+
+    /// Adds an empty sequence that is stored by `recipe`.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn add_sequence_with(&mut self, recipe: Recipe, salt: Option<&str>) -> Result<SequenceId> {
+        let (tail, sealed) = self.prepare_formats(recipe)?;
+        let tenant = self.root(recipe, salt);
+        let groups = self.geometry.num_groups();
+        let sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
         let index = match self.sequences.iter().position(Option::is_none) {
             Some(index) => {
                 self.sequences[index] = Some(sequence);
@@ -191,7 +275,14 @@ impl KvCache {
                 self.sequences.len() - 1
             }
         };
-        SequenceId { index: index as u32, generation: self.generations[index] }
+        Ok(SequenceId { index: index as u32, generation: self.generations[index] })
+    }
+
+    /// The empty prefix of a tenant: blocks under it have the same recipe and the same statistics.
+    fn root(&self, recipe: Recipe, salt: Option<&str>) -> BlockHash {
+        let statistics = self.statistics.as_ref().filter(|_| recipe.needs_statistics());
+        let fingerprint = statistics.map(|s| s.fingerprint).unwrap_or_default();
+        BlockHash::root(salt, &recipe.to_string(), self.geometry.block_size(), &fingerprint)
     }
 
     pub(crate) fn sequence(&self, id: SequenceId) -> Result<&Sequence> {
@@ -270,16 +361,16 @@ impl KvCache {
     }
 
     /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
-    fn lookup_prefix(&self, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
+    fn lookup_prefix(&self, recipe: Recipe, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
         let block_size = self.geometry.block_size();
         let usable = tokens.len().saturating_sub(1) / block_size;
-        let mut chain = BlockHash::root(salt, &self.recipe.to_string(), block_size);
+        let mut chain = self.root(recipe, salt);
         let (mut found, mut evictable) = (0, 0);
         for block in tokens.chunks_exact(block_size).take(usable) {
             chain = chain.child(block);
             let Some(node) = self.prefix.find(&chain) else { break };
             found += block_size;
-            evictable += self.prefix.evictable_bytes_of(node);
+            evictable += self.prefix.evictable_bytes_of(node, &self.pool);
         }
         (found, evictable)
     }
@@ -289,24 +380,26 @@ impl KvCache {
     /// that changes nothing: [`Self::reserve`] decides. O(tokens).
     pub fn fits_new(
         &self,
+        recipe: Recipe,
         salt: Option<&str>,
         tokens: &[u32],
         reuse: bool,
         headroom: usize,
     ) -> bool {
         let (found, kept) = match reuse && self.prefix_caching {
-            true => self.lookup_prefix(salt, tokens),
+            true => self.lookup_prefix(recipe, salt, tokens),
             false => (0, 0),
         };
         let all = self.geometry.blocks_for(tokens.len() + headroom);
-        let blocks = all - found / self.geometry.block_size();
-        let slots = self.slots_for(blocks);
+        let first = found / self.geometry.block_size();
+        let blocks = all - first;
+        let slots = self.slots_for(recipe, first, all);
         let metadata = blocks * self.metadata_per_block()
-            + found / self.geometry.block_size() * self.geometry.table_bytes_per_block();
+            + first * self.geometry.table_bytes_per_block();
         if self.pool.can_allocate(&slots, metadata) {
             return true;
         }
-        let room = self.prefix.evictable_bytes().saturating_sub(kept);
+        let room = self.prefix.evictable_bytes(&self.pool).saturating_sub(kept);
         let pinned = self.pool.reserved_bytes().saturating_sub(room);
         pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
     }
@@ -325,39 +418,50 @@ impl KvCache {
         }
         // The deepest block leaves first, so that it is evicted first.
         for node in sequence.nodes.iter().rev() {
-            self.prefix.leave(*node)?;
+            self.prefix.leave(*node, &mut self.pool)?;
         }
+        self.clamped_blocks.retain(|(owner, _)| *owner != id);
         Ok(())
     }
 
-    /// Logical and physical bytes of one sequence, blocks it shares counted whole.
+    /// Logical and physical bytes of one sequence, blocks it shares with others counted whole.
     ///
     /// # Errors
     /// [`CacheError::UnknownSequence`].
     pub fn sequence_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
-        let sequence = self.sequence(id)?;
-        let slots = sequence.tables.iter().flat_map(|t| t.entries());
-        let bytes: usize = slots.map(|e| self.pool.size_of(e.slot)).sum();
-        let tables = sequence.num_blocks() * self.geometry.table_bytes_per_block();
-        Ok((sequence.num_tokens * self.geometry.logical_bytes_per_token(), bytes + tables))
+        self.bytes_of(&[id], false)
     }
 
-    /// Logical and physical bytes of one sequence's sealed blocks other than its first, with their table
-    /// entries: what a recipe does to the long run of a sequence.
+    /// Logical and physical bytes of some sequences with their table entries, slots that several of them
+    /// share counted once. With `sealed_only`, only sealed blocks other than each sequence's first: what a
+    /// recipe does to the long run of a sequence.
     ///
     /// # Errors
     /// [`CacheError::UnknownSequence`].
-    pub fn sealed_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
-        let sequence = self.sequence(id)?;
-        let range = sequence.num_sealed.min(1)..sequence.num_sealed;
-        let slots = sequence
-            .tables
-            .iter()
-            .flat_map(|t| t.keys[range.clone()].iter().chain(&t.values[range.clone()]));
-        let bytes: usize = slots.map(|e| self.pool.size_of(e.slot)).sum();
-        let tokens = range.len() * self.geometry.block_size();
-        let tables = range.len() * self.geometry.table_bytes_per_block();
-        Ok((tokens * self.geometry.logical_bytes_per_token(), bytes + tables))
+    pub fn bytes_of(&self, ids: &[SequenceId], sealed_only: bool) -> Result<(usize, usize)> {
+        let mut seen = FxHashSet::default();
+        let (mut logical, mut physical) = (0, 0);
+        for id in ids {
+            let sequence = self.sequence(*id)?;
+            let (range, tokens) = match sealed_only {
+                true => {
+                    let range = sequence.num_sealed.min(1)..sequence.num_sealed;
+                    let tokens = range.len() * self.geometry.block_size();
+                    (range, tokens)
+                }
+                false => (0..sequence.num_blocks(), sequence.num_tokens),
+            };
+            for table in &sequence.tables {
+                for entry in table.keys[range.clone()].iter().chain(&table.values[range.clone()]) {
+                    if seen.insert(entry.slot) {
+                        physical += self.pool.size_of(entry.slot);
+                    }
+                }
+            }
+            physical += range.len() * self.geometry.table_bytes_per_block();
+            logical += tokens * self.geometry.logical_bytes_per_token();
+        }
+        Ok((logical, physical))
     }
 
     /// Evicts every unused prefix; returns the bytes freed.
@@ -377,13 +481,14 @@ impl KvCache {
         CacheStats {
             logical_bytes: (tokens + unused) * self.geometry.logical_bytes_per_token(),
             physical_bytes: self.pool.physical_bytes(),
-            evictable_bytes: self.prefix.evictable_bytes(),
-            budget_bytes: self.pool.budget_bytes(),
+            evictable_bytes: self.prefix.evictable_bytes(&self.pool),
+            budget_bytes: self.budget_bytes,
             peak_physical_bytes: self.pool.peak_bytes(),
             num_sequences: self.sequences.iter().flatten().count(),
             num_prefix_blocks: self.prefix.len(),
             reserved_bytes: self.pool.reserved_bytes(),
             num_clamped: self.num_clamped,
+            statistics_bytes: self.formats.num_bytes(),
         }
     }
 
@@ -420,20 +525,6 @@ impl KvCache {
         }
         Ok(())
     }
-}
-
-/// Adds to the count of a class.
-fn add_class(counts: &mut Vec<(ClassId, usize)>, class: ClassId, n: usize) {
-    match counts.iter_mut().find(|(c, _)| *c == class) {
-        Some((_, count)) => *count += n,
-        None => counts.push((class, n)),
-    }
-}
-
-fn count_classes(classes: impl Iterator<Item = ClassId>) -> Vec<(ClassId, usize)> {
-    let mut counts = Vec::new();
-    classes.for_each(|class| add_class(&mut counts, class, 1));
-    counts
 }
 
 /// The sequence of an id; a function of fields, so that others stay free to borrow.

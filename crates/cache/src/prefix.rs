@@ -17,12 +17,18 @@ use crate::table::Entry;
 pub struct BlockHash([u8; 32]);
 
 impl BlockHash {
-    /// The empty prefix of one tenant under one recipe.
-    pub fn root(salt: Option<&str>, recipe: &str, block_size: usize) -> Self {
+    /// The empty prefix of one tenant under one recipe and its statistics.
+    pub fn root(
+        salt: Option<&str>,
+        recipe: &str,
+        block_size: usize,
+        statistics: &[u8; 32],
+    ) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"kvasir prefix v1\0");
         hasher.update(recipe.as_bytes());
         hasher.update(&(block_size as u64).to_le_bytes());
+        hasher.update(statistics);
         // "no salt" and "empty salt" are different tenants.
         if let Some(salt) = salt {
             hasher.update(b"\x01");
@@ -57,7 +63,6 @@ struct Node {
     users: u32,
     /// Tick of the last time a user left.
     last_used: u64,
-    slot_bytes: usize,
 }
 
 /// Memory of a node beside its entries, about: node, map entry, eviction entry.
@@ -72,7 +77,8 @@ pub(crate) struct PrefixCache {
     /// Unused blocks in order of eviction: oldest first, and of one age the deepest first.
     unused: BTreeSet<(u64, std::cmp::Reverse<u32>, NodeId)>,
     tick: u64,
-    evictable_bytes: usize,
+    /// Metadata of unused blocks.
+    idle_metadata: usize,
 }
 
 impl PrefixCache {
@@ -95,9 +101,9 @@ impl PrefixCache {
         self.unused.len()
     }
 
-    /// Bytes that evicting every unused block would free.
-    pub(crate) fn evictable_bytes(&self) -> usize {
-        self.evictable_bytes
+    /// Bytes that evicting every unused block would free: slots that nobody else reads, and metadata.
+    pub(crate) fn evictable_bytes(&self, pool: &BlockPool) -> usize {
+        pool.idle_bytes() + self.idle_metadata
     }
 
     fn node(&self, id: NodeId) -> Result<&Node> {
@@ -111,15 +117,17 @@ impl PrefixCache {
     /// Adds a user, who takes a reference to every slot.
     pub(crate) fn acquire(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<()> {
         let node = self.node_mut(id)?;
-        let (first, cost) = (node.users == 0, Self::cost(node));
+        let first = node.users == 0;
         node.users += 1;
         let key = (node.last_used, std::cmp::Reverse(node.depth), id);
         if first {
             self.unused.remove(&key);
-            self.evictable_bytes -= cost;
+            self.idle_metadata -= Self::node_bytes(self.node(id)?.entries.len());
         }
-        let node = self.node(id)?;
-        for entry in &node.entries {
+        for entry in &self.node(id)?.entries {
+            if first {
+                pool.unpark(entry.slot)?;
+            }
             pool.retain(entry.slot)?;
         }
         Ok(())
@@ -130,7 +138,7 @@ impl PrefixCache {
         for entry in &self.node(id)?.entries {
             pool.release(entry.slot)?;
         }
-        self.leave(id)
+        self.leave(id, pool)
     }
 
     /// The entries of a cached block.
@@ -138,9 +146,21 @@ impl PrefixCache {
         Ok(&self.node(id)?.entries)
     }
 
-    /// What evicting a block would free; 0 while it is used.
-    pub(crate) fn evictable_bytes_of(&self, id: NodeId) -> usize {
-        self.node(id).ok().filter(|n| n.users == 0).map_or(0, Self::cost)
+    /// What a block holds back from eviction by being used again, at most; 0 while it is used.
+    pub(crate) fn evictable_bytes_of(&self, id: NodeId, pool: &BlockPool) -> usize {
+        let Some(node) = self.node(id).ok().filter(|n| n.users == 0) else { return 0 };
+        let slots = node.entries.iter().enumerate();
+        // Heads that are coded together name one slot: entries of a part stand two apart.
+        let distinct = slots.filter(|(i, e)| *i < 2 || node.entries[i - 2].slot != e.slot);
+        let slots: usize = distinct.map(|(_, e)| pool.size_of(e.slot)).sum();
+        slots + Self::node_bytes(node.entries.len())
+    }
+
+    /// Points every entry at the slot that took the place of its own.
+    pub(crate) fn remap(&mut self, change: &mut dyn FnMut(&mut Entry)) {
+        for node in self.nodes.iter_mut().flatten() {
+            node.entries.iter_mut().for_each(&mut *change);
+        }
     }
 
     /// Takes budget for tables or nodes, evicting unused blocks as needed; false if there is none.
@@ -165,12 +185,10 @@ impl PrefixCache {
         if !self.charge(Self::node_bytes(entries.len()), pool)? {
             return Ok(None);
         }
-        let mut slot_bytes = 0;
         for entry in &entries {
             pool.retain(entry.slot)?;
-            slot_bytes += pool.size_of(entry.slot);
         }
-        let node = Node { hash, entries, depth: depth as u32, users: 1, last_used: 0, slot_bytes };
+        let node = Node { hash, entries, depth: depth as u32, users: 1, last_used: 0 };
         let id = match self.vacant.pop() {
             Some(id) => id,
             None => {
@@ -184,7 +202,7 @@ impl PrefixCache {
     }
 
     /// Removes a user. The caller has released, or is about to release, its own references.
-    pub(crate) fn leave(&mut self, id: NodeId) -> Result<()> {
+    pub(crate) fn leave(&mut self, id: NodeId, pool: &mut BlockPool) -> Result<()> {
         self.tick += 1;
         let tick = self.tick;
         let node = self.node_mut(id)?;
@@ -193,9 +211,13 @@ impl PrefixCache {
         })?;
         if node.users == 0 {
             node.last_used = tick;
-            let (key, cost) = ((tick, std::cmp::Reverse(node.depth), id), Self::cost(node));
+            let key = (tick, std::cmp::Reverse(node.depth), id);
             self.unused.insert(key);
-            self.evictable_bytes += cost;
+            let entries = &self.node(id)?.entries;
+            for entry in entries {
+                pool.park(entry.slot)?;
+            }
+            self.idle_metadata += Self::node_bytes(entries.len());
         }
         Ok(())
     }
@@ -206,16 +228,13 @@ impl PrefixCache {
         let node = self.nodes[id.0 as usize].take().ok_or_else(|| missing(id))?;
         self.by_hash.remove(&node.hash);
         self.vacant.push(id);
-        self.evictable_bytes -= Self::cost(&node);
+        self.idle_metadata -= Self::node_bytes(node.entries.len());
         pool.discharge_metadata(Self::node_bytes(node.entries.len()));
         for entry in &node.entries {
+            pool.unpark(entry.slot)?;
             pool.release(entry.slot)?;
         }
         Ok(true)
-    }
-
-    fn cost(node: &Node) -> usize {
-        node.slot_bytes + Self::node_bytes(node.entries.len())
     }
 
     /// Metadata bytes of all nodes.
@@ -236,19 +255,19 @@ impl PrefixCache {
     /// Recounts users, hashes and evictable bytes. O(nodes).
     pub(crate) fn check(&self) -> Result<()> {
         let unused: Vec<&Node> = self.nodes.iter().flatten().filter(|n| n.users == 0).collect();
-        let bytes: usize = unused.iter().map(|n| Self::cost(n)).sum();
+        let bytes: usize = unused.iter().map(|n| Self::node_bytes(n.entries.len())).sum();
         let live = self.nodes.iter().flatten().count();
         if unused.len() != self.unused.len()
-            || bytes != self.evictable_bytes
+            || bytes != self.idle_metadata
             || live != self.by_hash.len()
         {
             return Err(CacheError::Integrity {
                 what: format!(
-                    "prefix cache: {} unused blocks listed, {} found; {} evictable bytes counted, \
+                    "prefix cache: {} unused blocks listed, {} found; {} bytes of them counted, \
                      {bytes} found; {} hashes for {live} blocks",
                     self.unused.len(),
                     unused.len(),
-                    self.evictable_bytes,
+                    self.idle_metadata,
                     self.by_hash.len(),
                 ),
             });
@@ -264,20 +283,21 @@ fn missing(id: NodeId) -> CacheError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::FormatId;
 
     fn pool_with(slots: usize) -> (BlockPool, Vec<Entry>) {
         let mut pool = BlockPool::new(1 << 20, 64);
         let class = pool.class(64);
-        let entries = (0..slots).map(|_| Entry::tail(pool.allocate(class).unwrap())).collect();
+        let entries = (0..slots).map(|_| Entry::new(pool.allocate(class).unwrap(), FormatId::default())).collect();
         (pool, entries)
     }
 
     #[test]
     fn hashes_separate_tenants_recipes_and_orders() {
-        let root = BlockHash::root(None, "f16", 32);
-        assert_ne!(root, BlockHash::root(Some(""), "f16", 32));
-        assert_ne!(root, BlockHash::root(None, "f32", 32));
-        assert_ne!(root, BlockHash::root(None, "f16", 16));
+        let root = BlockHash::root(None, "f16", 32, &[0; 32]);
+        assert_ne!(root, BlockHash::root(Some(""), "f16", 32, &[0; 32]));
+        assert_ne!(root, BlockHash::root(None, "f32", 32, &[0; 32]));
+        assert_ne!(root, BlockHash::root(None, "f16", 16, &[0; 32]));
         assert_ne!(root.child(&[1, 2]), root.child(&[2, 1]));
         assert_ne!(root.child(&[1]).child(&[2]), root.child(&[1, 2]));
         assert_eq!(root.child(&[1, 2]), root.child(&[1, 2]));
@@ -287,7 +307,7 @@ mod tests {
     fn the_oldest_goes_first_and_of_one_sequence_the_deepest() {
         let (mut pool, entries) = pool_with(3);
         let mut cache = PrefixCache::default();
-        let root = BlockHash::root(None, "f16", 16);
+        let root = BlockHash::root(None, "f16", 16, &[0; 32]);
         let hashes = [root.child(&[1]), root.child(&[1]).child(&[2]), root.child(&[9])];
         let mut ids = Vec::new();
         for (i, hash) in hashes.iter().enumerate() {
@@ -299,7 +319,7 @@ mod tests {
         assert!(!cache.evict_one(&mut pool).unwrap());
         // Sequences leave their deepest block first.
         for id in [ids[1], ids[0], ids[2]] {
-            cache.leave(id).unwrap();
+            cache.leave(id, &mut pool).unwrap();
         }
         cache.check().unwrap();
         assert_eq!(cache.num_unused(), 3);
@@ -319,14 +339,14 @@ mod tests {
     fn a_used_block_is_not_evicted() {
         let (mut pool, entries) = pool_with(1);
         let mut cache = PrefixCache::default();
-        let hash = BlockHash::root(None, "f16", 16).child(&[1]);
+        let hash = BlockHash::root(None, "f16", 16, &[0; 32]).child(&[1]);
         let id = cache.publish(hash, 0, Box::new([entries[0]]), &mut pool).unwrap().unwrap();
-        cache.leave(id).unwrap();
+        cache.leave(id, &mut pool).unwrap();
         cache.acquire(id, &mut pool).unwrap();
         assert_eq!(cache.entries(id).unwrap(), [entries[0]]);
         assert!(!cache.evict_one(&mut pool).unwrap());
-        assert_eq!(cache.evictable_bytes(), 0);
-        assert!(cache.leave(id).is_ok());
-        assert!(cache.leave(id).is_err());
+        assert_eq!(cache.evictable_bytes(&pool), 0);
+        assert!(cache.leave(id, &mut pool).is_ok());
+        assert!(cache.leave(id, &mut pool).is_err());
     }
 }

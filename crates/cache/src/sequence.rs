@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::config::Recipe;
+use crate::format::FormatId;
 use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
 use crate::table::BlockTable;
@@ -40,22 +42,50 @@ pub(crate) struct Sequence {
     pub(crate) chain: Option<BlockHash>,
     /// Tokens after the last sealed block.
     pub(crate) tail_tokens: Vec<u32>,
-    /// Slots taken by `reserve` for blocks that will be sealed: `[groups, 2]` each, oldest first.
+    /// Slots taken by `reserve` for blocks that will be sealed, in the order of the format's parts; empty
+    /// for blocks that keep their tail's slots. Oldest first.
     pub(crate) seal_slots: VecDeque<Vec<SlotId>>,
+    /// How it is encoded.
+    pub(crate) recipe: Recipe,
+    /// Format of the tail.
+    pub(crate) tail_format: FormatId,
+    /// Formats of the first block and of the others, once sealed.
+    pub(crate) sealed_formats: [FormatId; 2],
+    /// Tokens that the last block's slots have room for.
+    pub(crate) tail_capacity: usize,
+    /// Whose blocks it may share.
+    pub(crate) tenant: BlockHash,
 }
 
 impl Sequence {
-    pub(crate) fn new(num_groups: usize, chain: Option<BlockHash>) -> Self {
+    pub(crate) fn new(
+        num_groups: usize,
+        recipe: Recipe,
+        tail_format: FormatId,
+        sealed_formats: [FormatId; 2],
+        tenant: BlockHash,
+        prefix_caching: bool,
+    ) -> Self {
         Self {
             tables: vec![BlockTable::default(); num_groups],
             num_tokens: 0,
             num_reserved: 0,
             num_sealed: 0,
             nodes: Vec::new(),
-            chain,
+            chain: prefix_caching.then_some(tenant),
             tail_tokens: Vec::new(),
             seal_slots: VecDeque::new(),
+            recipe,
+            tail_format,
+            sealed_formats,
+            tail_capacity: 0,
+            tenant,
         }
+    }
+
+    /// The format that block `block` is sealed in.
+    pub(crate) fn sealed_format(&self, block: usize) -> FormatId {
+        self.sealed_formats[block.min(1)]
     }
 
     /// Blocks in every table, the tail included.

@@ -1,6 +1,9 @@
 //! Engine configuration, validated once by [`crate::Engine::new`].
 
+use std::sync::Arc;
+
 use kvasir_cache::Recipe;
+use kvasir_cache::stats::Statistics;
 
 use crate::error::{EngineError, Result};
 
@@ -9,6 +12,8 @@ use crate::error::{EngineError, Result};
 pub struct EngineConfig {
     /// How the cache is encoded (`--kv-cache`).
     pub kv_cache: Recipe,
+    /// What joint recipes code against; without them they are refused.
+    pub statistics: Option<Arc<Statistics>>,
     /// Budget of the block pool in bytes (`--kv-cache-memory`).
     pub kv_cache_memory: usize,
     /// Tokens per block: 16, 32 or 64 (`--block-size`).
@@ -55,6 +60,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             kv_cache: Recipe::F16,
+            statistics: None,
             kv_cache_memory: 256 << 20,
             block_size: 32,
             max_num_seqs: 128,

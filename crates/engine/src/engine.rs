@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kvasir_cache::{BatchSlice, KvCache};
+use kvasir_model::CacheOptions;
 use kvasir_model::{ForwardBatch, Model, Runner, Threads, Tokenizer};
 use rustc_hash::FxHashMap;
 
@@ -57,12 +58,13 @@ impl Engine {
     /// that was not given, of one block.
     pub fn new(model: Arc<Model>, config: EngineConfig) -> Result<Self> {
         config.validate()?;
-        let mut cache = model.new_cache(
-            config.kv_cache,
-            config.block_size,
-            config.kv_cache_memory,
-            config.enable_prefix_caching,
-        )?;
+        let mut cache = model.new_cache(CacheOptions {
+            recipe: config.kv_cache,
+            block_size: config.block_size,
+            budget_bytes: config.kv_cache_memory,
+            prefix_caching: config.enable_prefix_caching,
+            statistics: config.statistics.clone(),
+        })?;
         cache.set_max_chunk(config.max_num_batched_tokens);
         let context = model.spec().context_length;
         if let Some(asked) = config.max_model_len.filter(|asked| *asked > context) {
@@ -73,15 +75,15 @@ impl Engine {
             });
         }
         let needed = config.max_model_len.unwrap_or(config.block_size.min(context));
-        if cache.bytes_alone(needed) > config.kv_cache_memory {
+        if cache.bytes_alone(config.kv_cache, needed) > config.kv_cache_memory {
             return Err(EngineError::BudgetTooSmall {
                 budget_bytes: config.kv_cache_memory,
                 tokens: needed,
-                needed_bytes: cache.bytes_alone(needed),
+                needed_bytes: cache.bytes_alone(config.kv_cache, needed),
             });
         }
         let max_model_len = config.max_model_len.unwrap_or_else(|| {
-            longest_fitting(context, |tokens| cache.bytes_alone(tokens) <= config.kv_cache_memory)
+            longest_fitting(context, |tokens| cache.bytes_alone(config.kv_cache, tokens) <= config.kv_cache_memory)
         });
         let runner = Runner::new(Threads::new(config.threads)?);
         let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);
@@ -139,7 +141,7 @@ impl Engine {
     /// The client's: an empty or too long prompt, a token outside the vocabulary, a parameter out of
     /// range, an id in use; or [`EngineError::QueueFull`]. Nothing is changed then.
     pub fn add_request(&mut self, request: Request) -> Result<()> {
-        let Request { id, prompt, params, cache_salt } = request;
+        let Request { id, prompt, params, cache_salt, kv_cache } = request;
         let vocab_size = self.model.spec().vocab_size;
         if prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -166,6 +168,18 @@ impl Engine {
             Some(max) => prompt.len().saturating_add(max).min(self.max_model_len),
             None => self.max_model_len,
         };
+        let recipe = kv_cache.unwrap_or(self.config.kv_cache);
+        if recipe != self.config.kv_cache {
+            self.cache.prepare(recipe)?;
+            let needed_bytes = self.cache.bytes_alone(recipe, max_len);
+            if needed_bytes > self.config.kv_cache_memory {
+                return Err(EngineError::BudgetTooSmall {
+                    budget_bytes: self.config.kv_cache_memory,
+                    tokens: max_len,
+                    needed_bytes,
+                });
+            }
+        }
         let cache_salt: Option<Arc<str>> = cache_salt.map(Into::into);
         let eos_ids = self.model.tokenizer().eos_ids();
         let end_tokens = end_tokens(eos_ids, &params.stop_token_ids, params.ignore_eos);
@@ -177,6 +191,7 @@ impl Engine {
                 index,
                 params: Arc::clone(&params),
                 cache_salt: cache_salt.clone(),
+                recipe,
                 tokens: prompt.clone(),
                 prompt_len: prompt.len(),
                 max_len,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use kvasir_cache::Recipe;
+
 use crate::sampling_params::SamplingParams;
 
 /// A token of the model's vocabulary.
@@ -34,6 +36,8 @@ pub struct Request {
     pub params: Arc<SamplingParams>,
     /// Tenant boundary of the prefix cache: requests share blocks only within equal salts.
     pub cache_salt: Option<String>,
+    /// How its keys and values are stored; `None` is the engine's own way.
+    pub kv_cache: Option<Recipe>,
 }
 
 /// Why a sequence ended.

@@ -182,10 +182,10 @@ impl Scheduler {
             // All that is left of the prompt must fit, and a block to grow into: half a prompt in a full
             // cache would only wait there.
             let headroom = cache.geometry().block_size();
-            if !alone && !cache.fits_new(salt, &sequence.tokens, reuse, headroom) {
+            if !alone && !cache.fits_new(sequence.recipe, salt, &sequence.tokens, reuse, headroom) {
                 return Ok(());
             }
-            let id = cache.add_sequence(salt);
+            let id = cache.add_sequence_with(sequence.recipe, salt)?;
             let cached = if reuse { cache.match_prefix(id, &sequence.tokens)? } else { 0 };
             let mut admitted = (id, cached);
             let len = (sequence.tokens.len() - cached).min(*budget);
@@ -200,7 +200,7 @@ impl Scheduler {
                 Err(CacheError::Exhausted { .. }) => {
                     cache.remove_sequence(id)?;
                     cache.reset_prefix_cache()?;
-                    let id = cache.add_sequence(salt);
+                    let id = cache.add_sequence_with(sequence.recipe, salt)?;
                     admitted = (id, 0);
                     cache.reserve(id, sequence.tokens.len().min(*budget))?;
                 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::SequenceId;
+use kvasir_cache::{Recipe, SequenceId};
 use kvasir_model::Tokenizer;
 
 use crate::request::{FinishReason, RequestId, StopReason, TokenId, TokenLogprobs};
@@ -19,6 +19,8 @@ pub(crate) struct Sequence {
     pub(crate) index: usize,
     pub(crate) params: Arc<SamplingParams>,
     pub(crate) cache_salt: Option<Arc<str>>,
+    /// How its keys and values are stored.
+    pub(crate) recipe: Recipe,
     /// Prompt and output.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,

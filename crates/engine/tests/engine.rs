@@ -27,7 +27,13 @@ fn engine(config: EngineConfig) -> Engine {
 }
 
 fn request(id: &str, prompt: &[u32], params: SamplingParams) -> Request {
-    Request { id: id.into(), prompt: prompt.to_vec(), params: params.into(), cache_salt: None }
+    Request {
+        id: id.into(),
+        prompt: prompt.to_vec(),
+        params: params.into(),
+        cache_salt: None,
+        kv_cache: None,
+    }
 }
 
 /// Tokens that look random but are not.
@@ -450,6 +456,7 @@ proptest! {
                         prompt: prompt(len, len as u32 % 2),
                         params: params.into(),
                         cache_salt: salt,
+                        kv_cache: None,
                     });
                     match added {
                         Ok(()) => ids.push(i),

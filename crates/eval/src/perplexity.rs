@@ -63,6 +63,7 @@ pub fn measure(
             prompt: window.to_vec(),
             params: params.into(),
             cache_salt: None,
+            kv_cache: None,
         })?;
         let mut found = None;
         while engine.has_unfinished() {

@@ -10,6 +10,7 @@ use kvasir_model::{Runner, Threads};
 use crate::options::{CacheArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
+use crate::statistics;
 use crate::session::{load_engine, load_model};
 
 /// Measure quality
@@ -207,8 +208,17 @@ fn quality(command: &QualityCommand) -> Result<()> {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
+    let statistics = statistics::for_recipes(
+        &model,
+        &path,
+        &command.recipe,
+        command.block_size,
+        &mut runner,
+        progress,
+    )?;
+    let caches = quality::Caches { recipes: &command.recipe, statistics };
     let rows =
-        quality::measure(&model, &mut runner, &texts, &command.recipe, &settings, &mut on_step);
+        quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
     bar.finish_and_clear();
     let rows = rows?;
     if command.json { print_json(&rows) } else { print_table(&rows) }

@@ -210,6 +210,7 @@ mod tests {
             prompt,
             params: SamplingParams::default().into(),
             cache_salt: None,
+            kv_cache: None,
         }
     }
 

@@ -17,6 +17,7 @@ mod pull;
 mod run;
 mod serve;
 mod session;
+mod statistics;
 mod units;
 
 use std::process::ExitCode;

@@ -91,6 +91,7 @@ fn completion(engine: &Engine, prompt: &str, sampling: &SamplingArgs) -> Result<
         prompt: engine.tokenizer().encode(prompt, true)?,
         params: sampling.sampling_params(fresh_seed()).into(),
         cache_salt: None,
+        kv_cache: None,
     })
 }
 

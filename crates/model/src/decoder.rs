@@ -1,5 +1,6 @@
 //! HOT PATH. The forward pass: one flat batch of tokens of many sequences through all layers.
 
+use kvasir_cache::stats::Moments;
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache};
 use kvasir_kernels::{Threads, add_assign, gated, rms_norm_rows, scale_in_place, soft_cap};
 
@@ -65,12 +66,14 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// Runs all layers over the batch, writing keys and values into the cache (the caller reserved them
-    /// and commits them). Leaves the normalised hidden states of every row in the runner.
+    /// and commits them). Leaves the normalised hidden states of every row in the runner. `moments` are
+    /// shown the queries, keys and values of every layer.
     pub(crate) fn forward(
         &self,
         batch: ForwardBatch<'_>,
         cache: &mut KvCache,
         runner: &mut Runner,
+        mut moments: Option<&mut Moments>,
     ) -> Result<()> {
         let Runner { threads, attention, hidden, normed, q, k, v, mixed, gate, up, .. } = runner;
         let s = &self.spec;
@@ -121,6 +124,14 @@ impl Decoder {
                     rms_norm_rows(k, norm, s.norm_eps, normed_keys);
                     k.copy_from_slice(normed_keys);
                 }
+                if let Some(moments) = &mut moments {
+                    let (query, kv) = (s.query_heads * s.head_dim, s.kv_heads * s.head_dim);
+                    for slice in batch.slices {
+                        let rows = |width: usize| slice.row * width..(slice.row + slice.len) * width;
+                        let (q, k, v) = (&q[rows(query)], &k[rows(kv)], &v[rows(kv)]);
+                        moments.observe(layer, slice.start, q, k, v);
+                    }
+                }
                 cache.write(layer, batch.slices, k, v)?;
                 cache.attend(layer, batch.slices, q, mixed, attention)?;
                 w.o.forward(mixed, normed);
@@ -136,6 +147,25 @@ impl Decoder {
             rms_norm_rows(hidden, &self.weights.output_norm, s.norm_eps, normed);
             Ok(())
         })
+    }
+
+    /// Shows some bytes of every layer's weights, which tell models apart.
+    pub(crate) fn hash_sample(&self, update: &mut dyn FnMut(&[u8])) {
+        let s = &self.spec;
+        let sizes = [s.vocab_size, s.hidden_size, s.query_heads, s.kv_heads, s.head_dim, s.ffn_size];
+        for size in sizes {
+            update(&(size as u64).to_le_bytes());
+        }
+        for layer in &self.weights.layers {
+            for linear in [&layer.q, &layer.k, &layer.v] {
+                for row in (0..linear.out_features()).step_by(16) {
+                    update(bytemuck::cast_slice(linear.row(row)));
+                }
+            }
+        }
+        for rope in &s.ropes {
+            update(format!("{rope:?}").as_bytes());
+        }
     }
 
     /// Logits of some rows of the last forward pass. `out`: `[rows.len(), vocab]`, resized.

@@ -9,6 +9,7 @@
 
 pub mod arch;
 pub mod chat_template;
+mod calibrate;
 pub mod corpus;
 mod decoder;
 pub mod dequant;
@@ -26,7 +27,8 @@ pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
 pub use kvasir_kernels::{Threads, ThreadsError, log_sum_exp};
-pub use model::{LoadOptions, Model};
+pub use calibrate::Calibration;
+pub use model::{CacheOptions, LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;
 pub use tokenizer::{TokenDecoder, Tokenizer};

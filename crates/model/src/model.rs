@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kvasir_cache::stats::Statistics;
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe};
 use kvasir_kernels::{RopeTable, Threads};
 
@@ -29,6 +30,34 @@ pub struct LoadOptions<'a> {
 impl std::fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoadOptions").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+/// What [`Model::new_cache`] makes.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// How sequences are stored that do not say otherwise.
+    pub recipe: Recipe,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Most bytes.
+    pub budget_bytes: usize,
+    /// Whether equal prefixes share blocks.
+    pub prefix_caching: bool,
+    /// What joint recipes need.
+    pub statistics: Option<Arc<Statistics>>,
+}
+
+impl CacheOptions {
+    /// Blocks of 32 tokens, 256 MiB, no prefix caching, no statistics.
+    pub fn of(recipe: Recipe) -> Self {
+        Self {
+            recipe,
+            block_size: 32,
+            budget_bytes: 256 << 20,
+            prefix_caching: false,
+            statistics: None,
+        }
     }
 }
 
@@ -128,17 +157,12 @@ impl Model {
         self.decoder.weights.num_bytes()
     }
 
-    /// An empty cache of this model's shapes.
-    ///
-    /// # Errors
-    /// Shapes or a block size that the cache cannot hold.
-    pub fn new_cache(
-        &self,
-        recipe: Recipe,
-        block_size: usize,
-        budget_bytes: usize,
-        prefix_caching: bool,
-    ) -> Result<KvCache> {
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Shapes of a cache, and the RoPE tables it names.
+    pub(crate) fn cache_shapes(&self, block_size: usize) -> Result<(Geometry, Vec<RopeTable>)> {
         let s = self.spec();
         let layer = |l: &arch::LayerSpec| LayerGeometry {
             query_heads: s.query_heads,
@@ -152,10 +176,21 @@ impl Model {
         };
         let geometry = Geometry::new(s.layers.iter().map(layer).collect(), block_size)?;
         let ropes = s.ropes.iter().map(|r| RopeTable::new(s.head_dim, r.base, &r.scaling, 1));
+        Ok((geometry, ropes.collect()))
+    }
+
+    /// An empty cache of this model's shapes.
+    ///
+    /// # Errors
+    /// Shapes or a block size that the cache cannot hold; a recipe that needs statistics without them.
+    pub fn new_cache(&self, options: CacheOptions) -> Result<KvCache> {
+        let (geometry, ropes) = self.cache_shapes(options.block_size)?;
+        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, .. } = options;
         Ok(KvCache::new(CacheConfig {
             geometry,
-            ropes: ropes.collect(),
+            ropes,
             recipe,
+            statistics,
             budget_bytes,
             prefix_caching,
         })?)
@@ -173,7 +208,7 @@ impl Model {
         cache: &mut KvCache,
         runner: &mut Runner,
     ) -> Result<()> {
-        self.decoder.forward(batch, cache, runner)
+        self.decoder.forward(batch, cache, runner, None)
     }
 
     /// Logits of some rows of the runner's last batch. `out`: `[rows.len(), vocab_size]`, resized.

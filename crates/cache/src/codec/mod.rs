@@ -8,13 +8,18 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 mod int8;
+mod joint;
 mod kivi;
 mod pack;
 mod raw;
 
 pub use int8::Int8;
+pub use joint::JointCodec;
+pub(crate) use joint::Basis;
 pub use kivi::{KiviKeys, KiviValues};
 pub use raw::{RawF16, RawF32};
+
+use crate::error::{CacheError, Result};
 
 /// Stores blocks of rows.
 pub trait Codec: Send + Sync + std::fmt::Debug {
@@ -35,6 +40,11 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
     /// conformance suite holds the codec to it.
     fn expected_error(&self) -> f32;
+
+    /// Itself, if attention can read its coefficients without turning them back.
+    fn joint(&self) -> Option<&JointCodec> {
+        None
+    }
 }
 
 /// A codec whose rows can be written one by one: what tails are made of.
@@ -55,6 +65,43 @@ pub enum Part {
     Values,
 }
 
+/// Bits a channel, in hundredths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rate(u16);
+
+impl Rate {
+    /// Least and most bits a channel.
+    pub const RANGE: (f32, f32) = (1.0, 6.0);
+
+    /// A rate of whole bits, without a check.
+    pub(crate) const fn whole(bits: u16) -> Self {
+        Self(bits * 100)
+    }
+
+    /// As a number.
+    pub fn bits(self) -> f32 {
+        f32::from(self.0) / 100.0
+    }
+}
+
+impl std::str::FromStr for Rate {
+    type Err = CacheError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (least, most) = Self::RANGE;
+        let rate: Option<f32> = text.parse().ok();
+        rate.filter(|r| (least..=most).contains(r))
+            .map(|r| Self((r * 100.0).round() as u16))
+            .ok_or_else(|| CacheError::Rate { given: text.to_owned(), least, most })
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.bits())
+    }
+}
+
 /// The codecs that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -69,37 +116,43 @@ pub enum CodecKind {
     Kivi4,
     /// The same at 2 bits.
     Kivi2,
+    /// [`JointCodec`] against the model's statistics.
+    Joint(Rate),
+    /// A fixed rotation without statistics, at whole bits a coefficient: a control.
+    Rotation(u8),
 }
 
 impl CodecKind {
-    /// As in recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-            Self::Int8 => "int8",
-            Self::Kivi4 => "kivi4",
-            Self::Kivi2 => "kivi2",
-        }
+    /// Whether it needs the model's statistics.
+    pub fn needs_statistics(self) -> bool {
+        matches!(self, Self::Joint(_))
     }
 
-    /// What a sequence's unsealed block is stored as.
-    pub fn tail(self) -> &'static dyn TailCodec {
-        match self {
-            Self::F32 => &RawF32,
-            Self::F16 | Self::Int8 | Self::Kivi4 | Self::Kivi2 => &RawF16,
-        }
-    }
-
-    /// What a sealed block is stored as; `None` keeps the tail's slot.
-    pub fn sealed(self, part: Part) -> Option<&'static dyn Codec> {
+    /// The codec of a kind that needs nothing but rows of one head; tails for the rest.
+    pub(crate) fn stateless(self, part: Part) -> &'static dyn Codec {
         match (self, part) {
-            (Self::F16 | Self::F32, _) => None,
-            (Self::Int8, _) => Some(&Int8),
-            (Self::Kivi4, Part::Keys) => Some(&KiviKeys::<4>),
-            (Self::Kivi4, Part::Values) => Some(&KiviValues::<4>),
-            (Self::Kivi2, Part::Keys) => Some(&KiviKeys::<2>),
-            (Self::Kivi2, Part::Values) => Some(&KiviValues::<2>),
+            (Self::F16 | Self::Joint(_) | Self::Rotation(_), _) => &RawF16,
+            (Self::F32, _) => &RawF32,
+            (Self::Int8, _) => &Int8,
+            (Self::Kivi4, Part::Keys) => &KiviKeys::<4>,
+            (Self::Kivi4, Part::Values) => &KiviValues::<4>,
+            (Self::Kivi2, Part::Keys) => &KiviKeys::<2>,
+            (Self::Kivi2, Part::Values) => &KiviValues::<2>,
+        }
+    }
+}
+
+impl std::fmt::Display for CodecKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::F16 => f.write_str("f16"),
+            Self::F32 => f.write_str("f32"),
+            Self::Int8 => f.write_str("int8"),
+            Self::Kivi4 => f.write_str("kivi4"),
+            Self::Kivi2 => f.write_str("kivi2"),
+            Self::Joint(rate) if rate.0.is_multiple_of(100) => write!(f, "joint{rate}"),
+            Self::Joint(rate) => write!(f, "joint:{rate}"),
+            Self::Rotation(bits) => write!(f, "rotation{bits}"),
         }
     }
 }

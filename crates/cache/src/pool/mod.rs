@@ -57,6 +57,10 @@ struct Slab {
     /// Where the slab stands in its class's `open` list, if it has a free slot.
     open_at: Option<usize>,
     ref_counts: Vec<u32>,
+    /// Of those, references whose holder would give them up on demand.
+    idle: Vec<u32>,
+    /// When the slot was taken, in allocations.
+    stamps: Vec<u64>,
     free: Vec<u16>,
 }
 
@@ -73,6 +77,9 @@ pub struct BlockPool {
     used_bytes: usize,
     metadata_bytes: usize,
     peak_bytes: usize,
+    /// Bytes of slots whose references are all idle.
+    idle_bytes: usize,
+    num_allocated: u64,
 }
 
 impl BlockPool {
@@ -96,6 +103,8 @@ impl BlockPool {
             used_bytes: 0,
             metadata_bytes: 0,
             peak_bytes: 0,
+            idle_bytes: 0,
+            num_allocated: 0,
         }
     }
 
@@ -176,7 +185,10 @@ impl BlockPool {
             c.open.pop();
             slab.open_at = None;
         }
+        self.num_allocated += 1;
         slab.ref_counts[usize::from(index)] = 1;
+        slab.idle[usize::from(index)] = 0;
+        slab.stamps[usize::from(index)] = self.num_allocated;
         c.free_slots -= 1;
         self.used_bytes += c.slot_bytes;
         self.peak_bytes = self.peak_bytes.max(self.physical_bytes());
@@ -198,6 +210,8 @@ impl BlockPool {
             class: class.0,
             open_at: Some(c.open.len()),
             ref_counts: vec![0; c.slots_per_slab],
+            idle: vec![0; c.slots_per_slab],
+            stamps: vec![0; c.slots_per_slab],
             // Popped from the end: low indices first.
             free: (0..c.slots_per_slab as u16).rev().collect(),
         };
@@ -222,32 +236,84 @@ impl BlockPool {
     /// # Errors
     /// [`CacheError::Integrity`] if the slot is not in use.
     pub fn retain(&mut self, slot: SlotId) -> Result<()> {
-        match self.ref_count_mut(slot) {
-            Some(count) if *count > 0 => {
-                *count += 1;
-                Ok(())
-            }
-            _ => Err(integrity(format!("retained {slot:?}, which is not in use"))),
-        }
+        self.count(slot, 1, 0)
     }
 
     /// Drops a reference; the last one frees the slot, and with a slab's last slot the slab.
     ///
     /// # Errors
-    /// [`CacheError::Integrity`] if the slot is not in use.
+    /// [`CacheError::Integrity`] if the slot is not in use, or only idle references are left.
     pub fn release(&mut self, slot: SlotId) -> Result<()> {
-        match self.ref_count_mut(slot) {
-            Some(count) if *count > 1 => {
-                *count -= 1;
-                Ok(())
-            }
-            Some(count) if *count == 1 => {
-                *count = 0;
-                self.free(slot);
-                Ok(())
-            }
-            _ => Err(integrity(format!("released {slot:?}, which is not in use"))),
+        self.count(slot, -1, 0)
+    }
+
+    /// Says that one of the slot's references would be given up on demand. A slot whose references are
+    /// all idle counts as [`Self::idle_bytes`].
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if no reference is left to say it of.
+    pub fn park(&mut self, slot: SlotId) -> Result<()> {
+        self.count(slot, 0, 1)
+    }
+
+    /// Undoes [`Self::park`].
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if no reference is idle.
+    pub fn unpark(&mut self, slot: SlotId) -> Result<()> {
+        self.count(slot, 0, -1)
+    }
+
+    /// Changes a slot's references and how many of them are idle.
+    fn count(&mut self, slot: SlotId, references: i32, idle: i32) -> Result<()> {
+        let wrong = || {
+            let what = format!("{references:+} references and {idle:+} idle ones for {slot:?}");
+            integrity(format!("{what}, which does not have them"))
+        };
+        let slab = self.slabs.get_mut(slot.slab()).and_then(Option::as_mut).ok_or_else(wrong)?;
+        let bytes = self.classes[slab.class].slot_bytes;
+        let index = slot.index();
+        let before = slab.ref_counts.get(index).copied().zip(slab.idle.get(index).copied());
+        let (old, old_idle) = before.filter(|(count, _)| *count > 0).ok_or_else(wrong)?;
+        let new = old.checked_add_signed(references).ok_or_else(wrong)?;
+        let new_idle = old_idle.checked_add_signed(idle).filter(|i| *i <= new).ok_or_else(wrong)?;
+        if old == old_idle {
+            self.idle_bytes -= bytes;
         }
+        if new > 0 && new == new_idle {
+            self.idle_bytes += bytes;
+        }
+        (slab.ref_counts[index], slab.idle[index]) = (new, new_idle);
+        if new == 0 {
+            self.free(slot);
+        }
+        Ok(())
+    }
+
+    /// Bytes of slots whose references are all idle.
+    pub fn idle_bytes(&self) -> usize {
+        self.idle_bytes
+    }
+
+    /// Tells one use of a slot from the next: different after every allocation. 0 if it is free.
+    pub fn stamp(&self, slot: SlotId) -> u64 {
+        let slab = self.slabs.get(slot.slab()).and_then(Option::as_ref);
+        slab.filter(|s| s.ref_counts.get(slot.index()).is_some_and(|c| *c > 0))
+            .and_then(|s| s.stamps.get(slot.index()).copied())
+            .unwrap_or(0)
+    }
+
+    /// Copies the beginning of one slot over that of another.
+    ///
+    /// # Errors
+    /// As [`Self::bytes_mut`].
+    pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, scratch: &mut Vec<u8>) -> Result<()> {
+        scratch.clear();
+        scratch.extend_from_slice(self.bytes(from));
+        let target = self.bytes_mut(to)?;
+        let n = scratch.len().min(target.len());
+        target[..n].copy_from_slice(&scratch[..n]);
+        Ok(())
     }
 
     fn free(&mut self, slot: SlotId) {
@@ -277,10 +343,6 @@ impl BlockPool {
                 self.spare.push(slab.buffer);
             }
         }
-    }
-
-    fn ref_count_mut(&mut self, slot: SlotId) -> Option<&mut u32> {
-        self.slabs.get_mut(slot.slab())?.as_mut()?.ref_counts.get_mut(slot.index())
     }
 
     /// References to a slot; 0 if it is not in use.
@@ -367,7 +429,7 @@ impl BlockPool {
     /// # Errors
     /// [`CacheError::Integrity`] naming the first numbers that disagree.
     pub fn check(&self) -> Result<()> {
-        let mut used_bytes = 0;
+        let (mut used_bytes, mut idle_bytes) = (0, 0);
         let mut free_slots = vec![0; self.classes.len()];
         for (index, slab) in self.slabs.iter().enumerate() {
             let Some(slab) = slab else { continue };
@@ -388,6 +450,8 @@ impl BlockPool {
                 return Err(integrity(format!("slab {index}: wrongly listed as open or full")));
             }
             used_bytes += used * class.slot_bytes;
+            let slots = slab.ref_counts.iter().zip(&slab.idle);
+            idle_bytes += slots.filter(|(c, i)| **c > 0 && c == i).count() * class.slot_bytes;
             free_slots[slab.class] += slab.free.len();
         }
         for (class, free) in self.classes.iter().zip(free_slots) {
@@ -397,6 +461,12 @@ impl BlockPool {
                     class.slot_bytes, class.free_slots
                 )));
             }
+        }
+        if idle_bytes != self.idle_bytes {
+            return Err(integrity(format!(
+                "{} idle bytes counted, {idle_bytes} found",
+                self.idle_bytes
+            )));
         }
         if used_bytes != self.used_bytes {
             return Err(integrity(format!(

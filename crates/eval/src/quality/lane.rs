@@ -1,7 +1,7 @@
 //! One recipe's cache with all contexts in it, and what was seen of it.
 
 use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
-use kvasir_model::{ForwardBatch, Model, Runner, log_sum_exp};
+use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, log_sum_exp};
 
 use super::{RecipeQuality, Worst};
 use crate::error::Result;
@@ -47,18 +47,18 @@ impl Lane {
     /// An empty sequence for each of `contexts` contexts of at most `tokens` tokens.
     pub(super) fn new(
         model: &Model,
-        recipe: Recipe,
+        cache: CacheOptions,
         contexts: usize,
         tokens: usize,
-        block_size: usize,
     ) -> Result<Self> {
         // Room for every context uncompressed, twice: the budget is not what is measured here.
-        let probe = model.new_cache(recipe, block_size, usize::MAX >> 8, false)?;
-        let tokens = tokens + block_size;
+        let options = |budget_bytes| CacheOptions { budget_bytes, ..cache.clone() };
+        let probe = model.new_cache(options(usize::MAX >> 8))?;
+        let (recipe, tokens) = (cache.recipe, tokens + cache.block_size);
         let budget =
             4 * contexts * tokens * probe.geometry().logical_bytes_per_token() + (64 << 20);
-        let mut cache = model.new_cache(recipe, block_size, budget, false)?;
-        let ids = (0..contexts).map(|_| cache.add_sequence(None)).collect();
+        let mut cache = model.new_cache(options(budget))?;
+        let ids = (0..contexts).map(|_| Ok(cache.add_sequence(None)?)).collect::<Result<_>>()?;
         Ok(Self {
             recipe,
             cache,
@@ -131,14 +131,13 @@ impl Lane {
         }
     }
 
-    /// What the sequences hold: the one place where bytes are counted. A slot that several sequences share
-    /// is counted whole for each of them, which makes ratios too small as soon as recipes share.
+    /// What the sequences hold, slots that several share once. The total includes the statistics that
+    /// codecs read: few sequences bear them whole here, a server spreads them.
     fn bytes(&self) -> Result<LaneBytes> {
         let mut bytes = LaneBytes::default();
-        for id in &self.ids {
-            bytes.sealed.add(self.cache.sealed_bytes(*id)?);
-            bytes.total.add(self.cache.sequence_bytes(*id)?);
-        }
+        bytes.sealed.add(self.cache.bytes_of(&self.ids, true)?);
+        bytes.total.add(self.cache.bytes_of(&self.ids, false)?);
+        bytes.total.add((0, self.cache.stats().statistics_bytes));
         Ok(bytes)
     }
 

@@ -12,8 +12,11 @@ mod workload;
 
 pub use workload::Workload;
 
+use std::sync::Arc;
+
 use kvasir_cache::Recipe;
-use kvasir_model::{Model, Runner};
+use kvasir_cache::stats::Statistics;
+use kvasir_model::{CacheOptions, Model, Runner};
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
@@ -45,6 +48,15 @@ impl Settings {
         }
         self.workload.check(self.block_size)
     }
+}
+
+/// The caches to measure.
+#[derive(Debug, Clone, Default)]
+pub struct Caches<'a> {
+    /// One cache each.
+    pub recipes: &'a [Recipe],
+    /// What joint recipes code against.
+    pub statistics: Option<Arc<Statistics>>,
 }
 
 /// The context a recipe is worst at.
@@ -83,7 +95,7 @@ pub struct RecipeQuality {
     pub worst: Worst,
 }
 
-/// Measures every recipe on the same contexts. Rows come in the order of `recipes`. Contexts of a recipe
+/// Measures every recipe on the same contexts. Rows come in the order of `caches.recipes`. Contexts of a recipe
 /// are prefilled one after another in one cache and stay there, so that a later one can find blocks of an
 /// earlier one. `progress` is told (done, of).
 ///
@@ -94,7 +106,7 @@ pub fn measure(
     model: &Model,
     runner: &mut Runner,
     texts: &[String],
-    recipes: &[Recipe],
+    caches: &Caches<'_>,
     settings: &Settings,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<RecipeQuality>> {
@@ -103,10 +115,12 @@ pub fn measure(
     let contexts = workload.contexts(model.tokenizer(), texts, continuation)?;
     let context_len = workload.context_len();
     let lane = |recipe: &Recipe| {
-        Lane::new(model, *recipe, contexts.len(), context_len + continuation, block_size)
+        let statistics = caches.statistics.clone();
+        let cache = CacheOptions { block_size, statistics, ..CacheOptions::of(*recipe) };
+        Lane::new(model, cache, contexts.len(), context_len + continuation)
     };
     let mut control = lane(&Recipe::F16)?;
-    let mut lanes = recipes.iter().map(lane).collect::<Result<Vec<Lane>>>()?;
+    let mut lanes = caches.recipes.iter().map(lane).collect::<Result<Vec<Lane>>>()?;
     let prefills = (lanes.len() + 1) * contexts.len();
     let total = prefills + continuation;
     let mut done = 0;

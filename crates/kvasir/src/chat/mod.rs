@@ -149,6 +149,7 @@ impl Chat {
             prompt: self.engine.tokenizer().encode(&prompt, false)?,
             params: self.sampling.sampling_params(fresh_seed()).into(),
             cache_salt: None,
+            kv_cache: None,
         };
         generate(&mut self.engine, request, &self.interrupt, print_text)
     }

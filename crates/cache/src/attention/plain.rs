@@ -1,0 +1,108 @@
+//! HOT PATH. Tiles as plain rows, one KV head at a time.
+
+use kvasir_kernels::{gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
+
+use super::tile::Tile;
+use super::{Visible, Work, mask};
+use crate::config::KeyFrame;
+use crate::kv_cache::KvCache;
+use crate::table::Entry;
+
+impl KvCache {
+    /// One work item. `queries`: from the item's first row; `mixed`: `[item.len, group, head_dim]`.
+    pub(super) fn attend_plain(
+        &self,
+        work: &Work<'_>,
+        queries: &[f32],
+        mixed: &mut [f32],
+        tile: &mut Tile,
+    ) {
+        let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
+        tile.resize(work.item.len * work.group, dim, dim, block_size);
+        mixed.fill(0.0);
+        for v in work.visible(block_size) {
+            let n = (v.t1 - v.t0) * work.group;
+            self.plain_scores(work, &v, work.item.kv_head, queries, tile);
+            let scores = &mut tile.scores[..n * v.filled];
+            for (i, scores) in scores.chunks_exact_mut(v.filled).enumerate() {
+                let row = v.t0 * work.group + i;
+                mask(scores, work.l, work.start + row / work.group, v.p);
+                let mixed = &mut mixed[row * dim..(row + 1) * dim];
+                tile.states[row].push(scores, mixed);
+            }
+            let mixed = &mut mixed[v.t0 * work.group * dim..v.t1 * work.group * dim];
+            let values = &tile.values[..v.filled * dim];
+            gemm_nn_acc((n, dim, v.filled), scores, v.filled, values, dim, mixed, dim);
+        }
+        for (state, mixed) in tile.states.iter().zip(mixed.chunks_exact_mut(dim)) {
+            scale_in_place(mixed, state.normaliser());
+        }
+    }
+
+    /// Decodes a block of one KV head into `tile.keys` and `tile.values` (`[filled, head_dim]`), and
+    /// scores its keys into `tile.scores` (`[(t1 - t0) · group, filled]`), scaled and capped, not masked.
+    pub(super) fn plain_scores(
+        &self,
+        work: &Work<'_>,
+        v: &Visible,
+        kv_head: usize,
+        queries: &[f32],
+        tile: &mut Tile,
+    ) {
+        let l = work.l;
+        let dim = l.head_dim;
+        let table = &work.sequence.tables[self.geometry.group(work.layer, kv_head)];
+        for part in 0..2 {
+            self.decode(work, part, kv_head, table.part(part)[v.block], v.filled, tile);
+        }
+        let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
+        for t in v.t0..v.t1 {
+            for g in 0..work.group {
+                let at = (t * l.query_heads + kv_head * work.group + g) * dim;
+                let to = ((t - v.t0) * work.group + g) * dim;
+                let rotated = &mut tile.queries[to..to + dim];
+                let distance = if relative { work.start + t - v.p } else { work.start + t };
+                self.frame.rotate(l.rope, distance, &queries[at..at + dim], rotated);
+            }
+        }
+        let n = (v.t1 - v.t0) * work.group;
+        let keys = &tile.keys[..v.filled * dim];
+        gemm_nt((n, v.filled, dim), &tile.queries, dim, keys, dim, &mut tile.scores, v.filled);
+        let scores = &mut tile.scores[..n * v.filled];
+        scale_in_place(scores, l.score_scale * self.frame.score_factor(l.rope));
+        if let Some(cap) = l.score_cap {
+            soft_cap(scores, cap);
+        }
+    }
+
+    /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`.
+    #[inline]
+    fn decode(
+        &self,
+        work: &Work<'_>,
+        part: usize,
+        kv_head: usize,
+        entry: Entry,
+        filled: usize,
+        tile: &mut Tile,
+    ) {
+        let format = &self.formats.get(entry.format).layers[work.layer];
+        let codec = &format.groups[kv_head / format.heads][part];
+        let bytes = self.pool.bytes(entry.slot);
+        let dim = work.l.head_dim;
+        let Tile { keys, values, coded, bases, .. } = tile;
+        let out = if part == 0 { keys } else { values };
+        let out = &mut out[..filled * dim];
+        let gain = entry.gain.to_f32();
+        if let Some(codec) = codec.joint() {
+            bases[part].load(codec.basis());
+            let head = kv_head % format.heads;
+            codec.decode_head(bytes, gain, head, dim, &bases[part].rows, coded, out);
+            return;
+        }
+        codec.codec().decode(bytes, self.geometry.block_size(), dim, out);
+        if gain != 1.0 {
+            scale_in_place(out, gain);
+        }
+    }
+}

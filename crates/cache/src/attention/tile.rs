@@ -1,0 +1,50 @@
+//! One thread's buffers.
+
+use std::sync::Arc;
+
+use kvasir_kernels::OnlineSoftmax;
+
+use crate::codec::Basis;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Tile {
+    pub(super) keys: Vec<f32>,    // [block_size, head_dim] or [block_size, width]
+    pub(super) values: Vec<f32>,  // the same
+    pub(super) queries: Vec<f32>, // [rows, head_dim]
+    pub(super) folded: Vec<f32>,  // [rows, width]
+    pub(super) scores: Vec<f32>,  // [rows, block_size]
+    /// Sums of the coded path, plain channels before coded ones: `[rows, head_dim + width]`.
+    pub(super) sums: Vec<f32>,
+    pub(super) states: Vec<OnlineSoftmax>,
+    /// Coded rows before they are turned into plain ones.
+    pub(super) coded: Vec<f32>, // [block_size, width]
+    /// Bases of keys and of values as f32, kept while items use the same.
+    pub(super) bases: [HeldBasis; 2],
+}
+
+/// A basis as f32, `[width, width]`.
+#[derive(Debug, Default)]
+pub(super) struct HeldBasis {
+    of: Option<Arc<Basis>>,
+    pub(super) rows: Vec<f32>,
+}
+
+impl HeldBasis {
+    #[inline]
+    pub(super) fn load(&mut self, basis: &Arc<Basis>) {
+        basis.load(&mut self.of, &mut self.rows);
+    }
+}
+
+impl Tile {
+    /// Room for `rows` query rows against blocks of `block_size` rows of `width` channels.
+    pub(super) fn resize(&mut self, rows: usize, dim: usize, width: usize, block_size: usize) {
+        self.keys.resize(block_size * width, 0.0);
+        self.values.resize(block_size * width, 0.0);
+        self.queries.resize(rows * dim, 0.0);
+        self.scores.resize(rows * block_size, 0.0);
+        self.states.resize(rows, OnlineSoftmax::default());
+        self.states.fill(OnlineSoftmax::default());
+    }
+}

@@ -1,0 +1,230 @@
+//! HOT PATH (decode). Blocks coded against the statistics that all requests share.
+//!
+//! `z = B · (w ∘ (x − mean))`: the mean is taken out, channels are weighted, and the basis `B` makes
+//! coefficients uncorrelated over all heads of the block. Segments of 16 coefficients get bits by
+//! reverse water-filling and are stored as tail-biting trellis codes with one scale per token
+//! ([`kvasir_kernels::trellis`]). Attention never turns a tile back: it folds `B` into the query and
+//! undoes it once on the output, so the functions here speak both languages, *coded* rows (`mean +
+//! coefficients`, in the basis) and *plain* rows.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use half::f16;
+use kvasir_kernels::trellis::Layout;
+use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
+
+use super::Codec;
+use crate::error::{CacheError, Result};
+use crate::stats::{PartStatistics, allocate};
+
+/// Bytes of a row beside its codes: its scale, and its boosted segment.
+const ROW_HEADER_BITS: usize = 16;
+
+/// Keys or values of one head group at one rate. See the module's documentation.
+#[derive(Debug)]
+pub struct JointCodec {
+    layout: Layout,
+    basis: Arc<Basis>,
+}
+
+/// What codecs of all rates share.
+#[derive(Debug)]
+pub(crate) struct Basis {
+    width: usize,
+    rows: Vec<f16>,            // [width, width]
+    weights: Vec<f32>,         // [width]
+    inverse_weights: Vec<f32>, // [width]
+    scales: Vec<f32>,          // [width / 16]
+    /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
+    means: Vec<f32>,
+}
+
+thread_local! {
+    /// Rows while they are encoded or decoded; sealing is rare, so it is not worth a parameter.
+    static SCRATCH: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+}
+
+impl Basis {
+    /// `means`: the plain mean as stored rows see it, `[offsets or 1, width]`.
+    pub(crate) fn new(part: &PartStatistics, means: &[f32]) -> Self {
+        let width = part.mean.len();
+        let mut basis = Self {
+            width,
+            rows: part.basis.clone(),
+            weights: part.weights.clone(),
+            inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
+            scales: part.scales.clone(),
+            means: Vec::new(),
+        };
+        let rows = basis.rows_f32();
+        let mut coded = vec![0.0; means.len()];
+        basis.transform(means, &rows, &mut Vec::new(), &mut coded);
+        basis.means = coded;
+        basis
+    }
+
+    fn rows_f32(&self) -> Vec<f32> {
+        let mut rows = vec![0.0; self.rows.len()];
+        f16_to_f32(&self.rows, &mut rows);
+        rows
+    }
+
+    /// `out = B (w ∘ x)` for rows of `x`.
+    fn transform(&self, x: &[f32], basis: &[f32], weighted: &mut Vec<f32>, out: &mut [f32]) {
+        weighted.clear();
+        for row in x.chunks_exact(self.width) {
+            weighted.extend(row.iter().zip(&self.weights).map(|(x, w)| x * w));
+        }
+        let shape = (x.len() / self.width, self.width, self.width);
+        gemm_nt(shape, weighted, self.width, basis, self.width, out, self.width);
+    }
+
+    /// Bytes it takes.
+    pub(crate) fn num_bytes(&self) -> usize {
+        2 * self.rows.len()
+            + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
+    }
+
+    /// Fills `out` with the rows as f32, `[width, width]`, unless `held` says that it has them already.
+    pub(crate) fn load(self: &Arc<Self>, held: &mut Option<Arc<Self>>, out: &mut Vec<f32>) {
+        if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, self)) {
+            return;
+        }
+        out.resize(self.rows.len(), 0.0);
+        f16_to_f32(&self.rows, out);
+        *held = Some(Arc::clone(self));
+    }
+
+    /// Channels of a block.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Reciprocal weights of the channels of one head.
+    pub(crate) fn inverse_weights(&self, head: usize, dim: usize) -> &[f32] {
+        &self.inverse_weights[head * dim..(head + 1) * dim]
+    }
+}
+
+impl JointCodec {
+    /// A codec that stores at most `rate` bits a channel, row headers included.
+    ///
+    /// # Errors
+    /// [`CacheError::Statistics`] if the basis is wider than a row can be.
+    pub(crate) fn new(basis: Arc<Basis>, rate: f32) -> Result<Self> {
+        let bits = (rate * basis.width as f32) as usize;
+        let budget = bits.saturating_sub(ROW_HEADER_BITS) / kvasir_kernels::trellis::SEGMENT;
+        let bits = allocate(&basis.scales, budget);
+        Self::with_bits(basis, bits)
+    }
+
+    /// A codec with given bits for every segment.
+    pub(crate) fn with_bits(basis: Arc<Basis>, bits: Vec<u8>) -> Result<Self> {
+        let width = basis.width;
+        let layout = Layout::new(bits, basis.scales.clone()).ok_or_else(|| {
+            CacheError::Statistics { what: format!("a block cannot be {width} channels wide") }
+        })?;
+        Ok(Self { layout, basis })
+    }
+
+    pub(crate) fn basis(&self) -> &Arc<Basis> {
+        &self.basis
+    }
+
+    fn mean_stride(&self) -> usize {
+        if self.basis.means.len() == self.basis.width { 0 } else { self.basis.width }
+    }
+
+    /// Coded rows: `gain` times the coefficients, plus the mean. `out`: `[n, width]`.
+    #[inline]
+    pub(crate) fn decode_coded(&self, slot: &[u8], gain: f32, out: &mut [f32]) {
+        let width = self.basis.width;
+        let rows = &slot[..out.len() / width * self.layout.row_bytes()];
+        self.layout.decode(rows, gain, &self.basis.means, self.mean_stride(), out, width);
+    }
+
+    /// Plain rows of one head. `basis`: rows of [`Self::basis`] as f32; `coded`: scratch; `out`:
+    /// `[n, dim]`.
+    pub(crate) fn decode_head(
+        &self,
+        slot: &[u8],
+        gain: f32,
+        head: usize,
+        dim: usize,
+        basis: &[f32],
+        coded: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let width = self.basis.width;
+        let n = out.len() / dim;
+        coded.resize(n * width, 0.0);
+        self.decode_coded(slot, gain, coded);
+        out.fill(0.0);
+        let shape = (n, dim, width);
+        gemm_nn_acc(shape, coded, width, &basis[head * dim..], width, out, dim);
+        for row in out.chunks_exact_mut(dim) {
+            let weights = self.basis.inverse_weights(head, dim);
+            row.iter_mut().zip(weights).for_each(|(x, w)| *x *= w);
+        }
+    }
+
+    /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.
+    pub(crate) fn coefficients(&self, rows: &[f32], out: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|[basis, weighted, _]| {
+            basis.resize(self.basis.rows.len(), 0.0);
+            f16_to_f32(&self.basis.rows, basis);
+            self.basis.transform(rows, basis, weighted, out);
+        });
+        let width = self.basis.width;
+        let means = self.basis.means.chunks_exact(width).cycle();
+        for (row, mean) in out.chunks_exact_mut(width).zip(means) {
+            row.iter_mut().zip(mean).for_each(|(x, m)| *x -= m);
+        }
+    }
+}
+
+impl Codec for JointCodec {
+    fn name(&self) -> &'static str {
+        "joint"
+    }
+
+    fn slot_bytes(&self, tokens: usize, _dim: usize) -> usize {
+        tokens * self.layout.row_bytes()
+    }
+
+    /// `rows`: `[tokens, width]`; `dim` is the width.
+    fn encode(&self, rows: &[f32], dim: usize, slot: &mut [u8]) {
+        let mut z = SCRATCH.with_borrow_mut(|s| std::mem::take(&mut s[2]));
+        z.resize(rows.len(), 0.0);
+        self.coefficients(rows, &mut z);
+        let row_bytes = self.layout.row_bytes();
+        for (z, row) in z.chunks_exact(dim).zip(slot.chunks_exact_mut(row_bytes)) {
+            self.layout.encode_row(z, row);
+        }
+        SCRATCH.with_borrow_mut(|s| s[2] = z);
+    }
+
+    fn decode(&self, slot: &[u8], _tokens: usize, dim: usize, out: &mut [f32]) {
+        let mut coded = vec![0.0; out.len()];
+        self.decode_coded(slot, 1.0, &mut coded);
+        out.fill(0.0);
+        let basis = self.basis.rows_f32();
+        gemm_nn_acc((out.len() / dim, dim, dim), &coded, dim, &basis, dim, out, dim);
+        for row in out.chunks_exact_mut(dim) {
+            row.iter_mut().zip(&self.basis.inverse_weights).for_each(|(x, w)| *x *= w);
+        }
+    }
+
+    /// On rows that have exactly the statistics: what the bits leave, over all energy.
+    fn expected_error(&self) -> f32 {
+        let energy: f32 = self.basis.scales.iter().map(|s| s * s).sum();
+        let bits = self.layout.bits().iter().map(|b| usize::from(*b));
+        let left = bits.zip(&self.basis.scales);
+        left.map(|(b, s)| s * s * kvasir_kernels::trellis::DISTORTION[b]).sum::<f32>() / energy
+    }
+
+    fn joint(&self) -> Option<&JointCodec> {
+        Some(self)
+    }
+}

@@ -1,0 +1,276 @@
+//! Formats: what the bytes of a slot mean. One per codec that a cache has met; the codecs of all its
+//! layers and head groups, and the slot classes they need.
+
+use std::sync::Arc;
+
+use kvasir_kernels::trellis::SEGMENT;
+
+use crate::codec::{Basis, Codec, CodecKind, JointCodec, Part};
+use crate::error::{CacheError, Result};
+use crate::frame::Frame;
+use crate::geometry::{Geometry, LayerGeometry};
+use crate::pool::{BlockPool, ClassId};
+use crate::stats::{PartStatistics, Statistics, group_heads};
+
+/// Names a format in a [`crate::KvCache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct FormatId(u8);
+
+/// One part of one head group.
+#[derive(Debug)]
+pub(crate) struct GroupPart {
+    codec: AnyCodec,
+    pub(crate) class: ClassId,
+}
+
+#[derive(Debug)]
+enum AnyCodec {
+    Stateless(&'static dyn Codec),
+    Joint(JointCodec),
+}
+
+impl GroupPart {
+    pub(crate) fn codec(&self) -> &dyn Codec {
+        match &self.codec {
+            AnyCodec::Stateless(codec) => *codec,
+            AnyCodec::Joint(codec) => codec,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn joint(&self) -> Option<&JointCodec> {
+        match &self.codec {
+            AnyCodec::Stateless(_) => None,
+            AnyCodec::Joint(codec) => Some(codec),
+        }
+    }
+}
+
+/// How one layer is stored.
+#[derive(Debug)]
+pub(crate) struct LayerFormat {
+    /// KV heads in a block; their table entries name the same slot.
+    pub(crate) heads: usize,
+    /// Keys and values of every head group.
+    pub(crate) groups: Vec<[GroupPart; 2]>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Format {
+    pub(crate) kind: CodecKind,
+    pub(crate) layers: Vec<LayerFormat>,
+    /// Slots of one block of tokens over all layers, by class.
+    pub(crate) slots: Vec<(ClassId, usize)>,
+}
+
+impl Format {
+    /// Key and value parts in the order of their slots: by layer, then head group.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &GroupPart> {
+        self.layers.iter().flat_map(|l| &l.groups).flatten()
+    }
+}
+
+/// All formats of a cache.
+#[derive(Debug, Default)]
+pub(crate) struct Formats {
+    formats: Vec<Format>,
+    /// Bases by layer, head group and part; made once, for all rates.
+    bases: Vec<Vec<[Arc<Basis>; 2]>>,
+}
+
+/// What formats are made for.
+#[derive(Clone, Copy)]
+pub(crate) struct Shapes<'a> {
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) frame: &'a Frame,
+    pub(crate) statistics: Option<&'a Statistics>,
+}
+
+impl Formats {
+    #[inline]
+    pub(crate) fn get(&self, id: FormatId) -> &Format {
+        &self.formats[usize::from(id.0)]
+    }
+
+    pub(crate) fn find(&self, kind: CodecKind) -> Option<FormatId> {
+        self.formats.iter().position(|f| f.kind == kind).map(|i| FormatId(i as u8))
+    }
+
+    /// Bytes of the bases in use.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum()
+    }
+
+    /// The format of a codec, made if it is new.
+    ///
+    /// # Errors
+    /// Statistics that are needed and missing, or heads that the codec cannot hold.
+    pub(crate) fn prepare(
+        &mut self,
+        kind: CodecKind,
+        shapes: Shapes<'_>,
+        pool: &mut BlockPool,
+    ) -> Result<FormatId> {
+        if let Some(found) = self.find(kind) {
+            return Ok(found);
+        }
+        if self.formats.len() > usize::from(u8::MAX) {
+            let what = "256 different codecs in one cache are too many".to_owned();
+            return Err(CacheError::Statistics { what });
+        }
+        let layers = shapes.geometry.layers().iter().enumerate();
+        let layers: Vec<LayerFormat> = layers
+            .map(|(layer, l)| match kind {
+                CodecKind::Joint(rate) => {
+                    let bases = &self.bases(shapes)?[layer];
+                    let codec = |basis: &Arc<Basis>| JointCodec::new(Arc::clone(basis), rate.bits());
+                    let codecs: Result<Vec<_>> = bases
+                        .iter()
+                        .map(|[keys, values]| Ok([codec(keys)?, codec(values)?]))
+                        .collect();
+                    joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
+                }
+                CodecKind::Rotation(bits) => {
+                    let basis = Arc::new(rotation(layer, l)?);
+                    let codec = || {
+                        let bits = vec![bits; basis.width() / SEGMENT];
+                        JointCodec::with_bits(Arc::clone(&basis), bits)
+                    };
+                    let codecs: Result<Vec<_>> =
+                        (0..l.kv_heads).map(|_| Ok([codec()?, codec()?])).collect();
+                    joint_layer(1, codecs?, shapes, pool)
+                }
+                _ => Ok(stateless_layer(kind, l, shapes, pool)),
+            })
+            .collect::<Result<_>>()?;
+        let mut slots = Vec::new();
+        for part in layers.iter().flat_map(|l| &l.groups).flatten() {
+            add_class(&mut slots, part.class, 1);
+        }
+        self.formats.push(Format { kind, layers, slots });
+        Ok(FormatId(self.formats.len() as u8 - 1))
+    }
+
+    fn bases(&mut self, shapes: Shapes<'_>) -> Result<&[Vec<[Arc<Basis>; 2]>]> {
+        if self.bases.is_empty() {
+            let statistics = shapes.statistics.ok_or_else(|| CacheError::Statistics {
+                what: "joint recipes need those of the model, and none are loaded".to_owned(),
+            })?;
+            check(statistics, shapes.geometry)?;
+            let layers = statistics.layers.iter().zip(shapes.geometry.layers());
+            self.bases = layers
+                .map(|(groups, l)| {
+                    let bases = |[keys, values]: &[PartStatistics; 2]| {
+                        [
+                            Arc::new(Basis::new(keys, &rotated_means(keys, l, shapes))),
+                            Arc::new(Basis::new(values, &values.mean)),
+                        ]
+                    };
+                    groups.iter().map(bases).collect()
+                })
+                .collect();
+        }
+        Ok(&self.bases)
+    }
+}
+
+/// The key mean as tokens at every offset see it: `[block_size, width]`.
+fn rotated_means(keys: &PartStatistics, l: &LayerGeometry, shapes: Shapes<'_>) -> Vec<f32> {
+    let mut means = vec![0.0; shapes.geometry.block_size() * keys.mean.len()];
+    for (offset, row) in means.chunks_exact_mut(keys.mean.len()).enumerate() {
+        let heads = keys.mean.chunks_exact(l.head_dim).zip(row.chunks_exact_mut(l.head_dim));
+        for (mean, row) in heads {
+            shapes.frame.rotate(l.rope, offset, mean, row);
+        }
+    }
+    means
+}
+
+/// Whether statistics have the shapes of a cache.
+pub(crate) fn check(statistics: &Statistics, geometry: &Geometry) -> Result<()> {
+    let wrong = |what: String| Err(CacheError::Statistics { what });
+    if statistics.block_size != geometry.block_size() {
+        let (theirs, ours) = (statistics.block_size, geometry.block_size());
+        return wrong(format!("measured for blocks of {theirs} tokens, not {ours}"));
+    }
+    if statistics.layers.len() != geometry.layers().len() {
+        let (theirs, ours) = (statistics.layers.len(), geometry.layers().len());
+        return wrong(format!("measured for {theirs} layers, not {ours}"));
+    }
+    for (layer, (groups, l)) in statistics.layers.iter().zip(geometry.layers()).enumerate() {
+        let heads = group_heads(layer, l)?;
+        let width = heads * l.head_dim;
+        let fits = |p: &PartStatistics| {
+            p.mean.len() == width
+                && p.weights.len() == width
+                && p.basis.len() == width * width
+                && p.scales.len() == width / SEGMENT
+        };
+        if groups.len() != l.kv_heads / heads || !groups.iter().flatten().all(fits) {
+            return wrong(format!("layer {layer} has other heads than the model"));
+        }
+    }
+    Ok(())
+}
+
+/// A signed Hadamard turn of one head without any statistics: the control that shows what they are
+/// worth. Heads whose size is no power of two are turned in pieces.
+fn rotation(layer: usize, l: &LayerGeometry) -> Result<Basis> {
+    group_heads(layer, l)?;
+    let dim = l.head_dim;
+    let piece = 1 << dim.trailing_zeros();
+    let sign = |i: usize| if (i.wrapping_mul(0x9E37_79B9) >> 16) & 1 == 1 { -1.0 } else { 1.0 };
+    let entry = |i: usize| {
+        let (r, c) = (i / dim, i % dim);
+        let odd = (r % piece & c % piece).count_ones() % 2 == 1;
+        let same = if r / piece == c / piece { 1.0 } else { 0.0 };
+        same * sign(c) * if odd { -1.0 } else { 1.0 } / (piece as f32).sqrt()
+    };
+    let part = PartStatistics {
+        mean: vec![0.0; dim],
+        weights: vec![1.0; dim],
+        basis: (0..dim * dim).map(|i| half::f16::from_f32(entry(i))).collect(),
+        scales: vec![1.0; dim / SEGMENT],
+    };
+    Ok(Basis::new(&part, &part.mean))
+}
+
+fn joint_layer(
+    heads: usize,
+    codecs: Vec<[JointCodec; 2]>,
+    shapes: Shapes<'_>,
+    pool: &mut BlockPool,
+) -> Result<LayerFormat> {
+    let tokens = shapes.geometry.block_size();
+    let groups = codecs.into_iter().map(|pair| {
+        pair.map(|codec| {
+            let class = pool.class(codec.slot_bytes(tokens, 0));
+            GroupPart { codec: AnyCodec::Joint(codec), class }
+        })
+    });
+    Ok(LayerFormat { heads, groups: groups.collect() })
+}
+
+fn stateless_layer(
+    kind: CodecKind,
+    l: &LayerGeometry,
+    shapes: Shapes<'_>,
+    pool: &mut BlockPool,
+) -> LayerFormat {
+    let mut part = |part: Part| {
+        let codec = kind.stateless(part);
+        let class = pool.class(codec.slot_bytes(shapes.geometry.block_size(), l.head_dim));
+        GroupPart { codec: AnyCodec::Stateless(codec), class }
+    };
+    let groups = (0..l.kv_heads).map(|_| [part(Part::Keys), part(Part::Values)]).collect();
+    LayerFormat { heads: 1, groups }
+}
+
+/// Adds to the count of a class.
+pub(crate) fn add_class(counts: &mut Vec<(ClassId, usize)>, class: ClassId, n: usize) {
+    match counts.iter_mut().find(|(c, _)| *c == class) {
+        Some((_, count)) => *count += n,
+        None => counts.push((class, n)),
+    }
+}

@@ -1,0 +1,90 @@
+//! Statistics that all requests of a model share, and that joint codecs code against.
+//!
+//! For each head group of each layer and for keys and values apart: the mean, and a basis in which
+//! coefficients are uncorrelated and ordered by energy (Karhunen–Loève). Keys are taken *as they are
+//! stored*, in the block-relative frame: inside a block low RoPE frequencies hardly turn, so a fixed
+//! basis catches correlations between different pairs, which a transform that must commute with RoPE
+//! cannot. Key channels are weighted by the energy of the queries that will meet them.
+//!
+//! Measured once per model on a corpus ([`Moments`]), then frozen.
+
+mod allocate;
+mod basis;
+mod moments;
+
+pub(crate) use allocate::allocate;
+pub use moments::Moments;
+pub(crate) use moments::group_heads;
+
+use half::f16;
+
+/// What the numbers mean; part of every fingerprint. Raise it when that changes.
+pub const STATISTICS_VERSION: u32 = 1;
+
+/// Widest block, in channels over all its heads: what one layout of 16 segments of 16 can hold.
+pub const MAX_WIDTH: usize = 256;
+
+/// Statistics of one model at one block size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// Names model, corpus and version; an encoded block is only readable with the same.
+    pub fingerprint: [u8; 32],
+    /// Tokens per block that keys were framed with.
+    pub block_size: usize,
+    /// Tokens measured.
+    pub tokens: usize,
+    /// By layer, then head group: keys and values.
+    pub layers: Vec<Vec<[PartStatistics; 2]>>,
+}
+
+/// Keys or values of one head group. `width` channels: its heads one after another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartStatistics {
+    /// Mean over tokens, of keys before RoPE. `[width]`
+    pub mean: Vec<f32>,
+    /// What a channel is multiplied with before the basis; 1 for values. Equal over a RoPE pair.
+    /// `[width]`
+    pub weights: Vec<f32>,
+    /// Orthonormal rows, one per coefficient: `[width, width]`.
+    pub basis: Vec<f16>,
+    /// Root mean square of each segment of 16 coefficients. `[width / 16]`
+    pub scales: Vec<f32>,
+}
+
+impl Statistics {
+    /// Bytes they take in memory: part of what a cache holds.
+    pub fn num_bytes(&self) -> usize {
+        self.layers.iter().flatten().flatten().map(PartStatistics::num_bytes).sum()
+    }
+}
+
+impl PartStatistics {
+    fn num_bytes(&self) -> usize {
+        4 * (self.mean.len() + self.weights.len() + self.scales.len()) + 2 * self.basis.len()
+    }
+}
+
+/// KV heads that are coded together: as many as fit [`MAX_WIDTH`] channels and divide the layer's.
+/// `None` if one head alone does not fit, or its channels are no multiple of a segment.
+pub(crate) fn heads_per_block(kv_heads: usize, head_dim: usize) -> Option<usize> {
+    if head_dim > MAX_WIDTH || !head_dim.is_multiple_of(kvasir_kernels::trellis::SEGMENT) {
+        return None;
+    }
+    (1..=kv_heads).rev().find(|h| kv_heads.is_multiple_of(*h) && h * head_dim <= MAX_WIDTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_grouped_up_to_the_widest_block() {
+        assert_eq!(heads_per_block(3, 64), Some(3));
+        assert_eq!(heads_per_block(8, 128), Some(2));
+        assert_eq!(heads_per_block(8, 64), Some(4));
+        assert_eq!(heads_per_block(1, 256), Some(1));
+        assert_eq!(heads_per_block(5, 80), Some(1));
+        assert_eq!(heads_per_block(4, 512), None);
+        assert_eq!(heads_per_block(4, 72), None);
+    }
+}
