@@ -4,8 +4,8 @@ use crate::attention::BatchSlice;
 use crate::codec::TailCodec;
 use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
-use crate::kv_cache::{KvCache, find};
 use crate::format::{FormatId, add_class};
+use crate::kv_cache::{KvCache, find};
 use crate::pool::{ClassId, SlotId};
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
@@ -220,111 +220,6 @@ impl KvCache {
             }
             Ok(())
         })
-    }
-
-    /// Seals the first unsealed block. Without a codec the tail's slots become the block's.
-    fn seal(&mut self, id: SequenceId, sequence: &mut Sequence) -> Result<()> {
-        let block = sequence.num_sealed;
-        sequence.num_sealed += 1;
-        let mut slots = sequence.seal_slots.pop_front().unwrap_or_default();
-        if self.clamped_blocks.contains(&(id, block)) {
-            // Values that were no numbers say that the rest of the block may be odd, too: kept as it is.
-            self.clamped_blocks.retain(|clamped| *clamped != (id, block));
-            for slot in slots.drain(..) {
-                self.pool.release(slot)?;
-            }
-        }
-        // A block can only be known if all before it are: stop publishing after a gap.
-        let publishable = sequence.nodes.len() == block;
-        let hash = sequence.chain.map(|chain| {
-            let hash = chain.child(&sequence.tail_tokens[..self.geometry.block_size()]);
-            sequence.chain = Some(hash);
-            hash
-        });
-        let Some(hash) = hash.filter(|_| publishable) else {
-            return self.encode_block(sequence, block, &slots);
-        };
-        if self.prefix.find(&hash).is_none() {
-            self.encode_block(sequence, block, &slots)?;
-        } else {
-            for slot in slots {
-                self.pool.release(slot)?;
-            }
-        }
-        if let Some(node) = self.prefix.find(&hash) {
-            // Somebody sealed the same prefix meanwhile: read theirs, free ours.
-            self.prefix.acquire(node, &mut self.pool)?;
-            let entries = self.prefix.entries(node)?;
-            let mut old: Vec<SlotId> = Vec::with_capacity(entries.len());
-            for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
-                old.push(std::mem::replace(&mut table.keys[block], pair[0]).slot);
-                old.push(std::mem::replace(&mut table.values[block], pair[1]).slot);
-            }
-            for slot in old {
-                self.pool.release(slot)?;
-            }
-            sequence.nodes.push(node);
-        } else {
-            let entries: Box<[Entry]> =
-                sequence.tables.iter().flat_map(|t| [t.keys[block], t.values[block]]).collect();
-            if let Some(node) = self.prefix.publish(hash, block, entries, &mut self.pool)? {
-                sequence.nodes.push(node);
-            }
-        }
-        Ok(())
-    }
-
-    /// Encodes a full tail block into `slots`, in the order of the format's parts, and frees the tail's;
-    /// nothing to do without slots.
-    fn encode_block(
-        &mut self,
-        sequence: &mut Sequence,
-        block: usize,
-        slots: &[SlotId],
-    ) -> Result<()> {
-        if slots.is_empty() {
-            return Ok(());
-        }
-        let id = sequence.sealed_format(block);
-        let tokens = self.geometry.block_size();
-        let mut slots = slots.iter();
-        for (layer, (l, format)) in
-            self.geometry.layers().iter().zip(&self.formats.get(id).layers).enumerate()
-        {
-            let width = format.heads * l.head_dim;
-            let rows = &mut self.block_rows[..tokens * width];
-            for (g, parts) in format.groups.iter().enumerate() {
-                let first = self.geometry.group(layer, g * format.heads);
-                let tables = &mut sequence.tables[first..first + format.heads];
-                for (part, codec) in parts.iter().enumerate() {
-                    let Some(slot) = slots.next().copied() else {
-                        let what = format!("too few slots for block {block}");
-                        return Err(CacheError::Integrity { what });
-                    };
-                    for (head, table) in tables.iter().enumerate() {
-                        let entry = table.part(part)[block];
-                        let bytes = self.pool.bytes(entry.slot);
-                        let head_rows = &mut self.head_rows[..tokens * l.head_dim];
-                        sequence.recipe.tail().decode(bytes, tokens, l.head_dim, head_rows);
-                        for (t, row) in head_rows.chunks_exact(l.head_dim).enumerate() {
-                            let at = t * width + head * l.head_dim;
-                            rows[at..at + l.head_dim].copy_from_slice(row);
-                        }
-                    }
-                    let bytes = codec.codec().slot_bytes(tokens, l.head_dim);
-                    codec.codec().encode(rows, width, &mut self.pool.bytes_mut(slot)?[..bytes]);
-                    for (head, table) in tables.iter_mut().enumerate() {
-                        if head > 0 {
-                            self.pool.retain(slot)?;
-                        }
-                        let entry = &mut table.part_mut(part)[block];
-                        let old = std::mem::replace(entry, Entry::new(slot, id));
-                        self.pool.release(old.slot)?;
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }
 

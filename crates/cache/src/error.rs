@@ -12,8 +12,18 @@ pub enum CacheError {
         /// Comma separated.
         known: String,
     },
+    /// `--kv-sharing` names nothing, or its limit is out of range.
+    #[error(
+        "unknown sharing '{given}' (known: off, tokens, sketch, tree; but for off with a limit from 0 to below 1, as in tokens:0.05)"
+    )]
+    UnknownSharing {
+        /// As given.
+        given: String,
+    },
     /// A rate that no joint recipe can have.
-    #[error("a rate of '{given}' bits a channel: joint and rotation recipes take {least} to {most}")]
+    #[error(
+        "a rate of '{given}' bits a channel: joint and rotation recipes take {least} to {most}"
+    )]
     Rate {
         /// As given.
         given: String,

@@ -124,7 +124,8 @@ impl Formats {
             .map(|(layer, l)| match kind {
                 CodecKind::Joint(rate) => {
                     let bases = &self.bases(shapes)?[layer];
-                    let codec = |basis: &Arc<Basis>| JointCodec::new(Arc::clone(basis), rate.bits());
+                    let codec =
+                        |basis: &Arc<Basis>| JointCodec::new(Arc::clone(basis), rate.bits());
                     let codecs: Result<Vec<_>> = bases
                         .iter()
                         .map(|[keys, values]| Ok([codec(keys)?, codec(values)?]))

@@ -12,7 +12,10 @@ use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
+use crate::seal::{SealScratch, SharingCounts};
 use crate::sequence::{Sequence, SequenceId};
+use crate::sharing::Sharing;
+use crate::sharing::online::SharingIndex;
 use crate::stats::Statistics;
 
 /// What a [`KvCache`] is made of.
@@ -26,6 +29,8 @@ pub struct CacheConfig {
     pub recipe: Recipe,
     /// What joint recipes code against. Their bytes are taken from the budget.
     pub statistics: Option<Arc<Statistics>>,
+    /// Which blocks are shared beside equal prefixes.
+    pub sharing: Sharing,
     /// Budget of the block pool.
     pub budget_bytes: usize,
     /// Whether equal prefixes share blocks.
@@ -55,6 +60,10 @@ pub struct CacheStats {
     pub num_clamped: u64,
     /// What the statistics of joint recipes take, beside `physical_bytes`.
     pub statistics_bytes: usize,
+    /// What the index of sharing takes, in `physical_bytes`.
+    pub sharing_index_bytes: usize,
+    /// What sharing did.
+    pub sharing: SharingCounts,
 }
 
 /// See the crate's documentation.
@@ -71,10 +80,10 @@ pub struct KvCache {
     budget_bytes: usize,
     /// Most tokens written between two commits.
     max_chunk: usize,
-    /// One block of one head group while it is sealed.
-    pub(crate) block_rows: Vec<f32>,
-    /// The same of one head.
-    pub(crate) head_rows: Vec<f32>,
+    pub(crate) seal_scratch: SealScratch,
+    pub(crate) sharing: Sharing,
+    pub(crate) sharing_index: SharingIndex,
+    pub(crate) sharing_counts: SharingCounts,
     /// Classes of tails by format: `[groups][log2 of their tokens]`.
     tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
     /// One slot while its tail grows.
@@ -94,8 +103,15 @@ impl KvCache {
     /// # Errors
     /// A layer that names a RoPE table that is not there.
     pub fn new(config: CacheConfig) -> Result<Self> {
-        let CacheConfig { geometry, ropes, recipe, statistics, budget_bytes, prefix_caching } =
-            config;
+        let CacheConfig {
+            geometry,
+            ropes,
+            recipe,
+            statistics,
+            sharing,
+            budget_bytes,
+            prefix_caching,
+        } = config;
         let mut frame = Frame::new(ropes);
         frame.grow(geometry.block_size());
         for (layer, l) in geometry.layers().iter().enumerate() {
@@ -116,8 +132,10 @@ impl KvCache {
         let statistics_bytes = statistics.as_ref().map_or(0, |s| s.num_bytes());
         let mut cache = Self {
             pool: BlockPool::new(budget_bytes.saturating_sub(statistics_bytes), slot_bytes),
-            block_rows: vec![0.0; layer_rows],
-            head_rows: vec![0.0; head_rows],
+            seal_scratch: SealScratch::default(),
+            sharing,
+            sharing_index: SharingIndex::default(),
+            sharing_counts: SharingCounts::default(),
             tail_classes: Vec::new(),
             slot_bytes: Vec::new(),
             clamped_blocks: Vec::new(),
@@ -394,8 +412,8 @@ impl KvCache {
         let first = found / self.geometry.block_size();
         let blocks = all - first;
         let slots = self.slots_for(recipe, first, all);
-        let metadata = blocks * self.metadata_per_block()
-            + first * self.geometry.table_bytes_per_block();
+        let metadata =
+            blocks * self.metadata_per_block() + first * self.geometry.table_bytes_per_block();
         if self.pool.can_allocate(&slots, metadata) {
             return true;
         }
@@ -471,6 +489,7 @@ impl KvCache {
     pub fn reset_prefix_cache(&mut self) -> Result<usize> {
         let before = self.pool.physical_bytes();
         while self.prefix.evict_one(&mut self.pool)? {}
+        self.sharing_index.sweep(&mut self.pool);
         Ok(before - self.pool.physical_bytes())
     }
 
@@ -489,6 +508,8 @@ impl KvCache {
             reserved_bytes: self.pool.reserved_bytes(),
             num_clamped: self.num_clamped,
             statistics_bytes: self.formats.num_bytes(),
+            sharing_index_bytes: self.sharing_index.num_bytes(),
+            sharing: self.sharing_counts,
         }
     }
 
@@ -515,7 +536,8 @@ impl KvCache {
         agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
         let tables: usize =
             live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
-        let metadata = tables + self.prefix.metadata_bytes();
+        let metadata =
+            tables + self.prefix.metadata_bytes() + self.sharing_index.num_bytes();
         agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
         for s in live() {
             let blocks = self.geometry.blocks_for(s.num_reserved);

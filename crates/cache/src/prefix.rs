@@ -288,7 +288,9 @@ mod tests {
     fn pool_with(slots: usize) -> (BlockPool, Vec<Entry>) {
         let mut pool = BlockPool::new(1 << 20, 64);
         let class = pool.class(64);
-        let entries = (0..slots).map(|_| Entry::new(pool.allocate(class).unwrap(), FormatId::default())).collect();
+        let entries = (0..slots)
+            .map(|_| Entry::new(pool.allocate(class).unwrap(), FormatId::default()))
+            .collect();
         (pool, entries)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::Recipe;
+use kvasir_cache::{Recipe, Sharing};
 use kvasir_cache::stats::Statistics;
 
 use crate::error::{EngineError, Result};
@@ -12,6 +12,8 @@ use crate::error::{EngineError, Result};
 pub struct EngineConfig {
     /// How the cache is encoded (`--kv-cache`).
     pub kv_cache: Recipe,
+    /// Which blocks are shared beside equal prefixes (`--kv-sharing`).
+    pub kv_sharing: Sharing,
     /// What joint recipes code against; without them they are refused.
     pub statistics: Option<Arc<Statistics>>,
     /// Budget of the block pool in bytes (`--kv-cache-memory`).
@@ -60,6 +62,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             kv_cache: Recipe::F16,
+            kv_sharing: Sharing::OFF,
             statistics: None,
             kv_cache_memory: 256 << 20,
             block_size: 32,

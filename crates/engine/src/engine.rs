@@ -64,6 +64,7 @@ impl Engine {
             budget_bytes: config.kv_cache_memory,
             prefix_caching: config.enable_prefix_caching,
             statistics: config.statistics.clone(),
+            sharing: config.kv_sharing,
         })?;
         cache.set_max_chunk(config.max_num_batched_tokens);
         let context = model.spec().context_length;
@@ -83,7 +84,9 @@ impl Engine {
             });
         }
         let max_model_len = config.max_model_len.unwrap_or_else(|| {
-            longest_fitting(context, |tokens| cache.bytes_alone(config.kv_cache, tokens) <= config.kv_cache_memory)
+            longest_fitting(context, |tokens| {
+                cache.bytes_alone(config.kv_cache, tokens) <= config.kv_cache_memory
+            })
         });
         let runner = Runner::new(Threads::new(config.threads)?);
         let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);

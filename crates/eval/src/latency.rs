@@ -80,7 +80,13 @@ fn run(engine: &mut Engine, kind: Kind, seed: u64) -> Result<f64> {
     let prompt = random_tokens(prompt_len, engine.model().spec().vocab_size, seed);
     let id = RequestId::from("latency");
     let start = Instant::now();
-    engine.add_request(Request { id, prompt, params: params.into(), cache_salt: None, kv_cache: None })?;
+    engine.add_request(Request {
+        id,
+        prompt,
+        params: params.into(),
+        cache_salt: None,
+        kv_cache: None,
+    })?;
     let mut first = None;
     while engine.has_unfinished() {
         let step = engine.step()?;

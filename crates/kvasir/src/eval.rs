@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use kvasir_cache::Recipe;
+use kvasir_cache::{Recipe, Sharing};
 use kvasir_eval::corpus::Corpus;
 use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
 use kvasir_model::{Runner, Threads};
@@ -10,8 +10,8 @@ use kvasir_model::{Runner, Threads};
 use crate::options::{CacheArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
-use crate::statistics;
 use crate::session::{load_engine, load_model};
+use crate::statistics;
 
 /// Measure quality
 #[derive(Debug, Args)]
@@ -59,6 +59,9 @@ struct QualityCommand {
     /// What contexts are made of
     #[arg(long, value_name = "WORKLOAD", default_value = "continuation")]
     workload: WorkloadName,
+    /// Which blocks are shared: off, tokens, sketch or tree, with a limit as in tokens:0.05
+    #[arg(long, value_name = "SHARING", default_value = "off")]
+    sharing: Sharing,
     /// Most contexts [default: 16; with --workload retrieval 8]
     #[arg(long, value_name = "N")]
     contexts: Option<usize>,
@@ -216,9 +219,9 @@ fn quality(command: &QualityCommand) -> Result<()> {
         &mut runner,
         progress,
     )?;
-    let caches = quality::Caches { recipes: &command.recipe, statistics };
-    let rows =
-        quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
+    let caches =
+        quality::Caches { recipes: &command.recipe, statistics, sharing: command.sharing };
+    let rows = quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
     bar.finish_and_clear();
     let rows = rows?;
     if command.json { print_json(&rows) } else { print_table(&rows) }

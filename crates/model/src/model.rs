@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvasir_cache::stats::Statistics;
-use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe};
+use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{RopeTable, Threads};
 
 use crate::arch::{self, Config, DecoderSpec};
@@ -46,6 +46,8 @@ pub struct CacheOptions {
     pub prefix_caching: bool,
     /// What joint recipes need.
     pub statistics: Option<Arc<Statistics>>,
+    /// Which blocks are shared beside equal prefixes.
+    pub sharing: Sharing,
 }
 
 impl CacheOptions {
@@ -57,6 +59,7 @@ impl CacheOptions {
             budget_bytes: 256 << 20,
             prefix_caching: false,
             statistics: None,
+            sharing: Sharing::OFF,
         }
     }
 }
@@ -185,12 +188,13 @@ impl Model {
     /// Shapes or a block size that the cache cannot hold; a recipe that needs statistics without them.
     pub fn new_cache(&self, options: CacheOptions) -> Result<KvCache> {
         let (geometry, ropes) = self.cache_shapes(options.block_size)?;
-        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, .. } = options;
+        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, sharing, .. } = options;
         Ok(KvCache::new(CacheConfig {
             geometry,
             ropes,
             recipe,
             statistics,
+            sharing,
             budget_bytes,
             prefix_caching,
         })?)

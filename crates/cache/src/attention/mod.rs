@@ -174,9 +174,8 @@ impl Work<'_> {
             let filled = block_size.min(last + 1 - p);
             // Not before the block, and not past the window.
             let t0 = p.saturating_sub(start);
-            let t1 = window.map_or(len, |w| {
-                len.min((p + filled).saturating_add(w - 1).saturating_sub(start))
-            });
+            let t1 = window
+                .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
             (t0 < t1).then_some(Visible { block, p, filled, t0, t1 })
         })
     }

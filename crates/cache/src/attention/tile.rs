@@ -9,11 +9,11 @@ use crate::codec::Basis;
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Tile {
-    pub(super) keys: Vec<f32>,    // [block_size, head_dim] or [block_size, width]
-    pub(super) values: Vec<f32>,  // the same
+    pub(super) keys: Vec<f32>, // [block_size, head_dim] or [block_size, width]
+    pub(super) values: Vec<f32>, // the same
     pub(super) queries: Vec<f32>, // [rows, head_dim]
-    pub(super) folded: Vec<f32>,  // [rows, width]
-    pub(super) scores: Vec<f32>,  // [rows, block_size]
+    pub(super) folded: Vec<f32>, // [rows, width]
+    pub(super) scores: Vec<f32>, // [rows, block_size]
     /// Sums of the coded path, plain channels before coded ones: `[rows, head_dim + width]`.
     pub(super) sums: Vec<f32>,
     pub(super) states: Vec<OnlineSoftmax>,

@@ -11,12 +11,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use half::f16;
-use kvasir_kernels::trellis::Layout;
+use kvasir_kernels::trellis::{DISTORTION, Layout, SEGMENT};
 use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::Codec;
 use crate::error::{CacheError, Result};
-use crate::stats::{PartStatistics, allocate};
+use crate::stats::{MAX_WIDTH, PartStatistics, allocate};
 
 /// Bytes of a row beside its codes: its scale, and its boosted segment.
 const ROW_HEADER_BITS: usize = 16;
@@ -26,6 +26,7 @@ const ROW_HEADER_BITS: usize = 16;
 pub struct JointCodec {
     layout: Layout,
     basis: Arc<Basis>,
+    error: f32,
 }
 
 /// What codecs of all rates share.
@@ -82,8 +83,7 @@ impl Basis {
 
     /// Bytes it takes.
     pub(crate) fn num_bytes(&self) -> usize {
-        2 * self.rows.len()
-            + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
+        2 * self.rows.len() + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
     }
 
     /// Fills `out` with the rows as f32, `[width, width]`, unless `held` says that it has them already.
@@ -114,7 +114,7 @@ impl JointCodec {
     /// [`CacheError::Statistics`] if the basis is wider than a row can be.
     pub(crate) fn new(basis: Arc<Basis>, rate: f32) -> Result<Self> {
         let bits = (rate * basis.width as f32) as usize;
-        let budget = bits.saturating_sub(ROW_HEADER_BITS) / kvasir_kernels::trellis::SEGMENT;
+        let budget = bits.saturating_sub(ROW_HEADER_BITS) / SEGMENT;
         let bits = allocate(&basis.scales, budget);
         Self::with_bits(basis, bits)
     }
@@ -125,11 +125,19 @@ impl JointCodec {
         let layout = Layout::new(bits, basis.scales.clone()).ok_or_else(|| {
             CacheError::Statistics { what: format!("a block cannot be {width} channels wide") }
         })?;
-        Ok(Self { layout, basis })
+        let energy: f32 = basis.scales.iter().map(|s| s * s).sum();
+        let bits = layout.bits().iter().map(|b| usize::from(*b)).zip(&basis.scales);
+        let left: f32 = bits.map(|(b, s)| s * s * DISTORTION[b]).sum();
+        Ok(Self { layout, error: left / energy, basis })
     }
 
     pub(crate) fn basis(&self) -> &Arc<Basis> {
         &self.basis
+    }
+
+    /// [`Codec::expected_error`], worked out once.
+    pub(crate) fn codec_error(&self) -> f32 {
+        self.error
     }
 
     fn mean_stride(&self) -> usize {
@@ -142,6 +150,23 @@ impl JointCodec {
         let width = self.basis.width;
         let rows = &slot[..out.len() / width * self.layout.row_bytes()];
         self.layout.decode(rows, gain, &self.basis.means, self.mean_stride(), out, width);
+    }
+
+    /// Coefficients without the mean: what [`Self::coefficients`] gave, as it was stored. `out`:
+    /// `[n, width]`.
+    pub(crate) fn decode_coefficients(&self, slot: &[u8], out: &mut [f32]) {
+        const NO_MEAN: [f32; MAX_WIDTH] = [0.0; MAX_WIDTH];
+        let width = self.basis.width;
+        let rows = &slot[..out.len() / width * self.layout.row_bytes()];
+        self.layout.decode(rows, 1.0, &NO_MEAN[..width], 0, out, width);
+    }
+
+    /// Stores coefficients. `z`: `[tokens, width]`.
+    pub(crate) fn encode_coefficients(&self, z: &[f32], slot: &mut [u8]) {
+        let rows = slot.chunks_exact_mut(self.layout.row_bytes());
+        for (z, row) in z.chunks_exact(self.basis.width).zip(rows) {
+            self.layout.encode_row(z, row);
+        }
     }
 
     /// Plain rows of one head. `basis`: rows of [`Self::basis`] as f32; `coded`: scratch; `out`:
@@ -194,14 +219,11 @@ impl Codec for JointCodec {
     }
 
     /// `rows`: `[tokens, width]`; `dim` is the width.
-    fn encode(&self, rows: &[f32], dim: usize, slot: &mut [u8]) {
+    fn encode(&self, rows: &[f32], _dim: usize, slot: &mut [u8]) {
         let mut z = SCRATCH.with_borrow_mut(|s| std::mem::take(&mut s[2]));
         z.resize(rows.len(), 0.0);
         self.coefficients(rows, &mut z);
-        let row_bytes = self.layout.row_bytes();
-        for (z, row) in z.chunks_exact(dim).zip(slot.chunks_exact_mut(row_bytes)) {
-            self.layout.encode_row(z, row);
-        }
+        self.encode_coefficients(&z, slot);
         SCRATCH.with_borrow_mut(|s| s[2] = z);
     }
 
@@ -218,10 +240,7 @@ impl Codec for JointCodec {
 
     /// On rows that have exactly the statistics: what the bits leave, over all energy.
     fn expected_error(&self) -> f32 {
-        let energy: f32 = self.basis.scales.iter().map(|s| s * s).sum();
-        let bits = self.layout.bits().iter().map(|b| usize::from(*b));
-        let left = bits.zip(&self.basis.scales);
-        left.map(|(b, s)| s * s * kvasir_kernels::trellis::DISTORTION[b]).sum::<f32>() / energy
+        self.error
     }
 
     fn joint(&self) -> Option<&JointCodec> {

@@ -9,9 +9,13 @@
 //! counts, tenants, which layers take part (the paper leaves out the first and last two). The caller
 //! passes blocks of one layer and one tenant only, and applies the redirects to its own tables.
 
+pub(crate) mod online;
+mod policy;
 mod similarity;
 pub mod theory;
 pub mod tree;
+
+pub use policy::{Sharing, SharingMode};
 
 /// What can be wrong with the input of this module.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

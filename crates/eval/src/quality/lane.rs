@@ -1,6 +1,6 @@
 //! One recipe's cache with all contexts in it, and what was seen of it.
 
-use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId, Sharing};
 use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, log_sum_exp};
 
 use super::{RecipeQuality, Worst};
@@ -9,6 +9,7 @@ use crate::error::Result;
 /// A cache with one sequence per context, and the comparisons made so far.
 pub(super) struct Lane {
     recipe: Recipe,
+    sharing: Sharing,
     cache: KvCache,
     ids: Vec<SequenceId>,
     kl: Vec<Vec<f64>>, // [contexts][continuation]
@@ -54,13 +55,14 @@ impl Lane {
         // Room for every context uncompressed, twice: the budget is not what is measured here.
         let options = |budget_bytes| CacheOptions { budget_bytes, ..cache.clone() };
         let probe = model.new_cache(options(usize::MAX >> 8))?;
-        let (recipe, tokens) = (cache.recipe, tokens + cache.block_size);
+        let (recipe, sharing_of, tokens) = (cache.recipe, cache.sharing, tokens + cache.block_size);
         let budget =
             4 * contexts * tokens * probe.geometry().logical_bytes_per_token() + (64 << 20);
         let mut cache = model.new_cache(options(budget))?;
         let ids = (0..contexts).map(|_| Ok(cache.add_sequence(None)?)).collect::<Result<_>>()?;
         Ok(Self {
             recipe,
+            sharing: sharing_of,
             cache,
             ids,
             kl: vec![Vec::new(); contexts],
@@ -137,7 +139,9 @@ impl Lane {
         let mut bytes = LaneBytes::default();
         bytes.sealed.add(self.cache.bytes_of(&self.ids, true)?);
         bytes.total.add(self.cache.bytes_of(&self.ids, false)?);
-        bytes.total.add((0, self.cache.stats().statistics_bytes));
+        let stats = self.cache.stats();
+        bytes.sealed.add((0, stats.sharing_index_bytes));
+        bytes.total.add((0, stats.sharing_index_bytes + stats.statistics_bytes));
         Ok(bytes)
     }
 
@@ -152,7 +156,7 @@ impl Lane {
         let p95 = (every.len() * 95).div_ceil(100).saturating_sub(1);
         Ok(RecipeQuality {
             recipe: self.recipe.to_string(),
-            sharing: "off",
+            sharing: self.sharing.to_string(),
             workload,
             contexts: self.ids.len(),
             ratio_sealed: bytes.sealed.ratio(),

@@ -14,7 +14,7 @@ pub use workload::Workload;
 
 use std::sync::Arc;
 
-use kvasir_cache::Recipe;
+use kvasir_cache::{Recipe, Sharing};
 use kvasir_cache::stats::Statistics;
 use kvasir_model::{CacheOptions, Model, Runner};
 use serde::Serialize;
@@ -57,6 +57,8 @@ pub struct Caches<'a> {
     pub recipes: &'a [Recipe],
     /// What joint recipes code against.
     pub statistics: Option<Arc<Statistics>>,
+    /// Which blocks they share.
+    pub sharing: Sharing,
 }
 
 /// The context a recipe is worst at.
@@ -74,7 +76,7 @@ pub struct RecipeQuality {
     /// The recipe.
     pub recipe: String,
     /// How blocks were shared.
-    pub sharing: &'static str,
+    pub sharing: String,
     /// [`Workload::name`].
     pub workload: &'static str,
     /// Contexts measured.
@@ -116,7 +118,9 @@ pub fn measure(
     let context_len = workload.context_len();
     let lane = |recipe: &Recipe| {
         let statistics = caches.statistics.clone();
-        let cache = CacheOptions { block_size, statistics, ..CacheOptions::of(*recipe) };
+        let sharing = caches.sharing;
+        let cache =
+            CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(*recipe) };
         Lane::new(model, cache, contexts.len(), context_len + continuation)
     };
     let mut control = lane(&Recipe::F16)?;
