@@ -30,6 +30,8 @@ PLAIN_BITS = [5, 6]
 HEADER = """\
 //! Levels for the unit Gaussian. Written by `scripts/make_trellis_tables.py`; do not edit.
 
+#![allow(clippy::excessive_precision)] // All numbers have six decimals.
+
 /// Mean squared error on the unit Gaussian, by bits per coefficient.
 pub const DISTORTION: [f32; 7] = [{distortion}];
 

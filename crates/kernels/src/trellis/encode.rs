@@ -3,6 +3,9 @@
 //!
 //! Nothing here is fused or reordered, so every instruction set writes the same bytes.
 
+// Lanes and states are indexed; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
 use super::tables::{GRAIN, LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6, REACH};
 use super::{BOOSTS, HEADER_BYTES, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::isa::{Isa, dispatch};
