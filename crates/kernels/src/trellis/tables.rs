@@ -7,14 +7,14 @@ pub const DISTORTION: [f32; 7] = [1.0, 0.3159, 0.09414, 0.02562, 0.00703, 0.0025
 
 /// Estimate of a coefficient's squared error at a scale s, for a magnitude x that is y = min(x,
 /// `REACH` s) within the table's reach: `GRAIN` s² + `SPREAD` y⁴ / s² + (x - y)².
-pub(super) const GRAIN: [f32; 7] = [0.0, 0.1616, 0.05083, 0.01363, 0.002962, 0.001573, 0.0004007];
+pub(super) const GRAIN: [f32; 7] = [0.0, 0.1641, 0.05075, 0.01365, 0.002967, 0.001586, 0.0003952];
 
 /// See [`GRAIN`]: cells grow with the magnitude.
 pub(super) const SPREAD: [f32; 7] =
-    [0.0, 0.008185, 0.01348, 0.00353, 0.001208, 0.0002612, 7.508e-05];
+    [0.0, 0.005313, 0.01377, 0.00357, 0.001236, 0.0002592, 7.799e-05];
 
 /// See [`GRAIN`].
-pub(super) const REACH: [f32; 7] = [0.0, 1.0, 1.82, 2.5, 2.92, 3.28, 3.74];
+pub(super) const REACH: [f32; 7] = [0.0, 1.0, 1.82, 2.48, 2.92, 3.28, 3.74];
 
 /// Levels of 1 bit, by window of 3 bits.
 #[rustfmt::skip]
