@@ -30,12 +30,17 @@ PLAIN_BITS = [5, 6]
 HEADER = """\
 //! Levels for the unit Gaussian. Written by `scripts/make_trellis_tables.py`; do not edit.
 
+#![allow(clippy::excessive_precision)] // All numbers have six decimals.
+
 /// Mean squared error on the unit Gaussian, by bits per coefficient.
 pub const DISTORTION: [f32; 7] = [{distortion}];
 
-/// Estimate of the squared error at a scale s: `GRAIN` s² for every coefficient, and for one of
-/// magnitude x beyond `REACH` s also the square of what it is beyond.
+/// Estimate of a coefficient's squared error at a scale s, for a magnitude x that is y = min(x,
+/// `REACH` s) within the table's reach: `GRAIN` s² + `SPREAD` y⁴ / s² + (x - y)².
 pub(super) const GRAIN: [f32; 7] = [{grain}];
+
+/// See [`GRAIN`]: cells grow with the magnitude.
+pub(super) const SPREAD: [f32; 7] = [{spread}];
 
 /// See [`GRAIN`].
 pub(super) const REACH: [f32; 7] = [{reach}];
@@ -146,24 +151,21 @@ def nearest_distortion(x, levels):
     return float(np.mean((x - levels[codes]) ** 2))
 
 
-def fit_estimate(error_at):
-    """(grain, reach) such that grain s^2 + mean of max(0, |x| - reach s)^2 is close, in relative
-    terms, to error_at(s) for scales s around 1."""
-    scales = np.array([0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.7])
+def fit_estimate(x, error_at):
+    """(grain, spread, reach) whose estimate of the mean squared error of x is close, in relative
+    terms, to error_at(s) for scales s around 1. See HEADER for their meaning."""
+    x = np.abs(x.ravel().astype(np.float64))
+    scales = np.array([0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6])
     errors = np.array([error_at(s) for s in scales])
-    best = (np.inf, 0.0, 0.0)
-    for reach in np.arange(0.5, 4.5, 0.01):
-        beyond = np.array([overload(reach * s) for s in scales])
-        a, b = scales**2 / errors, 1 - beyond / errors
-        grain = np.sum(a * b) / np.sum(a * a)
-        best = min(best, (np.sum((grain * a - b) ** 2), grain, reach))
-    return best[1], best[2]
-
-
-def overload(m):
-    """Mean of max(0, |x| - m)^2 over the unit Gaussian."""
-    tail = 0.5 * math.erfc(m / math.sqrt(2))
-    return 2 * ((1 + m * m) * tail - m * math.exp(-m * m / 2) / math.sqrt(2 * math.pi))
+    best = (np.inf,)
+    for reach in np.arange(0.5, 4.0, 0.02):
+        within = np.minimum(x, reach * scales[:, None])
+        beyond = ((x - within) ** 2).mean(1)
+        terms = np.stack([scales**2, (within**4).mean(1) / scales**2], 1) / errors[:, None]
+        rest = 1 - beyond / errors
+        fit = np.maximum(np.linalg.lstsq(terms, rest, rcond=None)[0], 0)
+        best = min(best, (np.sum((terms @ fit - rest) ** 2), *fit, reach))
+    return best[1:]
 
 
 def rust_table(name, doc, levels):
@@ -175,7 +177,7 @@ def rust_table(name, doc, levels):
 
 
 def listed(values):
-    return ", ".join(f"{v:.4g}" if v % 1 else f"{v:.1f}" for v in values)
+    return ", ".join(str(float(f"{v:.4g}")) for v in values)
 
 
 def literal(value):
@@ -199,7 +201,7 @@ def main():
     args = parser.parse_args()
 
     x = np.random.default_rng(args.seed - 1).standard_normal((5_000, SEGMENT), dtype=np.float32)
-    errors, grains, reaches, body = [1.0], [0.0], [0.0], ""
+    errors, grains, spreads, reaches, body = [1.0], [0.0], [0.0], [0.0], ""
     for bits in TRELLIS_BITS + PLAIN_BITS:
         if bits in TRELLIS_BITS:
             table, error = train(bits, args)
@@ -209,12 +211,14 @@ def main():
             table, error = lloyd_max(bits)
             doc = f"Levels of {bits} bits, ascending (Lloyd-Max), by code."
             scaled = lambda s: s * s * nearest_distortion(x / s, table)
-        grain, reach = fit_estimate(scaled)
+        estimate = fit_estimate(x, scaled)
         body += rust_table(f"LEVELS_{bits}", doc, table)
-        for numbers, number in zip((errors, grains, reaches), (error, grain, reach)):
+        for numbers, number in zip((errors, grains, spreads, reaches), (error, *estimate)):
             numbers.append(number)
-        print(f"{bits} bits: {error:.5f} (grain {grain:.5f}, reach {reach:.2f})", flush=True)
-    header = HEADER.format(distortion=listed(errors), grain=listed(grains), reach=listed(reaches))
+        shown = ", ".join(f"{v:.4g}" for v in estimate)
+        print(f"{bits} bits: {error:.5f} (grain, spread, reach: {shown})", flush=True)
+    constants = {"distortion": errors, "grain": grains, "spread": spreads, "reach": reaches}
+    header = HEADER.format(**{name: listed(values) for name, values in constants.items()})
     args.out.write_text(header + body)
 
 

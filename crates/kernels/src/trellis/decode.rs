@@ -2,6 +2,9 @@
 //!
 //! Products are not fused with sums, so every instruction set gives the same bits.
 
+// Lanes are indexed; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
 use super::tables::{LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6};
 use super::{BOOSTS, HEADER_BYTES, Layout, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::isa::Isa;

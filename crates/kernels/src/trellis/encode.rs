@@ -3,7 +3,12 @@
 //!
 //! Nothing here is fused or reordered, so every instruction set writes the same bytes.
 
-use super::tables::{GRAIN, LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6, REACH};
+// Lanes and states are indexed; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
+use super::tables::{
+    GRAIN, LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6, REACH, SPREAD,
+};
 use super::{BOOSTS, HEADER_BYTES, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::isa::{Isa, dispatch};
 
@@ -191,11 +196,15 @@ fn estimate(layout: &Layout, x: &Coefficients, header: Header) -> f32 {
         let bits = usize::from(*bits);
         let factor = header.factor(i);
         let weight = scale * scale;
-        let inside = factor * factor * GRAIN[bits];
+        let square = factor * factor;
+        let grain = square * GRAIN[bits];
+        let spread = if square > 0.0 { SPREAD[bits] / square } else { 0.0 };
         let reach = factor * REACH[bits];
         for j in 0..SEGMENT {
-            let beyond = (x[i][j] - reach).max(0.0);
-            lanes[j] += weight * (inside + beyond * beyond);
+            let within = x[i][j].min(reach);
+            let beyond = x[i][j] - within;
+            let fourth = (within * within) * (within * within);
+            lanes[j] += weight * (grain + spread * fourth + beyond * beyond);
         }
     }
     lanes.iter().sum()

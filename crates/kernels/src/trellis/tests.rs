@@ -69,13 +69,13 @@ fn layouts_are_checked() {
 #[test]
 fn scale_codes_are_eighths_of_octaves() {
     assert_eq!(ROW_SCALES[0], 0.0);
-    for c in 1..256 {
+    for (c, scale) in ROW_SCALES.iter().enumerate().skip(1) {
         let exact = ((c as f32 - 128.0) / 8.0).exp2();
-        assert!((ROW_SCALES[c] / exact - 1.0).abs() < 1e-6, "{c}: {}", ROW_SCALES[c]);
+        assert!((scale / exact - 1.0).abs() < 1e-6, "{c}: {scale}");
     }
-    for e in 0..16 {
+    for (e, boost) in BOOSTS.iter().enumerate() {
         let exact = (e as f32 / 2.0).exp2();
-        assert!((BOOSTS[e] / exact - 1.0).abs() < 1e-6, "{e}: {}", BOOSTS[e]);
+        assert!((boost / exact - 1.0).abs() < 1e-6, "{e}: {boost}");
     }
 }
 
