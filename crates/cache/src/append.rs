@@ -6,7 +6,7 @@ use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
 use crate::format::{FormatId, add_class};
 use crate::kv_cache::{KvCache, find};
-use crate::pool::{ClassId, SlotId};
+use crate::pool::ClassId;
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
 

@@ -536,8 +536,7 @@ impl KvCache {
         agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
         let tables: usize =
             live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
-        let metadata =
-            tables + self.prefix.metadata_bytes() + self.sharing_index.num_bytes();
+        let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index.num_bytes();
         agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
         for s in live() {
             let blocks = self.geometry.blocks_for(s.num_reserved);

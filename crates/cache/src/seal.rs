@@ -2,7 +2,7 @@
 //! encoded.
 
 use crate::codec::JointCodec;
-use crate::error::{CacheError, Result};
+use crate::error::Result;
 use crate::format::{FormatId, GroupPart};
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
@@ -98,8 +98,8 @@ impl KvCache {
         slots: &[SlotId],
     ) -> Result<()> {
         // The first block is like no other; the tree looks at whole batches, later.
-        let sharing = block > 0
-            && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
+        let sharing =
+            block > 0 && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
         if slots.is_empty() && !sharing {
             return Ok(());
         }
@@ -108,8 +108,7 @@ impl KvCache {
             false => sequence.sealed_format(block),
         };
         let tokens = self.geometry.block_size();
-        let content =
-            sharing.then(|| sequence.tenant.child(&sequence.tail_tokens[..tokens]));
+        let content = sharing.then(|| sequence.tenant.child(&sequence.tail_tokens[..tokens]));
         let mut scratch = std::mem::take(&mut self.seal_scratch);
         let mut parts = Vec::new();
         let mut all_shared = true;
@@ -129,7 +128,13 @@ impl KvCache {
                         tail.decode(self.pool.bytes(slot), tokens, l.head_dim, rows);
                     });
                     let unit = Unit { id, layer, group, part, index: parts.len() };
-                    let entry = self.store_part(unit, content, own, tables[0].part(part)[block], &mut scratch)?;
+                    let entry = self.store_part(
+                        unit,
+                        content,
+                        own,
+                        tables[0].part(part)[block],
+                        &mut scratch,
+                    )?;
                     all_shared &= entry.1;
                     let entry = entry.0;
                     for (head, table) in tables.iter_mut().enumerate() {
@@ -178,10 +183,7 @@ impl KvCache {
                 None if own.is_none() => (0.0, 0),
                 None => (codec.codec().expected_error(), rows.len() / self.geometry.block_size()),
             };
-            let most = match self.sharing.limit {
-                Some(0.0) => 0.0,
-                _ => own_error + self.sharing.limit_beyond(own_error),
-            };
+            let most = self.sharing.most_error(own_error, joint.is_some());
             let mut best: Option<(SlotId, Fit)> = None;
             candidate.resize(original.len(), 0.0);
             let candidates =

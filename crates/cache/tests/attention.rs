@@ -140,7 +140,7 @@ fn equals_dense_attention_for_any_block_size_and_chunking() {
                     for (recipe, limit) in [(Recipe::F32, 1e-5), (Recipe::F16, 2e-3)] {
                         let mut cache =
                             cache(vec![l.clone(); 2], block_size, recipe, 8 << 20, false);
-                        let id = cache.add_sequence(None);
+                        let id = cache.add_sequence(None).unwrap();
                         let got = paged(&mut cache, id, &l, 0, &chunks, &q, &k, &v);
                         let error = worst(&got, &expected);
                         assert!(
@@ -164,7 +164,7 @@ fn chunking_does_not_change_a_bit() {
         let v = random.values(tokens * l.kv_heads * l.head_dim);
         let mut runs = chunkings(tokens, &mut random).into_iter().map(|chunks| {
             let mut cache = cache(vec![l.clone()], 32, Recipe::F16, 8 << 20, false);
-            let id = cache.add_sequence(None);
+            let id = cache.add_sequence(None).unwrap();
             paged(&mut cache, id, &l, 0, &chunks, &q, &k, &v)
         });
         let first = runs.next().unwrap();
@@ -185,12 +185,12 @@ fn a_prefix_hit_does_not_change_a_bit_and_shares_bytes() {
     let mut cache = cache(vec![l.clone(); 2], 32, Recipe::F16, 8 << 20, true);
     let ids: Vec<u32> = (0..tokens as u32).collect();
 
-    let first = cache.add_sequence(None);
+    let first = cache.add_sequence(None).unwrap();
     assert_eq!(cache.match_prefix(first, &ids).unwrap(), 0);
     let cold = paged(&mut cache, first, &l, 0, &[tokens], &q, &k, &v);
     let one = cache.stats().physical_bytes;
 
-    let second = cache.add_sequence(None);
+    let second = cache.add_sequence(None).unwrap();
     assert_eq!(cache.match_prefix(second, &ids).unwrap(), 96);
     let warm = paged(&mut cache, second, &l, 96, &[1, 3], &q, &k, &v);
     assert_eq!(warm, cold[96 * 6 * 16..]);
@@ -198,7 +198,7 @@ fn a_prefix_hit_does_not_change_a_bit_and_shares_bytes() {
     assert!(tail_and_tables < one / 3, "{tail_and_tables} of {one}");
 
     // Another tenant shares nothing.
-    let other = cache.add_sequence(Some("tenant"));
+    let other = cache.add_sequence(Some("tenant")).unwrap();
     assert_eq!(cache.match_prefix(other, &ids).unwrap(), 0);
 
     for id in [first, second, other] {
@@ -221,7 +221,7 @@ fn equal_content_at_another_position_has_equal_stored_bytes() {
     let window = LayerGeometry { window: Some(20), ..l };
     let run = |shift: usize| {
         let mut cache = cache(vec![window.clone()], 32, Recipe::F16, 8 << 20, false);
-        let id = cache.add_sequence(None);
+        let id = cache.add_sequence(None).unwrap();
         let pad = |x: &[f32], width: usize| {
             let mut padded = Random::new(9).values(shift * width);
             padded.extend_from_slice(x);

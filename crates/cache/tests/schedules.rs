@@ -29,7 +29,7 @@ proptest! {
                     // Few different tokens, so that prefixes repeat.
                     let tokens: Vec<u32> = (0..n as u32).map(|t| if t < 32 { t } else { t * 7 + (n as u32 % 2) }).collect();
                     let salt = (random.below(2) == 0).then_some("tenant");
-                    let id = cache.add_sequence(salt);
+                    let id = cache.add_sequence(salt).unwrap();
                     let found = cache.match_prefix(id, &tokens).unwrap();
                     prop_assert!(found < tokens.len() || found == 0);
                     prop_assert_eq!(found % 16, 0);
@@ -73,7 +73,7 @@ proptest! {
                 if recipe == Recipe::F16 {
                     prop_assert!(physical >= logical);
                 }
-                let (logical, physical) = cache.sealed_bytes(*id).unwrap();
+                let (logical, physical) = cache.bytes_of(&[*id], true).unwrap();
                 if recipe == Recipe::INT8 && logical > 0 {
                     prop_assert!(physical < logical);
                 }
@@ -91,7 +91,7 @@ proptest! {
 #[test]
 fn writing_without_reserving_is_refused() {
     let mut cache = cache(vec![layer(1, 1, 16)], 16, Recipe::F16, 1 << 20, true);
-    let id = cache.add_sequence(None);
+    let id = cache.add_sequence(None).unwrap();
     let slices = [BatchSlice { sequence: id, row: 0, start: 0, len: 1 }];
     let x = vec![0.0; 16];
     assert!(matches!(cache.write(0, &slices, &x, &x), Err(CacheError::NotReserved { .. })));
@@ -105,15 +105,15 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
     for block_size in [16, 32, 64] {
         for tokens in [1, 100, 1000] {
             let probe = cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, 1 << 24, true);
-            let needed = probe.bytes_alone(tokens);
+            let needed = probe.bytes_alone(Recipe::F16, tokens);
             // The slab size depends on the budget: ask again with the budget in place.
             let budget = needed.max(
                 cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, needed, true)
-                    .bytes_alone(tokens),
+                    .bytes_alone(Recipe::F16, tokens),
             );
             let mut cache = cache(vec![layer(2, 2, 32); 3], block_size, Recipe::F16, budget, true);
-            assert!(cache.bytes_alone(tokens) <= budget);
-            let id = cache.add_sequence(None);
+            assert!(cache.bytes_alone(Recipe::F16, tokens) <= budget);
+            let id = cache.add_sequence(None).unwrap();
             cache.reserve(id, tokens).unwrap();
             cache.check_integrity().unwrap();
         }
@@ -129,11 +129,11 @@ fn a_full_pool_still_finds_and_publishes_prefixes() {
     for round in 0..200u32 {
         let tokens: Vec<u32> = (0..100).map(|t| t * 31 + round * 977).collect();
         for pass in 0..2 {
-            let id = cache.add_sequence(None);
+            let id = cache.add_sequence(None).unwrap();
             let found = cache.match_prefix(id, &tokens).unwrap();
             assert_eq!(found, 96 * pass, "round {round}, pass {pass}");
             let (start, len) = (found, 100 - found);
-            assert!(cache.fits_new(None, &tokens, true, 16));
+            assert!(cache.fits_new(cache.recipe(), None, &tokens, true, 16));
             cache.reserve(id, len).unwrap();
             let slices = [BatchSlice { sequence: id, row: 0, start, len }];
             for layer in 0..2 {
@@ -151,7 +151,7 @@ fn a_full_pool_still_finds_and_publishes_prefixes() {
 fn values_that_cannot_be_stored_spoil_nothing_else() {
     let l = layer(1, 1, 16);
     let mut cache = cache(vec![l], 16, Recipe::F16, 1 << 20, false);
-    let id = cache.add_sequence(None);
+    let id = cache.add_sequence(None).unwrap();
     cache.reserve(id, 4).unwrap();
     let slices = [BatchSlice { sequence: id, row: 0, start: 0, len: 4 }];
     let mut keys = vec![0.1f32; 64];

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::{Recipe, Sharing};
 use kvasir_cache::stats::Statistics;
+use kvasir_cache::{Recipe, Sharing};
 
 use crate::error::{EngineError, Result};
 

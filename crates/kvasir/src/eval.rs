@@ -219,8 +219,7 @@ fn quality(command: &QualityCommand) -> Result<()> {
         &mut runner,
         progress,
     )?;
-    let caches =
-        quality::Caches { recipes: &command.recipe, statistics, sharing: command.sharing };
+    let caches = quality::Caches { recipes: &command.recipe, statistics, sharing: command.sharing };
     let rows = quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
     bar.finish_and_clear();
     let rows = rows?;

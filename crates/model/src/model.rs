@@ -188,7 +188,8 @@ impl Model {
     /// Shapes or a block size that the cache cannot hold; a recipe that needs statistics without them.
     pub fn new_cache(&self, options: CacheOptions) -> Result<KvCache> {
         let (geometry, ropes) = self.cache_shapes(options.block_size)?;
-        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, sharing, .. } = options;
+        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, sharing, .. } =
+            options;
         Ok(KvCache::new(CacheConfig {
             geometry,
             ropes,

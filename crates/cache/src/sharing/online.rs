@@ -126,7 +126,8 @@ impl Fit {
         }
         let (mut xx, mut xy, mut yy) = (0.0f64, 0.0f64, 0.0f64);
         for (x, y) in x.chunks(256).zip(y.chunks(256)) {
-            let sum = |a: &[f32], b: &[f32]| f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
+            let sum =
+                |a: &[f32], b: &[f32]| f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
             xx += sum(x, x);
             xy += sum(x, y);
             yy += sum(y, y);

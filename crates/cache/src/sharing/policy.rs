@@ -44,14 +44,23 @@ impl Sharing {
     /// Nothing is shared but equal prefixes.
     pub const OFF: Self = Self { mode: SharingMode::Off, limit: None };
 
-    /// What an uncompressed block may differ by. Measured: DESIGN's cosine of .98 is .04.
+    /// What plain rows may differ by: a cosine of .98.
     pub const LIMIT: f32 = 0.04;
+    /// What coefficients may differ by. More than plain rows, because the mean, which is most of a key
+    /// and alike in all, is not in the denominator any more. Measured on SmolLM2's retrieval workload at
+    /// 3 bits, .04 · .1 · .15 give ratios of 10 · 13.6 · 15.2 at the same divergence.
+    pub const COEFFICIENT_LIMIT: f32 = 0.15;
     /// The paper's threshold.
     pub const TREE_THRESHOLD: f32 = 0.7;
 
-    /// The limit in force for blocks whose own codec leaves `own_error`: no more than coding costs.
-    pub(crate) fn limit_beyond(self, own_error: f32) -> f32 {
-        self.limit.unwrap_or_else(|| own_error.max(Self::LIMIT))
+    /// Most relative squared error of a shared block whose own codec would leave `own_error`; of
+    /// `coefficients`, or of plain rows.
+    pub(crate) fn most_error(self, own_error: f32, coefficients: bool) -> f32 {
+        let default = if coefficients { Self::COEFFICIENT_LIMIT } else { Self::LIMIT };
+        match self.limit {
+            Some(0.0) => 0.0,
+            limit => own_error + limit.unwrap_or(default.max(own_error)),
+        }
     }
 
     /// Threshold of the tree.
@@ -104,7 +113,9 @@ mod tests {
 
     #[test]
     fn bad_limits_and_modes_are_refused() {
-        for text in ["", "on", "tokens:", "tokens:1", "tokens:-0.1", "tokens:x", "off:0.1", "tree:NaN"] {
+        for text in
+            ["", "on", "tokens:", "tokens:1", "tokens:-0.1", "tokens:x", "off:0.1", "tree:NaN"]
+        {
             let error = text.parse::<Sharing>().unwrap_err().to_string();
             assert!(error.contains("off, tokens, sketch, tree"), "{error}");
         }

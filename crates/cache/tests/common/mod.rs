@@ -2,7 +2,10 @@
 // Helpers outside #[test] functions may fail a test by panicking.
 #![allow(unreachable_pub, clippy::unwrap_used)]
 
-use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe};
+use std::sync::Arc;
+
+use kvasir_cache::stats::{Moments, Statistics};
+use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{RopeScaling, RopeTable};
 
 /// A small deterministic generator.
@@ -42,6 +45,24 @@ pub fn layer(query_heads: usize, kv_heads: usize, head_dim: usize) -> LayerGeome
 
 pub const ROPE_BASE: f32 = 10_000.0;
 
+fn ropes(head_dim: usize) -> Vec<RopeTable> {
+    vec![RopeTable::new(head_dim, ROPE_BASE, &RopeScaling::None, 1)]
+}
+
+/// Statistics of uniform random numbers, for recipes that need some.
+pub fn statistics(geometry: &Geometry, head_dim: usize) -> Statistics {
+    let mut moments = Moments::new(geometry.clone(), ropes(head_dim)).unwrap();
+    let mut random = Random::new(3);
+    for (layer, l) in geometry.layers().iter().enumerate() {
+        let rows = 512;
+        let q = random.values(rows * l.query_heads * l.head_dim);
+        let k = random.values(rows * l.kv_heads * l.head_dim);
+        let v = random.values(rows * l.kv_heads * l.head_dim);
+        moments.observe(layer, 0, &q, &k, &v);
+    }
+    moments.finish([7; 32]).unwrap()
+}
+
 pub fn cache(
     layers: Vec<LayerGeometry>,
     block_size: usize,
@@ -49,11 +70,25 @@ pub fn cache(
     budget_bytes: usize,
     prefix_caching: bool,
 ) -> KvCache {
+    sharing_cache(layers, block_size, recipe, budget_bytes, prefix_caching, Sharing::OFF)
+}
+
+pub fn sharing_cache(
+    layers: Vec<LayerGeometry>,
+    block_size: usize,
+    recipe: Recipe,
+    budget_bytes: usize,
+    prefix_caching: bool,
+    sharing: Sharing,
+) -> KvCache {
     let head_dim = layers[0].head_dim;
+    let geometry = Geometry::new(layers, block_size).unwrap();
     KvCache::new(CacheConfig {
-        geometry: Geometry::new(layers, block_size).unwrap(),
-        ropes: vec![RopeTable::new(head_dim, ROPE_BASE, &RopeScaling::None, 1)],
+        geometry: geometry.clone(),
+        ropes: ropes(head_dim),
         recipe,
+        statistics: recipe.needs_statistics().then(|| Arc::new(statistics(&geometry, head_dim))),
+        sharing,
         budget_bytes,
         prefix_caching,
     })

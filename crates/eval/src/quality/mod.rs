@@ -14,8 +14,8 @@ pub use workload::Workload;
 
 use std::sync::Arc;
 
-use kvasir_cache::{Recipe, Sharing};
 use kvasir_cache::stats::Statistics;
+use kvasir_cache::{Recipe, Sharing};
 use kvasir_model::{CacheOptions, Model, Runner};
 use serde::Serialize;
 
@@ -116,15 +116,14 @@ pub fn measure(
     let Settings { workload, continuation, block_size, chunk } = *settings;
     let contexts = workload.contexts(model.tokenizer(), texts, continuation)?;
     let context_len = workload.context_len();
-    let lane = |recipe: &Recipe| {
+    let lane = |recipe: Recipe, sharing: Sharing| {
         let statistics = caches.statistics.clone();
-        let sharing = caches.sharing;
-        let cache =
-            CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(*recipe) };
+        let cache = CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(recipe) };
         Lane::new(model, cache, contexts.len(), context_len + continuation)
     };
-    let mut control = lane(&Recipe::F16)?;
-    let mut lanes = caches.recipes.iter().map(lane).collect::<Result<Vec<Lane>>>()?;
+    let mut control = lane(Recipe::F16, Sharing::OFF)?;
+    let lanes = caches.recipes.iter().map(|recipe| lane(*recipe, caches.sharing));
+    let mut lanes = lanes.collect::<Result<Vec<Lane>>>()?;
     let prefills = (lanes.len() + 1) * contexts.len();
     let total = prefills + continuation;
     let mut done = 0;
