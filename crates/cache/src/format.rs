@@ -59,6 +59,10 @@ pub(crate) struct LayerFormat {
 #[derive(Debug)]
 pub(crate) struct Format {
     pub(crate) kind: CodecKind,
+    /// Whether pressure may change blocks of it, which is for recipes to allow.
+    on_ladder: bool,
+    /// What pressure turns it into.
+    pub(crate) lower: Option<FormatId>,
     pub(crate) layers: Vec<LayerFormat>,
     /// Slots of one block of tokens over all layers, by class.
     pub(crate) slots: Vec<(ClassId, usize)>,
@@ -93,8 +97,48 @@ impl Formats {
         &self.formats[usize::from(id.0)]
     }
 
-    pub(crate) fn find(&self, kind: CodecKind) -> Option<FormatId> {
-        self.formats.iter().position(|f| f.kind == kind).map(|i| FormatId(i as u8))
+    /// The format of a codec; of those that pressure may change, or of the others.
+    pub(crate) fn find(&self, kind: CodecKind, on_ladder: bool) -> Option<FormatId> {
+        let found = self.formats.iter().position(|f| f.kind == kind && f.on_ladder == on_ladder);
+        found.map(|i| FormatId(i as u8))
+    }
+
+    /// Whether pressure may change any.
+    pub(crate) fn has_ladder(&self) -> bool {
+        self.formats.iter().any(|f| f.lower.is_some())
+    }
+
+    /// Classes of blocks that pressure may change, with the class of the same part at the floor.
+    pub(crate) fn ladder_classes(&self) -> impl Iterator<Item = (ClassId, ClassId)> {
+        let floor = self.formats.iter().find(|f| f.on_ladder && f.lower.is_none());
+        let mut classes: Vec<(ClassId, ClassId)> = Vec::new();
+        for format in self.formats.iter().filter(|f| f.lower.is_some()) {
+            for (part, floor) in format.parts().zip(floor.into_iter().flat_map(Format::parts)) {
+                if !classes.iter().any(|(class, _)| *class == part.class) {
+                    classes.push((part.class, floor.class));
+                }
+            }
+        }
+        classes.into_iter()
+    }
+
+    /// Makes the formats of a ladder, best first, each naming the next.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(crate) fn prepare_ladder(
+        &mut self,
+        kinds: &[CodecKind],
+        shapes: Shapes<'_>,
+        pool: &mut BlockPool,
+    ) -> Result<()> {
+        let mut lower = None;
+        for kind in kinds.iter().rev() {
+            let id = self.prepare(*kind, true, shapes, pool)?;
+            self.formats[usize::from(id.0)].lower = lower;
+            lower = Some(id);
+        }
+        Ok(())
     }
 
     /// Bytes of the bases in use.
@@ -109,10 +153,11 @@ impl Formats {
     pub(crate) fn prepare(
         &mut self,
         kind: CodecKind,
+        on_ladder: bool,
         shapes: Shapes<'_>,
         pool: &mut BlockPool,
     ) -> Result<FormatId> {
-        if let Some(found) = self.find(kind) {
+        if let Some(found) = self.find(kind, on_ladder) {
             return Ok(found);
         }
         if self.formats.len() > usize::from(u8::MAX) {
@@ -149,7 +194,7 @@ impl Formats {
         for part in layers.iter().flat_map(|l| &l.groups).flatten() {
             add_class(&mut slots, part.class, 1);
         }
-        self.formats.push(Format { kind, layers, slots });
+        self.formats.push(Format { kind, on_ladder, lower: None, layers, slots });
         Ok(FormatId(self.formats.len() as u8 - 1))
     }
 

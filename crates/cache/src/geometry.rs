@@ -84,6 +84,12 @@ impl Geometry {
         self.first_group[layer] + kv_head
     }
 
+    /// The layer and the KV head of a group.
+    pub fn layer_of(&self, group: usize) -> (usize, usize) {
+        let layer = self.first_group.partition_point(|first| *first <= group) - 1;
+        (layer, group - self.first_group[layer])
+    }
+
     /// Every group with its layer, in index order.
     pub fn groups(&self) -> impl Iterator<Item = (usize, &LayerGeometry)> {
         self.layers.iter().flat_map(|l| std::iter::repeat_n(l, l.kv_heads)).enumerate()
@@ -127,6 +133,7 @@ pub(crate) mod tests {
         assert_eq!(geometry.logical_bytes_per_token(), 23_040);
         assert_eq!(geometry.num_groups(), 90);
         assert_eq!(geometry.group(1, 2), 5);
+        assert_eq!((geometry.layer_of(5), geometry.layer_of(0)), ((1, 2), (0, 0)));
         assert_eq!(geometry.blocks_for(33), 2);
     }
 

@@ -58,6 +58,8 @@ pub struct CacheStats {
     pub reserved_bytes: usize,
     /// Values that were NaN, infinite or too large to store, since the start.
     pub num_clamped: u64,
+    /// Parts of blocks that pressure coded again with fewer bits, since the start.
+    pub num_lowered: u64,
     /// What the statistics of joint recipes take, beside `physical_bytes`.
     pub statistics_bytes: usize,
     /// What the index of sharing takes, in `physical_bytes`.
@@ -95,6 +97,7 @@ pub struct KvCache {
     /// One rotated key, or one value, while it is written.
     pub(crate) row: Vec<f32>,
     pub(crate) num_clamped: u64,
+    pub(crate) num_lowered: u64,
 }
 
 impl KvCache {
@@ -152,6 +155,7 @@ impl KvCache {
             generations: Vec::new(),
             row,
             num_clamped: 0,
+            num_lowered: 0,
         };
         cache.prepare(recipe)?;
         Ok(cache)
@@ -172,12 +176,11 @@ impl KvCache {
             frame: &self.frame,
             statistics: self.statistics.as_deref(),
         };
-        let mut prepare = |kind| self.formats.prepare(kind, shapes, &mut self.pool);
-        let tail = prepare(recipe.tail_kind())?;
-        let sealed = [prepare(recipe.codec_of(0))?, prepare(recipe.codec_of(1))?];
-        for kind in recipe.ladder() {
-            prepare(*kind)?;
-        }
+        self.formats.prepare_ladder(recipe.ladder(), shapes, &mut self.pool)?;
+        let ladder = !recipe.ladder().is_empty();
+        let mut prepare = |kind, on| self.formats.prepare(kind, on, shapes, &mut self.pool);
+        let tail = prepare(recipe.tail_kind(), false)?;
+        let sealed = [prepare(recipe.codec_of(0), false)?, prepare(recipe.codec_of(1), ladder)?];
         if !self.tail_classes.iter().any(|(format, _)| *format == tail) {
             let codec = recipe.tail();
             let groups = self.geometry.groups().map(|(_, l)| {
@@ -199,13 +202,14 @@ impl KvCache {
 
     /// The formats of a recipe that was prepared.
     fn formats_of(&self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
-        let find = |kind| {
-            self.formats.find(kind).ok_or_else(|| CacheError::Integrity {
+        let ladder = !recipe.ladder().is_empty();
+        let find = |kind, on| {
+            self.formats.find(kind, on).ok_or_else(|| CacheError::Integrity {
                 what: format!("recipe {recipe} was not prepared"),
             })
         };
-        let sealed = [find(recipe.codec_of(0))?, find(recipe.codec_of(1))?];
-        Ok((find(recipe.tail_kind())?, sealed))
+        let sealed = [find(recipe.codec_of(0), false)?, find(recipe.codec_of(1), ladder)?];
+        Ok((find(recipe.tail_kind(), false)?, sealed))
     }
 
     /// Shapes.
@@ -418,6 +422,7 @@ impl KvCache {
             return true;
         }
         let room = self.prefix.evictable_bytes(&self.pool).saturating_sub(kept);
+        let room = room + self.lowerable_bytes();
         let pinned = self.pool.reserved_bytes().saturating_sub(room);
         pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
     }
@@ -507,6 +512,7 @@ impl KvCache {
             num_prefix_blocks: self.prefix.len(),
             reserved_bytes: self.pool.reserved_bytes(),
             num_clamped: self.num_clamped,
+            num_lowered: self.num_lowered,
             statistics_bytes: self.formats.num_bytes(),
             sharing_index_bytes: self.sharing_index.num_bytes(),
             sharing: self.sharing_counts,

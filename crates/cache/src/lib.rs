@@ -23,6 +23,7 @@ mod geometry;
 mod kv_cache;
 mod pool;
 mod prefix;
+mod pressure;
 mod seal;
 mod sequence;
 pub mod sharing;

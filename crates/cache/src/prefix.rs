@@ -156,6 +156,11 @@ impl PrefixCache {
         slots + Self::node_bytes(node.entries.len())
     }
 
+    /// Every entry of every block, with its place among its block's.
+    pub(crate) fn all_entries(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.nodes.iter().flatten().flat_map(|n| n.entries.iter().enumerate())
+    }
+
     /// Points every entry at the slot that took the place of its own.
     pub(crate) fn remap(&mut self, change: &mut dyn FnMut(&mut Entry)) {
         for node in self.nodes.iter_mut().flatten() {

@@ -48,6 +48,7 @@ struct Class {
     /// Slabs with at least one free slot.
     open: Vec<usize>,
     free_slots: usize,
+    used_slots: usize,
 }
 
 #[derive(Debug)]
@@ -117,7 +118,13 @@ impl BlockPool {
             return ClassId(found);
         }
         let slots_per_slab = (self.slab_bytes / slot_bytes).clamp(1, 1 << INDEX_BITS);
-        self.classes.push(Class { slot_bytes, slots_per_slab, open: Vec::new(), free_slots: 0 });
+        self.classes.push(Class {
+            slot_bytes,
+            slots_per_slab,
+            open: Vec::new(),
+            free_slots: 0,
+            used_slots: 0,
+        });
         ClassId(self.classes.len() - 1)
     }
 
@@ -190,6 +197,7 @@ impl BlockPool {
         slab.idle[usize::from(index)] = 0;
         slab.stamps[usize::from(index)] = self.num_allocated;
         c.free_slots -= 1;
+        c.used_slots += 1;
         self.used_bytes += c.slot_bytes;
         self.peak_bytes = self.peak_bytes.max(self.physical_bytes());
         Ok(SlotId::new(slab_index, usize::from(index)))
@@ -290,6 +298,52 @@ impl BlockPool {
         Ok(())
     }
 
+    /// Frees a slot whatever its references, which somebody moves to another slot; returns how many there
+    /// were, and how many of them were idle.
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] if the slot is not in use.
+    pub(crate) fn take_out(&mut self, slot: SlotId) -> Result<(u32, u32)> {
+        let slab = self.slabs.get(slot.slab()).and_then(Option::as_ref);
+        let counts =
+            slab.and_then(|s| Some((*s.ref_counts.get(slot.index())?, *s.idle.get(slot.index())?)));
+        let (references, idle) = counts.unwrap_or_default();
+        self.count(slot, -(references as i32), -(idle as i32))?;
+        Ok((references, idle))
+    }
+
+    /// Slots of up to `count` slabs that hold nothing but slots that `fits`, those filled longest ago
+    /// first. O(slots).
+    pub(crate) fn oldest_slabs(
+        &self,
+        count: usize,
+        fits: impl Fn(SlotId) -> bool,
+    ) -> Vec<Vec<SlotId>> {
+        let mut found: Vec<(u64, Vec<SlotId>)> = Vec::new();
+        for (index, slab) in self.slabs.iter().enumerate() {
+            let Some(slab) = slab else { continue };
+            let used = (0..slab.ref_counts.len()).filter(|i| slab.ref_counts[*i] > 0);
+            let slots: Vec<SlotId> = used.map(|i| SlotId::new(index, i)).collect();
+            if slots.iter().all(|slot| fits(*slot)) {
+                let newest = slots.iter().map(|s| slab.stamps[s.index()]).max().unwrap_or(0);
+                found.push((newest, slots));
+            }
+        }
+        found.sort_unstable_by_key(|(newest, _)| *newest);
+        found.truncate(count);
+        found.into_iter().map(|(_, slots)| slots).collect()
+    }
+
+    /// Slabs in use.
+    pub(crate) fn num_slabs(&self) -> usize {
+        self.num_slabs
+    }
+
+    /// Slots in use of a class.
+    pub(crate) fn num_used_of(&self, class: ClassId) -> usize {
+        self.classes[class.0].used_slots
+    }
+
     /// Bytes of slots whose references are all idle.
     pub fn idle_bytes(&self) -> usize {
         self.idle_bytes
@@ -325,6 +379,7 @@ impl BlockPool {
         }
         slab.free.push(slot.index() as u16);
         c.free_slots += 1;
+        c.used_slots -= 1;
         self.used_bytes -= c.slot_bytes;
         if slab.free.len() == c.slots_per_slab {
             c.free_slots -= c.slots_per_slab;

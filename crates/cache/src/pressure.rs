@@ -1,0 +1,137 @@
+//! The pressure ladder: when the pool is full and no unused prefix is left, the oldest blocks of recipes
+//! that allow it are coded again with fewer bits, before anybody is preempted.
+//!
+//! Memory comes back in slabs, so blocks are lowered a slab at a time, the one that was filled longest ago
+//! first; several at once, so that the books are gone through rarely. Coefficients go from one code to
+//! the next without leaving their basis.
+
+use rustc_hash::FxHashMap;
+
+use crate::error::Result;
+use crate::format::FormatId;
+use crate::kv_cache::KvCache;
+use crate::pool::SlotId;
+use crate::sequence::Sequence;
+use crate::table::Entry;
+
+/// Of all slabs, the share that is lowered at once: the distance between two activations.
+const SHARE_OF_SLABS: usize = 16;
+
+/// Where a block stands.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    format: FormatId,
+    layer: usize,
+    group: usize,
+    part: usize,
+}
+
+/// A block in its new code.
+struct Lowered {
+    old: SlotId,
+    format: FormatId,
+    class: crate::pool::ClassId,
+    bytes: Vec<u8>,
+}
+
+impl KvCache {
+    /// Lowers some blocks of all sequences and prefixes, `current` (which is out of its place) included.
+    /// False if nothing can be lowered.
+    pub(crate) fn lower_oldest(&mut self, current: &mut Sequence) -> Result<bool> {
+        if !self.formats.has_ladder() {
+            return Ok(false);
+        }
+        let mut places = FxHashMap::default();
+        for sequence in self.sequences.iter().flatten().chain([&*current]) {
+            for (group, table) in sequence.tables.iter().enumerate() {
+                for part in 0..2 {
+                    for entry in table.part(part) {
+                        self.note(&mut places, group, part, entry);
+                    }
+                }
+            }
+        }
+        for (i, entry) in self.prefix.all_entries() {
+            self.note(&mut places, i / 2, i % 2, entry);
+        }
+        let count = (self.pool.num_slabs() / SHARE_OF_SLABS).max(1);
+        let victims = self.pool.oldest_slabs(count, |slot| places.contains_key(&slot));
+        let mut moved: FxHashMap<SlotId, (SlotId, FormatId)> = FxHashMap::default();
+        for slots in victims {
+            let lowered = slots
+                .into_iter()
+                .filter_map(|slot| self.lowered(slot, *places.get(&slot)?))
+                .collect::<Vec<_>>();
+            // The slab is empty before the first new slot is taken: it holds more of the smaller ones.
+            let counts =
+                lowered.iter().map(|l| self.pool.take_out(l.old)).collect::<Result<Vec<_>>>()?;
+            for (l, (references, idle)) in lowered.into_iter().zip(counts) {
+                let slot = self.pool.allocate(l.class)?;
+                self.pool.bytes_mut(slot)?[..l.bytes.len()].copy_from_slice(&l.bytes);
+                for _ in 1..references {
+                    self.pool.retain(slot)?;
+                }
+                for _ in 0..idle {
+                    self.pool.park(slot)?;
+                }
+                moved.insert(l.old, (slot, l.format));
+                self.num_lowered += 1;
+            }
+        }
+        if moved.is_empty() {
+            return Ok(false);
+        }
+        let mut change = |entry: &mut Entry| {
+            if let Some((slot, format)) = moved.get(&entry.slot) {
+                (entry.slot, entry.format) = (*slot, *format);
+            }
+        };
+        for sequence in self.sequences.iter_mut().flatten().chain([current]) {
+            for table in &mut sequence.tables {
+                table.keys.iter_mut().chain(&mut table.values).for_each(&mut change);
+            }
+        }
+        self.prefix.remap(&mut change);
+        Ok(true)
+    }
+
+    /// Bytes that lowering everything to its floor would free, about.
+    pub(crate) fn lowerable_bytes(&self) -> usize {
+        self.formats
+            .ladder_classes()
+            .map(|(class, floor)| {
+                let saved = self.pool.slot_bytes(class).saturating_sub(self.pool.slot_bytes(floor));
+                self.pool.num_used_of(class) * saved
+            })
+            .sum()
+    }
+
+    fn note(
+        &self,
+        places: &mut FxHashMap<SlotId, Place>,
+        group: usize,
+        part: usize,
+        entry: &Entry,
+    ) {
+        let format = self.formats.get(entry.format);
+        if format.lower.is_some() {
+            let (layer, kv_head) = self.geometry.layer_of(group);
+            let group = kv_head / format.layers[layer].heads;
+            places.insert(entry.slot, Place { format: entry.format, layer, group, part });
+        }
+    }
+
+    /// A block one step down.
+    fn lowered(&mut self, slot: SlotId, place: Place) -> Option<Lowered> {
+        let lower = self.formats.get(place.format).lower?;
+        let part =
+            |format| &self.formats.get(format).layers[place.layer].groups[place.group][place.part];
+        let (from, to) = (part(place.format).joint()?, part(lower).joint()?);
+        let tokens = self.geometry.block_size();
+        let mut z = vec![0.0; tokens * from.basis().width()];
+        from.decode_coefficients(self.pool.bytes(slot), &mut z);
+        let mut bytes = vec![0; crate::codec::Codec::slot_bytes(to, tokens, 0)];
+        to.encode_coefficients(&z, &mut bytes);
+        Some(Lowered { old: slot, format: lower, class: part(lower).class, bytes })
+    }
+}
