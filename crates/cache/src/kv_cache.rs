@@ -16,6 +16,7 @@ use crate::seal::{SealScratch, SharingCounts};
 use crate::sequence::{Sequence, SequenceId};
 use crate::sharing::Sharing;
 use crate::sharing::online::SharingIndex;
+use crate::sharing::sketch::SketchIndex;
 use crate::stats::Statistics;
 
 /// What a [`KvCache`] is made of.
@@ -85,6 +86,7 @@ pub struct KvCache {
     pub(crate) seal_scratch: SealScratch,
     pub(crate) sharing: Sharing,
     pub(crate) sharing_index: SharingIndex,
+    pub(crate) sketch_index: SketchIndex,
     pub(crate) sharing_counts: SharingCounts,
     /// Classes of tails by format: `[groups][log2 of their tokens]`.
     tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
@@ -138,6 +140,7 @@ impl KvCache {
             seal_scratch: SealScratch::default(),
             sharing,
             sharing_index: SharingIndex::default(),
+            sketch_index: SketchIndex::default(),
             sharing_counts: SharingCounts::default(),
             tail_classes: Vec::new(),
             slot_bytes: Vec::new(),
@@ -495,7 +498,12 @@ impl KvCache {
         let before = self.pool.physical_bytes();
         while self.prefix.evict_one(&mut self.pool)? {}
         self.sharing_index.sweep(&mut self.pool);
+        self.sketch_index.sweep(&mut self.pool);
         Ok(before - self.pool.physical_bytes())
+    }
+
+    fn sharing_index_bytes(&self) -> usize {
+        self.sharing_index.num_bytes() + self.sketch_index.num_bytes()
     }
 
     /// A snapshot. O(sequences).
@@ -514,7 +522,7 @@ impl KvCache {
             num_clamped: self.num_clamped,
             num_lowered: self.num_lowered,
             statistics_bytes: self.formats.num_bytes(),
-            sharing_index_bytes: self.sharing_index.num_bytes(),
+            sharing_index_bytes: self.sharing_index_bytes(),
             sharing: self.sharing_counts,
         }
     }
@@ -542,7 +550,7 @@ impl KvCache {
         agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
         let tables: usize =
             live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
-        let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index.num_bytes();
+        let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index_bytes();
         agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
         for s in live() {
             let blocks = self.geometry.blocks_for(s.num_reserved);

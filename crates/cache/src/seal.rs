@@ -130,6 +130,7 @@ impl KvCache {
                     let unit = Unit { id, layer, group, part, index: parts.len() };
                     let entry = self.store_part(
                         unit,
+                        &sequence.tenant.clone(),
                         content,
                         own,
                         tables[0].part(part)[block],
@@ -163,6 +164,7 @@ impl KvCache {
     fn store_part(
         &mut self,
         unit: Unit,
+        tenant: &BlockHash,
         content: Option<BlockHash>,
         own: Option<SlotId>,
         tail: Entry,
@@ -176,25 +178,32 @@ impl KvCache {
             joint.coefficients(rows, coefficients);
         }
         let original: &[f32] = if joint.is_some() { coefficients } else { rows };
+        let mut sketch = None;
         if let Some(content) = content {
             self.sharing_counts.sealed += 1;
-            let (own_error, width) = match joint {
-                Some(joint) => (joint.codec_error(), 0),
-                None if own.is_none() => (0.0, 0),
-                None => (codec.codec().expected_error(), rows.len() / self.geometry.block_size()),
+            let own_error = match joint {
+                Some(joint) => joint.codec_error(),
+                None if own.is_none() => 0.0,
+                None => codec.codec().expected_error(),
             };
             let most = self.sharing.most_error(own_error, joint.is_some());
             let mut best: Option<(SlotId, Fit)> = None;
             candidate.resize(original.len(), 0.0);
-            let candidates =
-                self.sharing_index.candidates(&content, unit.id, unit.index, &self.pool);
-            for slot in candidates {
-                let bytes = self.pool.bytes(slot);
-                decode(codec, joint, bytes, self.geometry.block_size(), width, candidate);
+            let (tokens, pool) = (self.geometry.block_size(), &self.pool);
+            let mut consider = |slot: SlotId| {
+                decode(codec, joint, pool.bytes(slot), tokens, candidate);
                 let fit = Fit::new(original, candidate);
                 if best.is_none_or(|(_, b)| fit.error < b.error) {
                     best = Some((slot, fit));
                 }
+            };
+            let index = &self.sharing_index;
+            index.candidates(&content, unit.id, unit.index, pool).for_each(&mut consider);
+            if self.sharing.mode == SharingMode::Sketch {
+                let signs = self.sketch_index.sketch(original);
+                let index = &self.sketch_index;
+                index.candidates(tenant, unit.id, unit.index, signs, pool).for_each(consider);
+                sketch = Some(signs);
             }
             self.sharing_counts.with_candidates += u64::from(best.is_some());
             if let Some((slot, fit)) = best.filter(|(_, fit)| fit.error <= most) {
@@ -207,15 +216,21 @@ impl KvCache {
                 return Ok((Entry { gain, ..Entry::new(slot, unit.id) }, true));
             }
         }
-        let Some(own) = own else { return Ok((tail, false)) };
-        let tokens = self.geometry.block_size();
-        let bytes = codec.codec().slot_bytes(tokens, rows.len() / tokens);
-        let slot = &mut self.pool.bytes_mut(own)?[..bytes];
-        match joint {
-            Some(joint) => joint.encode_coefficients(coefficients, slot),
-            None => codec.codec().encode(rows, rows.len() / tokens, slot),
+        if let Some(own) = own {
+            let tokens = self.geometry.block_size();
+            let bytes = codec.codec().slot_bytes(tokens, rows.len() / tokens);
+            let slot = &mut self.pool.bytes_mut(own)?[..bytes];
+            match joint {
+                Some(joint) => joint.encode_coefficients(coefficients, slot),
+                None => codec.codec().encode(rows, rows.len() / tokens, slot),
+            }
         }
-        Ok((Entry::new(own, unit.id), false))
+        let entry = own.map_or(tail, |own| Entry::new(own, unit.id));
+        if let Some(sketch) = sketch {
+            let (index, pool) = (&mut self.sketch_index, &mut self.pool);
+            index.publish(tenant, unit.id, unit.index, sketch, entry.slot, pool);
+        }
+        Ok((entry, false))
     }
 }
 
@@ -236,12 +251,11 @@ fn decode(
     joint: Option<&JointCodec>,
     bytes: &[u8],
     tokens: usize,
-    width: usize,
     out: &mut [f32],
 ) {
     match joint {
         Some(joint) => joint.decode_coefficients(bytes, out),
-        None => codec.codec().decode(bytes, tokens, width.max(out.len() / tokens), out),
+        None => codec.codec().decode(bytes, tokens, out.len() / tokens, out),
     }
 }
 

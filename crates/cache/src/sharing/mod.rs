@@ -12,6 +12,7 @@
 pub(crate) mod online;
 mod policy;
 mod similarity;
+pub(crate) mod sketch;
 pub mod theory;
 pub mod tree;
 
