@@ -141,7 +141,8 @@ impl Engine {
     ///
     /// # Errors
     /// The client's: an empty or too long prompt, a token outside the vocabulary, a parameter out of
-    /// range, a recipe of its own that cannot be used, an id in use; or [`EngineError::QueueFull`]. Nothing is changed then.
+    /// range, a recipe of its own that cannot be used, an id in use; or [`EngineError::QueueFull`].
+    /// No request is held then.
     pub fn add_request(&mut self, request: Request) -> Result<()> {
         let Request { id, prompt, params, cache_salt, kv_cache } = request;
         let vocab_size = self.model.spec().vocab_size;
