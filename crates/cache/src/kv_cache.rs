@@ -129,7 +129,8 @@ impl KvCache {
         let head_rows = geometry.layers().iter().map(rows).max().unwrap_or(0);
         let layer_rows = geometry.layers().iter().map(|l| rows(l) * l.kv_heads).max().unwrap_or(0);
         let widest = geometry.block_size() * crate::stats::MAX_WIDTH;
-        let mut slot_bytes = head_rows * if recipe == Recipe::F32 { 4 } else { 2 };
+        // A sequence may ask for f32 whatever the default is.
+        let mut slot_bytes = head_rows * 4;
         if statistics.is_some() {
             slot_bytes = slot_bytes.max(widest.min(layer_rows));
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::{BatchSlice, KvCache};
+use kvasir_cache::{BatchSlice, KvCache, Recipe};
 use kvasir_model::CacheOptions;
 use kvasir_model::{ForwardBatch, Model, Runner, Threads, Tokenizer};
 use rustc_hash::FxHashMap;
@@ -142,7 +142,8 @@ impl Engine {
     ///
     /// # Errors
     /// The client's: an empty or too long prompt, a token outside the vocabulary, a parameter out of
-    /// range, an id in use; or [`EngineError::QueueFull`]. Nothing is changed then.
+    /// range, a recipe of its own that cannot be used, an id in use; or [`EngineError::QueueFull`].
+    /// No request is held then.
     pub fn add_request(&mut self, request: Request) -> Result<()> {
         let Request { id, prompt, params, cache_salt, kv_cache } = request;
         let vocab_size = self.model.spec().vocab_size;
@@ -163,26 +164,12 @@ impl Engine {
             return Err(EngineError::DuplicateRequest { id: id.to_string() });
         }
         self.check_queue()?;
+        let recipe = kv_cache.unwrap_or(self.config.kv_cache);
+        let max_len = self.max_len(recipe, prompt.len(), params.max_tokens)?;
         let seed = params.seed.unwrap_or_else(|| {
             self.num_unseeded += 1;
             random::derive(self.config.seed, self.num_unseeded)
         });
-        let max_len = match params.max_tokens {
-            Some(max) => prompt.len().saturating_add(max).min(self.max_model_len),
-            None => self.max_model_len,
-        };
-        let recipe = kv_cache.unwrap_or(self.config.kv_cache);
-        if recipe != self.config.kv_cache {
-            self.cache.prepare(recipe)?;
-            let needed_bytes = self.cache.bytes_alone(recipe, max_len);
-            if needed_bytes > self.config.kv_cache_memory {
-                return Err(EngineError::BudgetTooSmall {
-                    budget_bytes: self.config.kv_cache_memory,
-                    tokens: max_len,
-                    needed_bytes,
-                });
-            }
-        }
         let cache_salt: Option<Arc<str>> = cache_salt.map(Into::into);
         let eos_ids = self.model.tokenizer().eos_ids();
         let end_tokens = end_tokens(eos_ids, &params.stop_token_ids, params.ignore_eos);
@@ -213,6 +200,38 @@ impl Engine {
         let keys = keys.collect();
         self.requests.insert(id, keys);
         Ok(())
+    }
+
+    /// Most tokens of a sequence. By a recipe other than the engine's own fewer may fit the budget: a
+    /// limit that was asked for must fit then, one that was not is cut to what does.
+    fn max_len(
+        &mut self,
+        recipe: Recipe,
+        prompt: usize,
+        max_tokens: Option<usize>,
+    ) -> Result<usize> {
+        let asked = max_tokens.map_or(usize::MAX, |max| prompt.saturating_add(max));
+        let max_len = asked.min(self.max_model_len);
+        if recipe == self.config.kv_cache {
+            return Ok(max_len);
+        }
+        if recipe.needs_statistics() && self.config.statistics.is_none() {
+            return Err(EngineError::NoStatistics { recipe });
+        }
+        self.cache.prepare(recipe).map_err(|source| EngineError::Recipe { recipe, source })?;
+        let budget_bytes = self.config.kv_cache_memory;
+        let bytes = |tokens| self.cache.bytes_alone(recipe, tokens);
+        let least = if max_tokens.is_some() { max_len } else { prompt + 1 };
+        if bytes(least) > budget_bytes {
+            let needed_bytes = bytes(least);
+            return Err(EngineError::RecipeTooLarge {
+                recipe,
+                tokens: least,
+                needed_bytes,
+                budget_bytes,
+            });
+        }
+        Ok(longest_fitting(max_len, |tokens| bytes(tokens) <= budget_bytes))
     }
 
     /// Ends a request and frees all it holds at once. Returns whether it was there. No output follows.
@@ -283,6 +302,7 @@ impl Engine {
             self.stats.prefix_hits += cached;
             self.stats.prompt_tokens += sequence.prompt_len as u64;
             self.stats.cached_prompt_tokens += cached;
+            self.stats.count_sequence(sequence.recipe);
             if sequence.index == 0 {
                 output.scheduled.push(sequence.request_id.clone());
             }
@@ -382,6 +402,7 @@ impl Engine {
             produced.finish = Some(Finish {
                 reason,
                 stop,
+                recipe: sequence.recipe,
                 kv_logical_bytes: logical,
                 kv_physical_bytes: physical,
                 num_preemptions: sequence.num_preemptions,
@@ -421,6 +442,7 @@ impl Engine {
             kv_budget_bytes: cache.budget_bytes,
             kv_peak_physical_bytes: cache.peak_physical_bytes,
             kv_reserved_bytes: cache.reserved_bytes,
+            kv_statistics_bytes: cache.statistics_bytes,
             kv_clamped_values: cache.num_clamped,
             ..self.stats.clone()
         }

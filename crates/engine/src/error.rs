@@ -1,5 +1,7 @@
 //! The one error type of this crate.
 
+use kvasir_cache::{CacheError, Recipe};
+
 /// What can go wrong in the engine. The first group is the client's fault and concerns one
 /// request; the second is the operator's.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,38 @@ pub enum EngineError {
         expected: String,
         /// Value.
         found: String,
+    },
+    /// A recipe of the request's own that this engine cannot store it by.
+    #[error("KV cache recipe '{recipe}': {source}")]
+    Recipe {
+        /// As asked for.
+        recipe: Recipe,
+        /// Why not.
+        source: CacheError,
+    },
+    /// A recipe of the request's own that needs statistics, and the engine has none.
+    #[error(
+        "KV cache recipe '{recipe}' needs statistics of the model: the server must be started with \
+         them (`kvasir calibrate`, or a joint --kv-cache)"
+    )]
+    NoStatistics {
+        /// As asked for.
+        recipe: Recipe,
+    },
+    /// A sequence that can never fit the budget by the request's own recipe.
+    #[error(
+        "KV cache recipe '{recipe}': a sequence of {tokens} tokens needs {needed_bytes} bytes, and \
+         the budget is {budget_bytes} bytes"
+    )]
+    RecipeTooLarge {
+        /// As asked for.
+        recipe: Recipe,
+        /// Prompt and output, or the prompt and one token if `max_tokens` was not given.
+        tokens: usize,
+        /// Bytes for them.
+        needed_bytes: usize,
+        /// The budget.
+        budget_bytes: usize,
     },
     /// Two unfinished requests with one id.
     #[error("request id '{id}' is already in use")]
@@ -90,7 +124,7 @@ pub enum EngineError {
     Model(#[from] kvasir_model::ModelError),
     /// The cache failed.
     #[error(transparent)]
-    Cache(#[from] kvasir_cache::CacheError),
+    Cache(#[from] CacheError),
 }
 
 /// Shorthand of this crate.

@@ -22,6 +22,7 @@ mod text;
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
+pub use kvasir_cache::{CacheError, Recipe};
 pub use request::{
     Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,
     TokenLogprobs,

@@ -81,6 +81,8 @@ pub struct Finish {
     pub reason: FinishReason,
     /// Which stop condition.
     pub stop: Option<StopReason>,
+    /// How its keys and values were stored.
+    pub recipe: Recipe,
     /// Bytes the sequence's tokens would take uncompressed (f16).
     pub kv_logical_bytes: usize,
     /// Bytes of the pool the sequence held, blocks shared with others counted whole.

@@ -1,5 +1,7 @@
 //! What the engine knows about itself, for metrics and for `/stats`.
 
+use kvasir_cache::Recipe;
+
 /// A snapshot. Counters count from the engine's start.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EngineStats {
@@ -20,8 +22,13 @@ pub struct EngineStats {
     pub kv_peak_physical_bytes: usize,
     /// Bytes the pool has taken from the budget: whole slabs, so at least `kv_physical_bytes`.
     pub kv_reserved_bytes: usize,
+    /// Bytes of the statistics that joint recipes code against, beside `kv_physical_bytes`; 0 until one is
+    /// used.
+    pub kv_statistics_bytes: usize,
     /// Counter: keys and values that were NaN, infinite or too large to store.
     pub kv_clamped_values: u64,
+    /// Counter: sequences admitted, by recipe, in the order of their first use.
+    pub sequences_by_recipe: Vec<(Recipe, u64)>,
     /// Counter: prompt tokens of admitted requests.
     pub prompt_tokens: u64,
     /// Counter: prompt tokens found in the prefix cache.
@@ -36,4 +43,13 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Counter: steps.
     pub steps: u64,
+}
+
+impl EngineStats {
+    pub(crate) fn count_sequence(&mut self, recipe: Recipe) {
+        match self.sequences_by_recipe.iter_mut().find(|(known, _)| *known == recipe) {
+            Some((_, count)) => *count += 1,
+            None => self.sequences_by_recipe.push((recipe, 1)),
+        }
+    }
 }

@@ -1,91 +1,17 @@
 //! The engine on a tiny random model: what a request gets must not depend on what else runs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 
-use kvasir_cache::Recipe;
+use common::{config, empty, engine, generate, greedy, model, prompt, request, run, statistics};
 use kvasir_engine::{
-    Engine, EngineConfig, EngineError, FinishReason, Request, RequestId, SamplingParams,
-    SequenceOutput, StopReason,
+    Engine, EngineConfig, EngineError, FinishReason, Recipe, Request, RequestId, SamplingParams,
+    StopReason,
 };
-use kvasir_model::Model;
-use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB, tiny_model};
+use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB};
 use proptest::prelude::*;
-
-fn model() -> Arc<Model> {
-    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    Arc::clone(MODEL.get_or_init(|| tiny_model(1)))
-}
-
-fn config() -> EngineConfig {
-    EngineConfig { kv_cache_memory: 4 << 20, block_size: 16, threads: 1, ..EngineConfig::default() }
-}
-
-fn engine(config: EngineConfig) -> Engine {
-    Engine::new(model(), config).unwrap()
-}
-
-fn request(id: &str, prompt: &[u32], params: SamplingParams) -> Request {
-    Request {
-        id: id.into(),
-        prompt: prompt.to_vec(),
-        params: params.into(),
-        cache_salt: None,
-        kv_cache: None,
-    }
-}
-
-/// Tokens that look random but are not.
-fn prompt(len: usize, seed: u32) -> Vec<u32> {
-    (0..len as u32).map(|i| (i * 31 + seed * 97 + i * i) % 256).collect()
-}
-
-#[derive(Debug, Default, Clone, PartialEq)]
-struct Finished {
-    tokens: Vec<u32>,
-    text: String,
-    last: Option<SequenceOutput>,
-    outputs: usize,
-}
-
-/// Steps until nothing is left.
-fn run(engine: &mut Engine) -> BTreeMap<(String, usize), Finished> {
-    let mut all: BTreeMap<(String, usize), Finished> = BTreeMap::new();
-    let mut steps = 0;
-    while engine.has_unfinished() {
-        for output in engine.step().unwrap().outputs {
-            let entry = all.entry((output.request_id.to_string(), output.index)).or_default();
-            entry.tokens.extend(&output.token_ids);
-            entry.text.push_str(&output.text);
-            entry.outputs += 1;
-            assert!(output.num_output_tokens >= entry.tokens.len());
-            entry.last = Some(output);
-        }
-        engine.check_integrity().unwrap();
-        let stats = engine.stats();
-        assert!(stats.kv_physical_bytes <= stats.kv_budget_bytes);
-        steps += 1;
-        assert!(steps < 100_000, "the engine makes no progress");
-    }
-    all
-}
-
-fn generate(engine: &mut Engine, prompt: &[u32], params: SamplingParams) -> Finished {
-    engine.add_request(request("one", prompt, params)).unwrap();
-    run(engine).remove(&("one".to_owned(), 0)).unwrap()
-}
-
-fn empty(engine: &mut Engine) {
-    engine.check_integrity().unwrap();
-    engine.reset_prefix_cache().unwrap();
-    let stats = engine.stats();
-    assert_eq!((stats.kv_physical_bytes, stats.num_running, stats.num_waiting), (0, 0, 0));
-}
-
-fn greedy(max_tokens: usize) -> SamplingParams {
-    SamplingParams { ignore_eos: true, ..SamplingParams::greedy(max_tokens) }
-}
 
 #[test]
 fn chunking_block_size_prefix_hits_and_recipes_do_not_change_greedy_tokens() {
@@ -141,6 +67,7 @@ fn every_recipe_runs_a_crowd_and_coded_ones_hold_more() {
     for recipe in Recipe::ALL {
         let mut engine = engine(EngineConfig {
             kv_cache: recipe,
+            statistics: recipe.needs_statistics().then(statistics),
             kv_cache_memory: 300 << 10,
             max_num_batched_tokens: 64,
             enable_prefix_caching: false,
@@ -435,9 +362,12 @@ proptest! {
         max_num_seqs in 1..10usize,
         enable_prefix_caching in any::<bool>(),
         recipe in 0..Recipe::ALL.len(),
+        own_recipes in any::<bool>(),
     ) {
+        let statistics = statistics();
         let mut engine = engine(EngineConfig {
-            kv_cache_memory: memory_kib << 10,
+            kv_cache_memory: (memory_kib << 10) + statistics.num_bytes(),
+            statistics: Some(statistics),
             max_num_batched_tokens,
             max_num_seqs,
             enable_prefix_caching,
@@ -456,11 +386,13 @@ proptest! {
                         prompt: prompt(len, len as u32 % 2),
                         params: params.into(),
                         cache_salt: salt,
-                        kv_cache: None,
+                        kv_cache: own_recipes.then(|| Recipe::ALL[len % Recipe::ALL.len()]),
                     });
                     match added {
                         Ok(()) => ids.push(i),
-                        Err(EngineError::PromptTooLong { .. }) => {}
+                        Err(
+                            EngineError::PromptTooLong { .. } | EngineError::RecipeTooLarge { .. },
+                        ) => {}
                         Err(other) => prop_assert!(false, "{other}"),
                     }
                 }

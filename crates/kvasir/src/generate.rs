@@ -228,6 +228,7 @@ mod tests {
             finish: last.then_some(Finish {
                 reason: FinishReason::Length,
                 stop: None,
+                recipe: kvasir_engine::Recipe::F16,
                 kv_logical_bytes: 200,
                 kv_physical_bytes: 100,
                 num_preemptions: 0,

@@ -208,6 +208,12 @@ impl ApiError {
         }
     }
 
+    /// 400: a recipe that does not exist, or that this engine cannot store the request by.
+    pub(crate) fn recipe(error: &dyn std::error::Error) -> Self {
+        let message = format!("'{RECIPE}': {error}");
+        Self::new(StatusCode::BAD_REQUEST, INVALID, message).param(RECIPE)
+    }
+
     /// What the engine said to a new request.
     pub(crate) fn admission(error: &EngineError) -> Self {
         let bad = || Self::new(StatusCode::BAD_REQUEST, INVALID, error.to_string());
@@ -215,6 +221,9 @@ impl ApiError {
             EngineError::PromptTooLong { .. } => bad().code(CONTEXT_LENGTH),
             EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => bad().param("prompt"),
             EngineError::BadParam { param, .. } => bad().param(*param),
+            EngineError::Recipe { .. }
+            | EngineError::NoStatistics { .. }
+            | EngineError::RecipeTooLarge { .. } => Self::recipe(error),
             EngineError::DuplicateRequest { .. } => bad(),
             EngineError::QueueFull { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", error.to_string())
@@ -250,6 +259,8 @@ impl ApiError {
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 const CONTEXT_LENGTH: &str = "context_length_exceeded";
+/// Field of a request's own recipe.
+const RECIPE: &str = "kv_cache";
 
 /// The first characters of a client's text, so that an error never repeats a megabyte.
 pub(crate) fn shorten(text: &str) -> String {
@@ -278,6 +289,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvasir_engine::{CacheError, Recipe};
 
     #[test]
     fn has_openais_shape() {
@@ -299,6 +311,20 @@ mod tests {
         assert_eq!(long.body.code, Some("context_length_exceeded"));
         let broken = ApiError::admission(&EngineError::Integrity { what: "x".into() });
         assert_eq!(broken.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn only_a_requests_own_recipe_is_the_clients_fault() {
+        let source = || CacheError::Statistics { what: "of another model".into() };
+        let error = EngineError::Recipe { recipe: Recipe::JOINT3, source: source() };
+        let error = ApiError::admission(&error);
+        assert_eq!((error.status(), error.field()), (StatusCode::BAD_REQUEST, Some("kv_cache")));
+        assert_eq!(
+            error.message(),
+            "'kv_cache': KV cache recipe 'joint3': statistics: of another model"
+        );
+        let error = ApiError::admission(&EngineError::Cache(source()));
+        assert_eq!(error.status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[test]

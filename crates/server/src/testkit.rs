@@ -436,6 +436,7 @@ impl MockRequest {
             Some(Finish {
                 reason,
                 stop,
+                recipe: self.request.kv_cache.unwrap_or_default(),
                 kv_logical_bytes: (prompt + sequence.tokens.len()) * BYTES_PER_TOKEN,
                 kv_physical_bytes: (prompt + sequence.tokens.len()) * BYTES_PER_TOKEN,
                 num_preemptions: 0,

@@ -13,6 +13,12 @@ fn chat(content: &str) -> Value {
     json!({"model": "mock", "messages": [{"role": "user", "content": content}]})
 }
 
+/// `usage.kvasir` of the scripted engine: a kibibyte for every token.
+fn kv_usage(recipe: &str, tokens: usize) -> Value {
+    let bytes = tokens * 1024;
+    json!({"recipe": recipe, "logical_bytes": bytes, "physical_bytes": bytes, "ratio": 1.0})
+}
+
 fn texts(answer: &Value) -> Vec<String> {
     let choices = answer["choices"].as_array().unwrap();
     choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect()
@@ -39,6 +45,7 @@ fn chat_answers_with_what_was_said() {
         json!({
             "prompt_tokens": prompt, "completion_tokens": 6, "total_tokens": prompt + 6,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "kvasir": kv_usage("f16", prompt + 6),
         })
     );
     // The second time, all whole blocks but the last token's are in the prefix cache.
@@ -69,6 +76,7 @@ fn chat_stream_is_role_text_finish_usage_done() {
     let usage = json!({
         "prompt_tokens": prompt, "total_tokens": prompt + 3, "completion_tokens": 3,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "kvasir": kv_usage("f16", prompt + 3),
     });
     let expected = [
         (choice(json!({"role": "assistant", "content": ""}), Value::Null), Value::Null),

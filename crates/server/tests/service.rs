@@ -255,6 +255,7 @@ fn metrics_have_vllms_names_and_count() {
         "kvasir_kv_compression_ratio",
         "kvasir_kv_evictable_bytes",
         "kvasir_kv_budget_bytes",
+        "kvasir_kv_statistics_bytes",
     ];
     for name in names {
         let line = text

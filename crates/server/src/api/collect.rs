@@ -185,7 +185,9 @@ mod tests {
                 "token_ids": [97, 98],
             }],
             "usage": {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
-                      "prompt_tokens_details": {"cached_tokens": 2}},
+                      "prompt_tokens_details": {"cached_tokens": 2},
+                      "kvasir": {"recipe": "int8", "logical_bytes": 30, "physical_bytes": 20,
+                                 "ratio": 1.5}},
             "prompt_token_ids": [1, 2, 3],
         });
         assert_eq!(finish(collector), expected);

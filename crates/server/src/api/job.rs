@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvasir_engine::{SequenceOutput, TokenId};
 
+use super::kv_usage::KvUsage;
 use super::logprobs::Speller;
 use super::response::Usage;
 use super::sampling::Common;
@@ -78,6 +79,7 @@ pub(crate) struct Progress {
     /// By choice.
     output_tokens: Vec<usize>,
     ended: Vec<bool>,
+    kv: Option<KvUsage>,
 }
 
 impl Progress {
@@ -87,6 +89,7 @@ impl Progress {
             cached: vec![0; job.prompts.len()],
             output_tokens: vec![0; job.num_choices()],
             ended: vec![false; job.num_choices()],
+            kv: None,
         }
     }
 
@@ -99,7 +102,8 @@ impl Progress {
         if let Some(tokens) = self.output_tokens.get_mut(choice) {
             *tokens = output.num_output_tokens;
         }
-        if output.finish.is_some() {
+        if let Some(finish) = &output.finish {
+            self.kv = Some(KvUsage::add(self.kv, finish));
             self.end(choice);
         }
     }
@@ -121,7 +125,8 @@ impl Progress {
 
     pub(crate) fn usage(&self) -> Usage {
         let output = self.output_tokens.iter().sum();
-        Usage::new(self.prompt_tokens, output, self.cached.iter().sum())
+        let cached = self.cached.iter().sum();
+        Usage { kvasir: self.kv, ..Usage::new(self.prompt_tokens, output, cached) }
     }
 }
 
@@ -130,7 +135,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::api::parse;
     use crate::testkit::MockText;
-    use kvasir_engine::{Finish, FinishReason, RequestId, TokenLogprobs};
+    use kvasir_engine::{Finish, FinishReason, Recipe, RequestId, TokenLogprobs};
+    use serde_json::json;
 
     /// A job for a completion body with byte tokens.
     pub(crate) fn completion(body: &str) -> Job {
@@ -194,8 +200,9 @@ pub(crate) mod tests {
             finish: end.map(|reason| Finish {
                 reason,
                 stop: None,
-                kv_logical_bytes: 0,
-                kv_physical_bytes: 0,
+                recipe: Recipe::INT8,
+                kv_logical_bytes: 30,
+                kv_physical_bytes: 20,
                 num_preemptions: 0,
             }),
         }
@@ -208,10 +215,16 @@ pub(crate) mod tests {
         assert_eq!(job.choice(1, 0), 2);
         for choice in 0..4 {
             assert!(!progress.done());
+            assert_eq!(progress.usage().kvasir.is_some(), choice > 0);
             let end = Some(FinishReason::Length);
             progress.absorb(choice / 2, choice, &output(choice % 2, "x", 5, end));
         }
         assert!(progress.done());
-        assert_eq!(progress.usage(), Usage::new(5, 20, 4));
+        let usage = progress.usage();
+        assert_eq!(Usage { kvasir: None, ..usage }, Usage::new(5, 20, 4));
+        assert_eq!(
+            json!(usage.kvasir),
+            json!({"recipe": "int8", "logical_bytes": 120, "physical_bytes": 80, "ratio": 1.5})
+        );
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod collect;
 pub(crate) mod completion;
 pub(crate) mod fields;
 pub(crate) mod job;
+pub(crate) mod kv_usage;
 pub(crate) mod logprobs;
 pub(crate) mod openapi;
 pub(crate) mod parse;

@@ -5,18 +5,22 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Field, Kind, field};
+use super::kv_usage::KvUsage;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 
 /// Tells answers of different builds apart.
 pub(crate) const FINGERPRINT: &str = concat!("kvasir-", env!("CARGO_PKG_VERSION"));
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Usage {
     /// Every prompt counted once, whatever `n`.
     pub(crate) prompt_tokens: usize,
     pub(crate) total_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) prompt_tokens_details: PromptTokensDetails,
+    /// Absent until a sequence has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kvasir: Option<KvUsage>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -32,6 +36,7 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens: cached },
+            kvasir: None,
         }
     }
 }
@@ -155,11 +160,18 @@ const COUNT: Kind = Kind::Int { min: 0, max: i64::MAX };
 const REASON: Kind = Kind::OneOf(&["stop", "length", "abort"]);
 
 const CACHED: &[Field] = &[field("cached_tokens", COUNT, "Taken from the prefix cache.")];
+const KV_USAGE: &[Field] = &[
+    field("recipe", Kind::Text, "How keys and values were stored."),
+    field("logical_bytes", COUNT, "Bytes of the tokens' keys and values in f16."),
+    field("physical_bytes", COUNT, "Bytes held; blocks shared with others count whole in each."),
+    field("ratio", Kind::Float { min: 0.0, max: f64::MAX }, "Logical by physical bytes."),
+];
 const USAGE: &[Field] = &[
     field("prompt_tokens", COUNT, "Every prompt counted once."),
     field("completion_tokens", COUNT, "Of all choices."),
     field("total_tokens", COUNT, "Their sum."),
     field("prompt_tokens_details", Kind::Object(CACHED), "Where prompt tokens came from."),
+    field("kvasir", Kind::Object(KV_USAGE), "The cache of the sequences that have ended."),
 ];
 const MESSAGE: &[Field] = &[
     field("role", Kind::Text, "assistant"),
@@ -258,6 +270,7 @@ mod tests {
         let finish = |reason, stop| Finish {
             reason,
             stop,
+            recipe: kvasir_engine::Recipe::F16,
             kv_logical_bytes: 0,
             kv_physical_bytes: 0,
             num_preemptions: 0,

@@ -1,9 +1,10 @@
 //! What chat and text completions have in common: sampling, streaming, tenancy.
 
-use kvasir_engine::SamplingParams;
+use kvasir_engine::{Recipe, SamplingParams};
 
 use super::fields::{Body, Field, Kind, field};
 use crate::ApiError;
+use crate::error::shorten;
 
 /// Most alternatives per token.
 pub(crate) const MAX_LOGPROBS: i64 = 20;
@@ -66,6 +67,12 @@ pub(crate) const COMMON: &[Field] = &[
         "Show tokens in logprobs as 'token_id:N', which no two tokens share.",
     ),
     field("cache_salt", Kind::Text, "Share cached prefixes only with requests of the same salt."),
+    field(
+        "kv_cache",
+        Kind::Text,
+        "How this request's keys and values are stored, as in --kv-cache: f16, int8, joint3, \
+         joint:2.5, … The server's own way if absent.",
+    ),
     field("add_special_tokens", Kind::Bool, "Add BOS to the text. Default: completions only."),
     field("user", Kind::Any, "Ignored."),
     field("structured_outputs", Kind::Unsupported, "Not supported."),
@@ -93,6 +100,7 @@ pub(crate) struct Common {
     pub(crate) return_token_ids: bool,
     pub(crate) tokens_as_ids: bool,
     pub(crate) cache_salt: Option<String>,
+    pub(crate) kv_cache: Option<Recipe>,
     pub(crate) add_special_tokens: Option<bool>,
     /// The engine may be asked for the prompt's log probabilities for another reason (echo).
     pub(crate) show_prompt_logprobs: bool,
@@ -125,6 +133,9 @@ impl Common {
         if cache_salt.as_deref() == Some("") {
             return Err(ApiError::bad_field("cache_salt", "must not be empty"));
         }
+        let recipe = |name: &str| shorten(name).parse::<Recipe>();
+        let kv_cache = body.text("kv_cache").map(recipe).transpose();
+        let kv_cache = kv_cache.map_err(|error| ApiError::recipe(&error))?;
         let or = |name, default: f32| body.f32(name).unwrap_or(default);
         let params = SamplingParams {
             temperature: or("temperature", defaults.temperature),
@@ -158,6 +169,7 @@ impl Common {
             return_token_ids: body.bool("return_token_ids").unwrap_or(false),
             tokens_as_ids: body.bool("return_tokens_as_token_ids").unwrap_or(false),
             cache_salt,
+            kv_cache,
             add_special_tokens: body.bool("add_special_tokens"),
             show_prompt_logprobs: prompt_logprobs.is_some(),
         })
@@ -202,6 +214,7 @@ mod tests {
             "skip_special_tokens": false, "stream": true, "return_token_ids": true,
             "stream_options": {"include_usage": true, "continuous_usage_stats": true},
             "return_tokens_as_token_ids": true, "cache_salt": "s", "add_special_tokens": false,
+            "kv_cache": "joint:2.5",
             "response_format": {"type": "text"}, "user": 7, "metadata": {"un": "known"},
         }))
         .unwrap();
@@ -233,6 +246,7 @@ mod tests {
             return_token_ids: true,
             tokens_as_ids: true,
             cache_salt: Some("s".into()),
+            kv_cache: Some("joint:2.5".parse().unwrap()),
             add_special_tokens: Some(false),
             show_prompt_logprobs: false,
         };
@@ -248,6 +262,9 @@ mod tests {
             (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
             (json!({"stop": ["a", ""]}), "stop"),
             (json!({"cache_salt": ""}), "cache_salt"),
+            (json!({"kv_cache": 4}), "kv_cache"),
+            (json!({"kv_cache": ""}), "kv_cache"),
+            (json!({"kv_cache": "joint:9"}), "kv_cache"),
             (json!({"guided_json": {"type": "object"}}), "guided_json"),
             (json!({"temperature": 1e39}), "temperature"),
             (json!({"top_p": 0}), "top_p"),
@@ -256,6 +273,17 @@ mod tests {
         for (body, param) in cases {
             assert_eq!(read(&body).unwrap_err().field(), Some(param), "{body}");
         }
+    }
+
+    #[test]
+    fn an_unknown_recipe_is_told_what_exists() {
+        let message = read(&json!({"kv_cache": "f15"})).unwrap_err().message().to_owned();
+        assert!(message.starts_with("'kv_cache': unknown KV cache recipe 'f15' (known: f16, "));
+        // A megabyte of name is not repeated.
+        let long = read(&json!({"kv_cache": "x".repeat(1 << 20)})).unwrap_err();
+        assert!(long.message().len() < 400, "{}", long.message());
+        let rate = read(&json!({"kv_cache": "joint:0.5"})).unwrap_err();
+        assert!(rate.message().ends_with("take 1 to 6"), "{}", rate.message());
     }
 
     #[test]

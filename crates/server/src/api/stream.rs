@@ -280,7 +280,7 @@ mod tests {
             r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}"#,
             r#"{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}],"usage":null}"#,
             r#"{"index":0,"delta":{"content":"b"},"logprobs":null,"finish_reason":"stop"}],"usage":null}"#,
-            r#"],"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":2}}}"#,
+            r#"],"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":2},"kvasir":{"recipe":"int8","logical_bytes":30,"physical_bytes":20,"ratio":1.5}}}"#,
         ];
         let mut expected: Vec<_> = expected.iter().map(|tail| format!("{head}{tail}")).collect();
         expected.push("[DONE]".into());
@@ -302,6 +302,7 @@ mod tests {
         let options = r#","stream_options":{"include_usage":true,"continuous_usage_stats":true}"#;
         let continuous = run(options);
         assert_eq!(continuous[0]["usage"]["completion_tokens"], 1);
+        assert_eq!(continuous[1]["usage"]["kvasir"]["recipe"], "int8");
         assert_eq!(continuous[1]["choices"], json!([]));
     }
 

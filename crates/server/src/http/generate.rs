@@ -74,7 +74,7 @@ fn requests(job: &Job, meta: &Meta) -> Vec<Request> {
         prompt: prompt.tokens.clone(),
         params: Arc::clone(&params),
         cache_salt: cache_salt.clone(),
-        kv_cache: None,
+        kv_cache: job.options.kv_cache,
     };
     job.prompts.iter().map(request).collect()
 }

@@ -6,8 +6,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvasir_engine::{Engine, EngineConfig};
+use kvasir_model::ChatTemplate;
+use kvasir_model::testkit::tiny_model;
 use kvasir_server::testkit::{MockConfig, MockControl, MockEngine, MockText};
-use kvasir_server::{ApiKeys, ModelInfo, Server, ServerConfig, ServerError, ServerHandle};
+use kvasir_server::{
+    ApiKeys, ModelInfo, ModelText, Server, ServerConfig, ServerError, ServerHandle,
+};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -77,6 +82,17 @@ impl TestServer {
             settings: serde_json::Map::new(),
         };
         self.handle.set_ready(engine, text, info).unwrap();
+        self
+    }
+
+    /// Gives the server a real engine on a tiny random model.
+    pub fn with_tiny_model(self, config: EngineConfig) -> Self {
+        let model = tiny_model(1);
+        let engine = Engine::new(Arc::clone(&model), config).unwrap();
+        let mut text = ModelText::new(&model, engine.max_model_len());
+        let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
+        text.chat_template = Arc::new(template);
+        self.handle.set_ready(engine, Arc::new(text), ModelInfo::default()).unwrap();
         self
     }
 

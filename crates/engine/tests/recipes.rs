@@ -1,0 +1,144 @@
+//! Requests that bring a recipe of their own.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{config, empty, engine, generate, greedy, prompt, request, run, statistics};
+use kvasir_engine::{Engine, EngineConfig, EngineError, Recipe, Request, SamplingParams};
+
+/// Enough for decode steps that read sealed blocks.
+const TOKENS: usize = 40;
+
+fn own(id: &str, prompt: &[u32], params: SamplingParams, recipe: Recipe) -> Request {
+    Request { kv_cache: Some(recipe), ..request(id, prompt, params) }
+}
+
+fn refuse(engine: &mut Engine, request: Request) -> EngineError {
+    engine.add_request(request).unwrap_err()
+}
+
+#[test]
+fn recipes_side_by_side_give_what_each_gives_alone() {
+    let recipes = [Recipe::INT8, Recipe::F16, Recipe::ROTATION3, Recipe::KIVI2, Recipe::JOINT3];
+    let prompt = prompt(100, 3);
+    let config = || EngineConfig { statistics: Some(statistics()), ..config() };
+    let alone: Vec<_> = recipes
+        .iter()
+        .map(|recipe| {
+            let mut engine = engine(EngineConfig { kv_cache: *recipe, ..config() });
+            generate(&mut engine, &prompt, greedy(TOKENS))
+        })
+        .collect();
+    let mut engine = engine(config());
+    for recipe in recipes {
+        let id = recipe.to_string();
+        engine.add_request(own(&id, &prompt, greedy(TOKENS), recipe)).unwrap();
+    }
+    let together = run(&mut engine);
+    for (recipe, alone) in recipes.iter().zip(&alone) {
+        let found = &together[&(recipe.to_string(), 0)];
+        assert_eq!((&found.tokens, &found.text), (&alone.tokens, &alone.text), "{recipe}");
+        let finish = found.last.as_ref().unwrap().finish.as_ref().unwrap();
+        assert_eq!(Some(finish), alone.last.as_ref().unwrap().finish.as_ref());
+        assert_eq!(finish.recipe, *recipe);
+        let coded = finish.kv_physical_bytes < finish.kv_logical_bytes;
+        assert_eq!(coded, *recipe != Recipe::F16, "{finish:?}");
+    }
+    let stats = engine.stats();
+    assert_eq!(stats.sequences_by_recipe, recipes.map(|recipe| (recipe, 1)));
+    assert!(stats.kv_statistics_bytes > 0);
+    empty(&mut engine);
+}
+
+#[test]
+fn prefixes_are_shared_within_a_recipe_only() {
+    let mut engine = engine(config());
+    let prompt = prompt(100, 2);
+    let all = [
+        ("a", None, 0),
+        ("b", Some(Recipe::INT8), 0),
+        ("c", Some(Recipe::ROTATION3), 0),
+        ("d", Some(Recipe::INT8), 96),
+        // The engine's own by name.
+        ("e", Some(Recipe::F16), 96),
+        ("f", None, 96),
+    ];
+    for (id, kv_cache, expected) in all {
+        engine.add_request(Request { kv_cache, ..request(id, &prompt, greedy(1)) }).unwrap();
+        let done = run(&mut engine);
+        let cached = done[&(id.to_owned(), 0)].last.as_ref().unwrap().num_cached_tokens;
+        assert_eq!(cached, expected, "{id}");
+    }
+    empty(&mut engine);
+}
+
+#[test]
+fn the_sequences_of_a_request_share_its_recipe_and_prompt() {
+    let mut engine = engine(config());
+    let params = SamplingParams { n: 3, seed: Some(1), temperature: 1.0, ..greedy(20) };
+    engine.add_request(own("many", &prompt(100, 2), params, Recipe::INT8)).unwrap();
+    let done = run(&mut engine);
+    assert_eq!(done.len(), 3);
+    for finished in done.values() {
+        let finish = finished.last.as_ref().unwrap().finish.as_ref().unwrap();
+        assert_eq!(finish.recipe, Recipe::INT8);
+    }
+    assert_eq!(engine.stats().cached_prompt_tokens, 2 * 96);
+    assert_eq!(engine.stats().sequences_by_recipe, [(Recipe::INT8, 3)]);
+    empty(&mut engine);
+}
+
+#[test]
+fn recipes_that_cannot_be_used_are_refused_and_change_nothing() {
+    let unseeded = SamplingParams { max_tokens: Some(20), ignore_eos: true, ..Default::default() };
+    let expected = generate(&mut engine(config()), &prompt(20, 1), unseeded.clone()).tokens;
+    let mut engine = engine(config());
+    let before = engine.stats();
+    for recipe in [Recipe::JOINT3, Recipe::AUTO, "joint:2.5".parse().unwrap()] {
+        let error = refuse(&mut engine, own("a", &[1], unseeded.clone(), recipe));
+        assert!(matches!(error, EngineError::NoStatistics { .. }), "{error}");
+        assert!(error.to_string().starts_with(&format!("KV cache recipe '{recipe}' needs")));
+    }
+    assert_eq!(engine.stats(), before);
+    assert!(!engine.has_unfinished());
+    // Same id, same engine; the random numbers of unseeded requests have not moved.
+    assert_eq!(generate(&mut engine, &prompt(20, 1), unseeded).tokens, expected);
+    empty(&mut engine);
+}
+
+#[test]
+fn statistics_of_another_model_refuse_joint_requests_only() {
+    let mut other = (*statistics()).clone();
+    other.layers.pop();
+    let config = EngineConfig { statistics: Some(other.into()), ..config() };
+    let mut engine = engine(config);
+    let error = refuse(&mut engine, own("a", &[1], greedy(1), Recipe::JOINT4));
+    assert!(matches!(error, EngineError::Recipe { recipe: Recipe::JOINT4, .. }), "{error}");
+    assert_eq!(generate(&mut engine, &[1], greedy(2)).tokens.len(), 2);
+    empty(&mut engine);
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_an_open_end_is_cut() {
+    for memory in [50 << 10, 100 << 10] {
+        let mut engine = engine(EngineConfig { kv_cache_memory: memory, ..config() });
+        let len = engine.max_model_len();
+        let half = prompt(len / 4, 1);
+        let error = refuse(&mut engine, own("a", &half, greedy(len), Recipe::F32));
+        assert!(matches!(error, EngineError::RecipeTooLarge { tokens, .. } if tokens == len));
+        let whole = prompt(len - 1, 1);
+        let open = SamplingParams { max_tokens: None, ..greedy(1) };
+        let error = refuse(&mut engine, own("a", &whole, open.clone(), Recipe::F32));
+        assert!(matches!(error, EngineError::RecipeTooLarge { tokens, .. } if tokens == len));
+        // Two at once, so that one waits for the other's room.
+        for id in ["a", "b"] {
+            engine.add_request(own(id, &half, open.clone(), Recipe::F32)).unwrap();
+        }
+        for finished in run(&mut engine).values() {
+            let total = half.len() + finished.tokens.len();
+            assert!(total > half.len() && total < len, "{total} of {len}");
+        }
+        assert_eq!(generate(&mut engine, &half, open).tokens.len(), len - half.len());
+        empty(&mut engine);
+    }
+}
