@@ -65,7 +65,8 @@ pub enum Part {
     Values,
 }
 
-/// Bits a channel, in hundredths.
+/// Bits a channel, in hundredths; multiples of a twentieth, so that clients cannot ask for more than a
+/// hundred different codecs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rate(u16);
 
@@ -91,7 +92,7 @@ impl std::str::FromStr for Rate {
         let (least, most) = Self::RANGE;
         let rate: Option<f32> = text.parse().ok();
         rate.filter(|r| (least..=most).contains(r))
-            .map(|r| Self((r * 100.0).round() as u16))
+            .map(|r| Self((r * 20.0).round() as u16 * 5))
             .ok_or_else(|| CacheError::Rate { given: text.to_owned(), least, most })
     }
 }
