@@ -1,6 +1,7 @@
 //! The cache of one model: sequences append, seal, read and free through it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvasir_kernels::RopeTable;
 use rustc_hash::FxHashSet;
@@ -67,6 +68,10 @@ pub struct CacheStats {
     pub sharing_index_bytes: usize,
     /// What sharing did.
     pub sharing: SharingCounts,
+    /// Nanoseconds spent on sealing blocks: finding what to share, and encoding.
+    pub seal_nanos: u64,
+    /// Nanoseconds spent in attention, decoding of tiles included.
+    pub attention_nanos: u64,
 }
 
 /// See the crate's documentation.
@@ -100,6 +105,8 @@ pub struct KvCache {
     pub(crate) row: Vec<f32>,
     pub(crate) num_clamped: u64,
     pub(crate) num_lowered: u64,
+    pub(crate) seal_nanos: u64,
+    pub(crate) attention_nanos: AtomicU64,
 }
 
 impl KvCache {
@@ -160,6 +167,8 @@ impl KvCache {
             row,
             num_clamped: 0,
             num_lowered: 0,
+            seal_nanos: 0,
+            attention_nanos: AtomicU64::new(0),
         };
         cache.prepare(recipe)?;
         Ok(cache)
@@ -491,6 +500,30 @@ impl KvCache {
         Ok((logical, physical))
     }
 
+    /// Logical and physical bytes of every layer over all sequences, shared slots once. O(entries).
+    pub fn layer_bytes(&self) -> Vec<(usize, usize)> {
+        let mut seen = FxHashSet::default();
+        let layers = self.geometry.layers().iter().enumerate();
+        layers
+            .map(|(layer, l)| {
+                seen.clear();
+                let (first, mut tokens, mut physical) = (self.geometry.group(layer, 0), 0, 0);
+                for sequence in self.sequences.iter().flatten() {
+                    tokens += sequence.num_tokens;
+                    for table in &sequence.tables[first..first + l.kv_heads] {
+                        for entry in table.entries() {
+                            physical += size_of::<crate::table::Entry>();
+                            if seen.insert(entry.slot) {
+                                physical += self.pool.size_of(entry.slot);
+                            }
+                        }
+                    }
+                }
+                (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)
+            })
+            .collect()
+    }
+
     /// Evicts every unused prefix; returns the bytes freed.
     ///
     /// # Errors
@@ -525,6 +558,8 @@ impl KvCache {
             statistics_bytes: self.formats.num_bytes(),
             sharing_index_bytes: self.sharing_index_bytes(),
             sharing: self.sharing_counts,
+            seal_nanos: self.seal_nanos,
+            attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
         }
     }
 

@@ -1,6 +1,8 @@
 //! How a full block becomes immutable: found in the prefix cache, shared with a block like it, or
 //! encoded.
 
+use std::time::Instant;
+
 use crate::codec::JointCodec;
 use crate::error::Result;
 use crate::format::{FormatId, GroupPart};
@@ -63,7 +65,9 @@ impl KvCache {
                 self.pool.release(slot)?;
             }
         } else {
+            let start = Instant::now();
             self.store_block(sequence, block, &slots)?;
+            self.seal_nanos += start.elapsed().as_nanos() as u64;
         }
         let Some(hash) = hash else { return Ok(()) };
         if let Some(node) = known {

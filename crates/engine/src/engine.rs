@@ -49,6 +49,9 @@ struct LogitRow {
     prompt_position: Option<usize>,
 }
 
+/// Counting bytes by layer goes through all tables: rarely enough to cost nothing.
+const STEPS_BETWEEN_LAYER_BYTES: u64 = 64;
+
 impl Engine {
     /// Validates `config` against `model` and takes the cache's budget (memory itself is taken as
     /// blocks are needed).
@@ -271,6 +274,9 @@ impl Engine {
             return Ok(output);
         }
         self.stats.steps += 1;
+        if self.stats.steps.is_multiple_of(STEPS_BETWEEN_LAYER_BYTES) {
+            self.stats.kv_layer_bytes = self.cache.layer_bytes();
+        }
         let rows = self.build_batch(&plan.scheduled, &mut output);
         let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
         self.model.forward(batch, &mut self.cache, &mut self.runner)?;
@@ -444,6 +450,11 @@ impl Engine {
             kv_reserved_bytes: cache.reserved_bytes,
             kv_statistics_bytes: cache.statistics_bytes,
             kv_clamped_values: cache.num_clamped,
+            kv_sharing_sealed: cache.sharing.sealed,
+            kv_sharing_shared: cache.sharing.shared,
+            kv_lowered: cache.num_lowered,
+            kv_seal_seconds: cache.seal_nanos as f64 * 1e-9,
+            kv_attention_seconds: cache.attention_nanos as f64 * 1e-9,
             ..self.stats.clone()
         }
     }

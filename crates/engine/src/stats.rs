@@ -27,6 +27,19 @@ pub struct EngineStats {
     pub kv_statistics_bytes: usize,
     /// Counter: keys and values that were NaN, infinite or too large to store.
     pub kv_clamped_values: u64,
+    /// Counter: keys or values of head groups that were sealed while sharing was on.
+    pub kv_sharing_sealed: u64,
+    /// Counter: of those, the ones that share a block of another sequence or place.
+    pub kv_sharing_shared: u64,
+    /// Counter: keys or values of head groups that pressure coded again with fewer bits.
+    pub kv_lowered: u64,
+    /// Counter: seconds spent on sealing blocks (candidates, checks, encoding).
+    pub kv_seal_seconds: f64,
+    /// Counter: seconds spent in attention, decoding of tiles included.
+    pub kv_attention_seconds: f64,
+    /// Logical and physical bytes of every layer over the running sequences, shared blocks once; refreshed
+    /// now and then.
+    pub kv_layer_bytes: Vec<(usize, usize)>,
     /// Counter: sequences admitted, by recipe, in the order of their first use.
     pub sequences_by_recipe: Vec<(Recipe, u64)>,
     /// Counter: prompt tokens of admitted requests.

@@ -10,7 +10,9 @@
 //! (prefill), and always where its codec knows no other way; [`coded`] reads jointly coded tiles in their
 //! own basis, for few queries (decode).
 
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use rayon::prelude::*;
 
@@ -77,6 +79,7 @@ impl KvCache {
         out: &mut [f32],
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
+        let clock = Instant::now();
         let l = &self.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
         scratch.items.clear();
@@ -135,6 +138,7 @@ impl KvCache {
                 }
             }
         }
+        self.attention_nanos.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
 }

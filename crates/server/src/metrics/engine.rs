@@ -37,6 +37,12 @@ pub(super) struct EngineMetrics {
     reserved_bytes: Gauge,
     statistics_bytes: Gauge,
     clamped_values: Counter,
+    sharing_sealed: Counter,
+    sharing_shared: Counter,
+    lowered: Counter,
+    seal_seconds: Counter<f64, AtomicU64>,
+    attention_seconds: Counter<f64, AtomicU64>,
+    layer_ratio: Family<[(&'static str, String); 1], FloatGauge>,
     sequences_by_recipe: Family<[(&'static str, String); 1], Counter>,
     compression_ratio: FloatGauge,
 }
@@ -114,6 +120,36 @@ impl EngineMetrics {
             m.clamped_values.clone(),
         );
         r.register(
+            "kvasir_kv_sharing_sealed_blocks",
+            "Key or value blocks sealed while sharing was on",
+            m.sharing_sealed.clone(),
+        );
+        r.register(
+            "kvasir_kv_shared_blocks",
+            "Of those, blocks that share one that was there",
+            m.sharing_shared.clone(),
+        );
+        r.register(
+            "kvasir_kv_lowered_blocks",
+            "Key or value blocks that pressure coded again with fewer bits",
+            m.lowered.clone(),
+        );
+        r.register(
+            "kvasir_kv_seal_seconds",
+            "Seconds spent on sealing blocks: candidates, checks, encoding",
+            m.seal_seconds.clone(),
+        );
+        r.register(
+            "kvasir_kv_attention_seconds",
+            "Seconds spent in attention, decoding of blocks included",
+            m.attention_seconds.clone(),
+        );
+        r.register(
+            "kvasir_kv_layer_compression_ratio",
+            "Logical by physical bytes of the running sequences, by layer",
+            m.layer_ratio.clone(),
+        );
+        r.register(
             "kvasir_kv_compression_ratio",
             "Logical bytes by physical bytes (0 when nothing is cached)",
             m.compression_ratio.clone(),
@@ -166,6 +202,19 @@ impl EngineMetrics {
         gauge(&self.reserved_bytes, stats.kv_reserved_bytes);
         gauge(&self.statistics_bytes, stats.kv_statistics_bytes);
         counter(&self.clamped_values, stats.kv_clamped_values);
+        counter(&self.sharing_sealed, stats.kv_sharing_sealed);
+        counter(&self.sharing_shared, stats.kv_sharing_shared);
+        counter(&self.lowered, stats.kv_lowered);
+        let seconds = |counter: &Counter<f64, AtomicU64>, total: f64| {
+            counter.inc_by((total - counter.get()).max(0.0));
+        };
+        seconds(&self.seal_seconds, stats.kv_seal_seconds);
+        seconds(&self.attention_seconds, stats.kv_attention_seconds);
+        for (layer, (logical, physical)) in stats.kv_layer_bytes.iter().enumerate() {
+            let labels = [("layer", layer.to_string())];
+            let gauge = self.layer_ratio.get_or_create_owned(&labels);
+            gauge.set(ratio(*logical, *physical));
+        }
         for (recipe, total) in &stats.sequences_by_recipe {
             let labels = [("recipe", recipe.to_string())];
             counter(&self.sequences_by_recipe.get_or_create_owned(&labels), *total);
