@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use kvasir_cache::{BatchSlice, Recipe};
-use kvasir_model::{ForwardBatch, LoadOptions, Model, Runner, Threads};
+use kvasir_model::{CacheOptions, ForwardBatch, LoadOptions, Model, Runner, Threads};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -30,8 +30,9 @@ fn folder(case: &str) -> PathBuf {
 /// Logits after each of `tokens`, run in chunks of these lengths.
 fn logits(model: &Model, block_size: usize, tokens: &[u32], chunks: &[usize]) -> Vec<Vec<f32>> {
     let mut runner = Runner::new(Threads::new(1).unwrap());
-    let mut cache = model.new_cache(Recipe::F32, block_size, 16 << 20, false).unwrap();
-    let id = cache.add_sequence(None);
+    let options = CacheOptions { block_size, ..CacheOptions::of(Recipe::F32) };
+    let mut cache = model.new_cache(options).unwrap();
+    let id = cache.add_sequence(None).unwrap();
     let (mut all, mut start) = (Vec::new(), 0);
     for len in chunks {
         let chunk = &tokens[start..start + len];

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId};
-use kvasir_model::{ForwardBatch, LoadOptions, Model, RenderOptions, Runner, Threads, log_sum_exp};
+use kvasir_model::{
+    CacheOptions, ForwardBatch, LoadOptions, Model, RenderOptions, Runner, Threads, log_sum_exp,
+};
 use serde_json::Value;
 
 use crate::models;
@@ -30,7 +32,7 @@ impl Golden {
     }
 
     fn cache(&self, recipe: Recipe) -> KvCache {
-        self.model.new_cache(recipe, 32, 256 << 20, false).unwrap()
+        self.model.new_cache(CacheOptions::of(recipe)).unwrap()
     }
 
     /// Logits after the last of `tokens`, which are appended to the sequence.
@@ -55,7 +57,7 @@ impl Golden {
 
             for (recipe, limit) in [(Recipe::F32, F32_LIMIT), (Recipe::F16, F16_LIMIT)] {
                 let mut cache = self.cache(recipe);
-                let id = cache.add_sequence(None);
+                let id = cache.add_sequence(None).unwrap();
                 let mut logits = self.append(&mut cache, id, &tokens);
                 let expected = prompt["top_logits"].as_array().unwrap();
                 let mut worst = 0.0f64;

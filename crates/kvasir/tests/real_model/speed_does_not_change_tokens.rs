@@ -1,7 +1,7 @@
 //! How a prompt is cut, blocked and cached changes no logit of the real model beyond 1e-4.
 
 use kvasir_cache::{BatchSlice, Recipe};
-use kvasir_model::{ForwardBatch, Runner, Threads};
+use kvasir_model::{CacheOptions, ForwardBatch, Runner, Threads};
 
 use crate::models;
 
@@ -9,10 +9,11 @@ use crate::models;
 fn logits(recipe: Recipe, block_size: usize, chunk: usize, tokens: &[u32], hit: bool) -> Vec<f32> {
     let model = models::smollm2();
     let mut runner = Runner::new(Threads::new(0).unwrap());
-    let mut cache = model.new_cache(recipe, block_size, 256 << 20, hit).unwrap();
+    let options = CacheOptions { block_size, prefix_caching: hit, ..CacheOptions::of(recipe) };
+    let mut cache = model.new_cache(options).unwrap();
     let mut out = Vec::new();
     for _ in 0..=usize::from(hit) {
-        let id = cache.add_sequence(None);
+        let id = cache.add_sequence(None).unwrap();
         let mut start = cache.match_prefix(id, tokens).unwrap();
         while start < tokens.len() {
             let len = chunk.min(tokens.len() - start);
