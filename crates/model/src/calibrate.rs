@@ -90,7 +90,8 @@ impl Model {
     ) -> Result<Statistics> {
         let block_size = calibration.block_size;
         let (geometry, ropes) = self.cache_shapes(block_size)?;
-        let budget_bytes = 4 * geometry.logical_bytes_per_token()
+        let budget_bytes = 4
+            * geometry.logical_bytes_per_token()
             * calibration.tokens_per_text.next_multiple_of(block_size)
             + (64 << 20);
         let mut moments = Moments::new(geometry.clone(), ropes)?;

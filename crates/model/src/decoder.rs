@@ -127,7 +127,8 @@ impl Decoder {
                 if let Some(moments) = &mut moments {
                     let (query, kv) = (s.query_heads * s.head_dim, s.kv_heads * s.head_dim);
                     for slice in batch.slices {
-                        let rows = |width: usize| slice.row * width..(slice.row + slice.len) * width;
+                        let rows =
+                            |width: usize| slice.row * width..(slice.row + slice.len) * width;
                         let (q, k, v) = (&q[rows(query)], &k[rows(kv)], &v[rows(kv)]);
                         moments.observe(layer, slice.start, q, k, v);
                     }
@@ -152,7 +153,8 @@ impl Decoder {
     /// Shows some bytes of every layer's weights, which tell models apart.
     pub(crate) fn hash_sample(&self, update: &mut dyn FnMut(&[u8])) {
         let s = &self.spec;
-        let sizes = [s.vocab_size, s.hidden_size, s.query_heads, s.kv_heads, s.head_dim, s.ffn_size];
+        let sizes =
+            [s.vocab_size, s.hidden_size, s.query_heads, s.kv_heads, s.head_dim, s.ffn_size];
         for size in sizes {
             update(&(size as u64).to_le_bytes());
         }

@@ -8,8 +8,8 @@
 #![deny(unsafe_code)]
 
 pub mod arch;
-pub mod chat_template;
 mod calibrate;
+pub mod chat_template;
 pub mod corpus;
 mod decoder;
 pub mod dequant;
@@ -24,11 +24,11 @@ pub mod testkit;
 pub mod tokenizer;
 mod weights;
 
+pub use calibrate::{Calibration, CorpusInfo};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
 pub use kvasir_kernels::{Threads, ThreadsError, log_sum_exp};
-pub use calibrate::{Calibration, CorpusInfo};
 pub use model::{CacheOptions, LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;

@@ -68,7 +68,9 @@ impl Model {
         let most = most_bytes(&shapes) as u64;
         let len = file.metadata().map_err(io)?.len();
         if len > most {
-            return Err(refused(format!("{len} bytes, where those of this model have at most {most}")));
+            return Err(refused(format!(
+                "{len} bytes, where those of this model have at most {most}"
+            )));
         }
         let mut bytes = Vec::with_capacity(len as usize);
         io::Read::read_to_end(&mut io::Read::take(&mut file, most), &mut bytes).map_err(io)?;
@@ -226,7 +228,10 @@ fn read_part(
 }
 
 /// Of metadata and tensors in the order of their names, whatever that of the file.
-fn checksum(metadata: &HashMap<String, String>, mut tensors: Vec<(String, TensorView<'_>)>) -> String {
+fn checksum(
+    metadata: &HashMap<String, String>,
+    mut tensors: Vec<(String, TensorView<'_>)>,
+) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut entries: Vec<_> = metadata.iter().filter(|(key, _)| *key != "checksum").collect();
     entries.sort();

@@ -19,7 +19,8 @@ struct Calibrated {
 impl Calibrated {
     fn new() -> Self {
         let model = tiny_model(1);
-        let calibration = calibration(&["The quick brown fox jumps over the lazy dog, as it does."]);
+        let calibration =
+            calibration(&["The quick brown fox jumps over the lazy dog, as it does."]);
         let mut runner = Runner::new(Threads::new(1).unwrap());
         let statistics = model.calibrate(&calibration, &mut runner, &mut |_, _| {}).unwrap();
         let corpus = CorpusInfo::of("fox", &calibration);
@@ -214,10 +215,9 @@ fn fingerprints_tell_models_and_corpora_apart() {
     let mut seen: Vec<_> =
         texts.iter().map(|t| model.statistics_fingerprint(&calibration(t))).collect();
     seen.push(other.statistics_fingerprint(&calibration(&texts[0])));
-    seen.push(model.statistics_fingerprint(&Calibration {
-        tokens_per_text: 9,
-        ..calibration(&texts[0])
-    }));
+    seen.push(
+        model.statistics_fingerprint(&Calibration { tokens_per_text: 9, ..calibration(&texts[0]) }),
+    );
     let distinct: std::collections::HashSet<_> = seen.iter().collect();
     assert_eq!(distinct.len(), seen.len());
 }
