@@ -127,7 +127,7 @@ fn check_folder(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Says what to do about a corpus that shows too little.
+/// Says how much there was of a corpus that shows too little.
 fn too_short(
     error: anyhow::Error,
     command: &CalibrateCommand,
@@ -135,11 +135,10 @@ fn too_short(
 ) -> anyhow::Error {
     match error.downcast_ref() {
         Some(ModelError::Cache(CacheError::Statistics { .. })) => error.context(format!(
-            "the corpus {} does not suffice: {} texts, of each at most {} tokens, without its first {}",
+            "cannot calibrate on corpus {} (texts: {}; tokens measured of each: at most {})",
             command.corpus,
             calibration.texts.len(),
-            calibration.tokens_per_text,
-            calibration.block_size
+            calibration.tokens_per_text.saturating_sub(calibration.block_size)
         )),
         _ => error,
     }

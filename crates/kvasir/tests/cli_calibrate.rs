@@ -99,12 +99,15 @@ fn mistakes_are_told_in_a_line() {
     let tiny = Tiny::new();
     fs::write(tiny.path("short.txt"), "too short to show anything").unwrap();
     let error = tiny.fails(&["calibrate", "--corpus", "short.txt"]);
-    assert!(error.contains("the corpus short.txt does not suffice: 1 texts"), "{error}");
-    assert!(error.contains("0 tokens cannot show 32 directions"), "{error}");
+    assert!(
+        error.contains("on corpus short.txt (texts: 1; tokens measured of each: at most 352)"),
+        "{error}"
+    );
+    assert!(error.contains("0 tokens are too few to show 32 directions"), "{error}");
     fs::write(tiny.path("empty.jsonl"), "").unwrap();
-    assert!(tiny.fails(&["calibrate", "--corpus", "empty.jsonl"]).contains("0 texts"));
+    assert!(tiny.fails(&["calibrate", "--corpus", "empty.jsonl"]).contains("texts: 0"));
     let error = tiny.fails(&["calibrate", "--corpus", "none.txt"]);
-    assert!(error.contains("cannot read none.txt"), "{error}");
+    assert!(error.contains("cannot read corpus none.txt"), "{error}");
     let error = tiny.fails(&["calibrate", "--tokens-per-text", "4k"]);
     assert!(error.contains("the model's context is 512 tokens"), "{error}");
     let error = tiny.fails(&["calibrate", "--out", "none/a.kvstats"]);

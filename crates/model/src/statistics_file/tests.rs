@@ -5,7 +5,9 @@ use kvasir_kernels::Threads;
 use super::*;
 use crate::calibrate::Calibration;
 use crate::decoder::Runner;
-use crate::testkit::tiny_model;
+use crate::gguf::GgufFile;
+use crate::model::LoadOptions;
+use crate::testkit::{tiny_gguf, tiny_model};
 
 const BLOCK_SIZE: usize = 16;
 
@@ -188,6 +190,23 @@ fn saving_fails_with_the_path_and_leaves_nothing() {
     let other = CorpusInfo { tokens_per_text: 1, ..calibrated.corpus.clone() };
     assert!(matches!(save(&calibrated.path(), &other), ModelError::Statistics { .. }));
     assert_eq!(fs::read_dir(calibrated.folder.path()).unwrap().count(), 1);
+}
+
+/// The search for a basis of numbers that are none would not end.
+#[test]
+fn a_model_that_is_broken_is_not_calibrated() {
+    let mut file = tiny_gguf(1).build();
+    // The last two tensors are the norms of layer 1, of 32 channels each.
+    let attention_norm = file.len() - 256..file.len() - 128;
+    for weight in file[attention_norm].chunks_exact_mut(4) {
+        weight.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    let file = GgufFile::from_bytes(file, Path::new("nan.gguf")).unwrap();
+    let model = Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).unwrap();
+    let text = "a".repeat(60);
+    let mut runner = Runner::new(Threads::new(1).unwrap());
+    let error = model.calibrate(&calibration(&[&text]), &mut runner, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().ends_with("of layer 1 are not finite"), "{error}");
 }
 
 /// Readers find whole files while two threads write.
