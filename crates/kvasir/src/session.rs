@@ -26,7 +26,7 @@ pub(crate) fn load_engine(
 
 /// Adds the statistics of the model at `path`: those its recipe needs, or what there is.
 pub(crate) fn with_statistics(
-    config: EngineConfig,
+    mut config: EngineConfig,
     model: &Model,
     path: &Path,
     cache: &CacheArgs,
@@ -38,8 +38,8 @@ pub(crate) fn with_statistics(
         file: cache.statistics_file(),
         threads: config.threads,
     };
-    let statistics = statistics::load_or_calibrate(model, path, &wanted, progress)?;
-    Ok(EngineConfig { statistics, ..config })
+    config.statistics = statistics::load_or_calibrate(model, path, &wanted, progress)?;
+    Ok(config)
 }
 
 /// Loads the model at `path`, with a bar for whoever watches.
