@@ -143,7 +143,8 @@ impl Moments {
             });
         }
         // The search for axes would not end on these.
-        if let Some(layer) = self.layers.iter().position(|l| !l.iter().all(GroupMoments::is_finite)) {
+        if let Some(layer) = self.layers.iter().position(|l| !l.iter().all(GroupMoments::is_finite))
+        {
             return Err(CacheError::Statistics {
                 what: format!("queries, keys or values of layer {layer} are not finite"),
             });
@@ -226,8 +227,7 @@ fn query_weights(squares: &[f64], l: &LayerGeometry) -> Vec<f64> {
         // A pair that no query of the corpus used still gets some precision.
         energy.max(largest * 1e-4)
     };
-    let weights: Vec<f64> =
-        (0..squares.len()).map(|c| pair(c).powf(QUERY_POWER / 2.0)).collect();
+    let weights: Vec<f64> = (0..squares.len()).map(|c| pair(c).powf(QUERY_POWER / 2.0)).collect();
     let mean = weights.iter().sum::<f64>() / weights.len() as f64;
     weights.iter().map(|w| w / mean).collect()
 }
