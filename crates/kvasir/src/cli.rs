@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, chat, eval, inspect, pull, run, serve};
+use crate::{bench, calibrate, chat, eval, inspect, pull, run, serve};
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
@@ -31,6 +31,7 @@ enum Command {
     Run(run::RunCommand),
     Pull(pull::PullCommand),
     Inspect(inspect::InspectCommand),
+    Calibrate(calibrate::CalibrateCommand),
     Bench(bench::BenchCommand),
     Eval(eval::EvalCommand),
 }
@@ -44,6 +45,7 @@ impl Cli {
             Command::Run(command) => run::execute(&command),
             Command::Pull(command) => pull::execute(&command),
             Command::Inspect(command) => inspect::execute(&command),
+            Command::Calibrate(command) => calibrate::execute(&command),
             Command::Bench(command) => bench::execute(command),
             Command::Eval(command) => eval::execute(command),
         }

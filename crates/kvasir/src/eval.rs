@@ -1,5 +1,7 @@
 //! `kvasir eval`: quality.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use kvasir_cache::{Recipe, Sharing};
@@ -11,7 +13,7 @@ use crate::options::{CacheArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::{load_engine, load_model};
-use crate::statistics;
+use crate::statistics::{self, Wanted};
 
 /// Measure quality
 #[derive(Debug, Args)]
@@ -74,6 +76,9 @@ struct QualityCommand {
     /// Tokens per block
     #[arg(long, value_name = "TOKENS", default_value_t = 32)]
     block_size: usize,
+    /// File of the statistics that joint recipes need [default: the one beside the model]
+    #[arg(long, value_name = "FILE")]
+    kv_statistics: Option<PathBuf>,
     /// Most tokens computed in a step
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     max_num_batched_tokens: usize,
@@ -205,20 +210,19 @@ fn quality(command: &QualityCommand) -> Result<()> {
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
     let model = load_model(&path, command.threads, progress)?;
+    let wanted = Wanted {
+        recipes: &command.recipe,
+        block_size: command.block_size,
+        file: command.kv_statistics.as_deref(),
+        threads: command.threads,
+    };
+    let statistics = statistics::load_or_calibrate(&model, &path, &wanted, progress)?;
     let mut runner = Runner::new(Threads::new(command.threads)?);
     let bar = progress.steps("measuring");
     let mut on_step = |done: usize, total: usize| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
-    let statistics = statistics::for_recipes(
-        &model,
-        &path,
-        &command.recipe,
-        command.block_size,
-        &mut runner,
-        progress,
-    )?;
     let caches = quality::Caches { recipes: &command.recipe, statistics, sharing: command.sharing };
     let rows = quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
     bar.finish_and_clear();

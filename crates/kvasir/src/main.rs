@@ -4,6 +4,7 @@
 //! everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bench;
+mod calibrate;
 mod chat;
 mod cli;
 mod eval;

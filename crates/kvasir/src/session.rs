@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use kvasir_engine::Engine;
+use kvasir_engine::{Engine, EngineConfig};
 use kvasir_model::{LoadOptions, Model};
 
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
+use crate::statistics::{self, Wanted};
 
 /// Fetches the model if need be, loads it and puts an engine on top.
 pub(crate) fn load_engine(
@@ -18,8 +19,27 @@ pub(crate) fn load_engine(
 ) -> Result<(Arc<Model>, Engine)> {
     let path = resolve_model(&model.model)?;
     let model = load_model(&path, cache.threads(), progress)?;
-    let engine = Engine::new(Arc::clone(&model), cache.engine_config())?;
+    let config = with_statistics(cache.engine_config(), &model, &path, cache, progress)?;
+    let engine = Engine::new(Arc::clone(&model), config)?;
     Ok((model, engine))
+}
+
+/// Adds the statistics of the model at `path`: those its recipe needs, or what there is.
+pub(crate) fn with_statistics(
+    mut config: EngineConfig,
+    model: &Model,
+    path: &Path,
+    cache: &CacheArgs,
+    progress: Progress,
+) -> Result<EngineConfig> {
+    let wanted = Wanted {
+        recipes: &[config.kv_cache],
+        block_size: config.block_size,
+        file: cache.statistics_file(),
+        threads: config.threads,
+    };
+    config.statistics = statistics::load_or_calibrate(model, path, &wanted, progress)?;
+    Ok(config)
 }
 
 /// Loads the model at `path`, with a bar for whoever watches.

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 5] = ["serve", "chat", "run", "pull", "inspect"];
+const COMMANDS: [&str; 6] = ["serve", "chat", "run", "pull", "inspect", "calibrate"];
 
 fn kvasir(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvasir"));
@@ -85,6 +85,8 @@ fn wrong_usage_ends_with_2() {
         &["run", "a", "--kv-cache", "f12"],
         &["run", "a", "--kv-cache-memory", "0"],
         &["chat", "--json"],
+        &["calibrate", "--block-size", "17"],
+        &["calibrate", "--tokens-per-text", "0"],
         &["serve", "a", "--model", "b"],
         &["serve", "--port", "65536"],
         &["serve", "--log-level", "loud"],

@@ -24,29 +24,64 @@ impl Calibration<'_> {
     pub const TOKENS_PER_TEXT: usize = 384;
 }
 
-impl Model {
-    /// Identifies this model's statistics from a corpus: weights (a sample of every layer), shapes, texts
-    /// and version. O(weights sampled).
-    pub fn statistics_fingerprint(&self, calibration: &Calibration<'_>) -> [u8; 32] {
+/// What statistics were measured on: told with them, and part of their fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorpusInfo {
+    /// As a user names it; informative.
+    pub name: String,
+    /// Of all texts, whole and in order.
+    pub hash: [u8; 32],
+    /// Most tokens taken of each text.
+    pub tokens_per_text: usize,
+}
+
+impl CorpusInfo {
+    /// Of a corpus under a name.
+    pub fn of(name: &str, calibration: &Calibration<'_>) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(b"kvasir statistics\0");
-        hasher.update(&STATISTICS_VERSION.to_le_bytes());
-        hasher.update(&(calibration.block_size as u64).to_le_bytes());
-        hasher.update(&(calibration.tokens_per_text as u64).to_le_bytes());
         for text in calibration.texts {
             hasher.update(blake3::hash(text.as_bytes()).as_bytes());
         }
+        let hash = *hasher.finalize().as_bytes();
+        Self { name: name.to_owned(), hash, tokens_per_text: calibration.tokens_per_text }
+    }
+
+    /// Identifies the statistics of a model, given by [`Model::fingerprint`], on this corpus.
+    pub(crate) fn fingerprint(&self, model: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"kvasir statistics\0");
+        hasher.update(model);
+        hasher.update(&self.hash);
+        hasher.update(&(self.tokens_per_text as u64).to_le_bytes());
+        *hasher.finalize().as_bytes()
+    }
+}
+
+impl Model {
+    /// Identifies what statistics must be measured on to be this model's: weights (a sample of every
+    /// layer), shapes, block size and what the numbers mean. O(weights sampled).
+    pub fn fingerprint(&self, block_size: usize) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"kvasir model\0");
+        hasher.update(&STATISTICS_VERSION.to_le_bytes());
+        hasher.update(&(block_size as u64).to_le_bytes());
         self.decoder().hash_sample(&mut |bytes| {
             hasher.update(bytes);
         });
         *hasher.finalize().as_bytes()
     }
 
+    /// Identifies this model's statistics from a corpus: they differ where one of them differs.
+    pub fn statistics_fingerprint(&self, calibration: &Calibration<'_>) -> [u8; 32] {
+        CorpusInfo::of("", calibration).fingerprint(&self.fingerprint(calibration.block_size))
+    }
+
     /// Runs the texts through the model and measures its keys, values and queries. Takes as long as
     /// prefilling them. `progress` is told (texts done, texts).
     ///
     /// # Errors
-    /// Heads that joint recipes cannot hold; fewer tokens than a basis has axes.
+    /// Heads that joint recipes cannot hold; fewer tokens than a basis has axes; keys or values that
+    /// are not finite.
     pub fn calibrate(
         &self,
         calibration: &Calibration<'_>,
@@ -59,7 +94,7 @@ impl Model {
             * geometry.logical_bytes_per_token()
             * calibration.tokens_per_text.next_multiple_of(block_size)
             + (64 << 20);
-        let mut moments = Moments::new(geometry, ropes)?;
+        let mut moments = Moments::new(geometry.clone(), ropes)?;
         let options = CacheOptions { block_size, budget_bytes, ..CacheOptions::of(Recipe::F16) };
         let mut cache = self.new_cache(options)?;
         for (done, text) in calibration.texts.iter().enumerate() {
@@ -78,6 +113,8 @@ impl Model {
             cache.remove_sequence(sequence)?;
         }
         progress(calibration.texts.len(), calibration.texts.len());
-        Ok(moments.finish(self.statistics_fingerprint(calibration))?)
+        let statistics = moments.finish(self.statistics_fingerprint(calibration))?;
+        statistics.check(&geometry)?;
+        Ok(statistics)
     }
 }

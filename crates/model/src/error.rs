@@ -34,6 +34,22 @@ pub enum ModelError {
         /// What is wrong there.
         what: String,
     },
+    /// The operating system refused.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// File that was to be written.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file of statistics that is damaged, or of another model or version.
+    #[error("statistics {path} refused: {what}")]
+    Statistics {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     // --- metadata --------------------------------------------------------------------------
     /// An architecture this build has no file for in `arch/`.
     #[error("unknown architecture '{name}' (known: {known})")]

@@ -19,11 +19,12 @@ pub mod gguf;
 mod model;
 mod safetensors_dir;
 mod source;
+mod statistics_file;
 pub mod testkit;
 pub mod tokenizer;
 mod weights;
 
-pub use calibrate::Calibration;
+pub use calibrate::{Calibration, CorpusInfo};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};

@@ -30,8 +30,8 @@ fn folder(case: &str) -> PathBuf {
 /// Logits after each of `tokens`, run in chunks of these lengths.
 fn logits(model: &Model, block_size: usize, tokens: &[u32], chunks: &[usize]) -> Vec<Vec<f32>> {
     let mut runner = Runner::new(Threads::new(1).unwrap());
-    let mut cache =
-        model.new_cache(CacheOptions { block_size, ..CacheOptions::of(Recipe::F32) }).unwrap();
+    let options = CacheOptions { block_size, ..CacheOptions::of(Recipe::F32) };
+    let mut cache = model.new_cache(options).unwrap();
     let id = cache.add_sequence(None).unwrap();
     let (mut all, mut start) = (Vec::new(), 0);
     for len in chunks {

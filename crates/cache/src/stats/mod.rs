@@ -18,6 +18,9 @@ pub(crate) use moments::group_heads;
 
 use half::f16;
 
+use crate::error::{CacheError, Result};
+use crate::geometry::Geometry;
+
 /// What the numbers mean; part of every fingerprint. Raise it when that changes.
 pub const STATISTICS_VERSION: u32 = 1;
 
@@ -56,12 +59,57 @@ impl Statistics {
     pub fn num_bytes(&self) -> usize {
         self.layers.iter().flatten().flatten().map(PartStatistics::num_bytes).sum()
     }
+
+    /// Whether a cache of these shapes can use them: for statistics that come from outside.
+    ///
+    /// # Errors
+    /// [`CacheError::Statistics`]: other shapes, values that are not finite, weights or scales that
+    /// are not positive.
+    pub fn check(&self, geometry: &Geometry) -> Result<()> {
+        crate::format::check(self, geometry)?;
+        for (layer, groups) in self.layers.iter().enumerate() {
+            for (group, parts) in groups.iter().enumerate() {
+                for (part, name) in parts.iter().zip(["keys", "values"]) {
+                    part.check().map_err(|what| CacheError::Statistics {
+                        what: format!("layer {layer}, group {group}, {name}: {what}"),
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl PartStatistics {
     fn num_bytes(&self) -> usize {
         4 * (self.mean.len() + self.weights.len() + self.scales.len()) + 2 * self.basis.len()
     }
+
+    fn check(&self) -> Result<(), String> {
+        let positive = |x: &f32| x.is_finite() && *x > 0.0;
+        let first = |found: Option<usize>, what: &str| match found {
+            Some(i) => Err(format!("{what} {i}")),
+            None => Ok(()),
+        };
+        first(self.mean.iter().position(|x| !x.is_finite()), "a mean that is not finite, at")?;
+        first(self.weights.iter().position(|x| !positive(x)), "a weight that is not positive, at")?;
+        first(self.basis.iter().position(|x| !x.is_finite()), "a basis that is not finite, at")?;
+        first(self.scales.iter().position(|x| !positive(x)), "a scale that is not positive, at")
+    }
+}
+
+/// Head groups of every layer, and the channels of one: `(groups, width)`.
+///
+/// # Errors
+/// [`CacheError::Geometry`] for heads that joint codecs cannot hold.
+pub fn group_shapes(geometry: &Geometry) -> Result<Vec<(usize, usize)>> {
+    let layers = geometry.layers().iter().enumerate();
+    layers
+        .map(|(layer, l)| {
+            let heads = group_heads(layer, l)?;
+            Ok((l.kv_heads / heads, heads * l.head_dim))
+        })
+        .collect()
 }
 
 /// KV heads that are coded together: as many as fit [`MAX_WIDTH`] channels and divide the layer's.

@@ -37,6 +37,13 @@ struct GroupMoments {
     query_squares: Vec<f64>,
 }
 
+impl GroupMoments {
+    fn is_finite(&self) -> bool {
+        let sums = [&self.key_sums, &self.value_sums, &self.query_squares];
+        self.squares.iter().chain(sums).flatten().all(|sum| sum.is_finite())
+    }
+}
+
 impl Moments {
     /// Nothing seen yet.
     ///
@@ -126,12 +133,20 @@ impl Moments {
     /// Turns the sums into statistics.
     ///
     /// # Errors
-    /// [`CacheError::Statistics`] if fewer tokens were seen than a basis has axes.
+    /// [`CacheError::Statistics`] if fewer tokens were seen than a basis has axes, or values that are
+    /// not finite.
     pub fn finish(self, fingerprint: [u8; 32]) -> Result<Statistics> {
         let widest = self.layers.iter().flatten().map(|g| g.value_sums.len()).max().unwrap_or(0);
         if self.tokens < widest {
             return Err(CacheError::Statistics {
-                what: format!("{} tokens cannot show {widest} directions", self.tokens),
+                what: format!("{} tokens are too few to show {widest} directions", self.tokens),
+            });
+        }
+        // The search for axes would not end on these.
+        if let Some(layer) = self.layers.iter().position(|l| !l.iter().all(GroupMoments::is_finite))
+        {
+            return Err(CacheError::Statistics {
+                what: format!("queries, keys or values of layer {layer} are not finite"),
             });
         }
         let layers = self.layers.iter().zip(self.geometry.layers());

@@ -1,6 +1,7 @@
 //! The KV cache, the batch, the threads.
 
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
 use kvasir_cache::Recipe;
@@ -15,6 +16,10 @@ pub(crate) struct CacheArgs {
     /// How the KV cache is encoded
     #[arg(long, value_name = "RECIPE", default_value = "f16")]
     kv_cache: Recipe,
+    /// File of the statistics that joint recipes need (see `kvasir calibrate --help`) [default: the
+    /// one beside the model; measured where a recipe needs it and it is not there]
+    #[arg(long, value_name = "FILE")]
+    kv_statistics: Option<PathBuf>,
     /// Memory of the KV cache, such as 256MiB or 1GiB
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     kv_cache_memory: usize,
@@ -42,7 +47,7 @@ pub(crate) struct CacheArgs {
 }
 
 impl CacheArgs {
-    /// What the engine is to be built with.
+    /// What the engine is to be built with, without statistics.
     pub(crate) fn engine_config(&self) -> EngineConfig {
         EngineConfig {
             kv_cache: self.kv_cache,
@@ -57,13 +62,19 @@ impl CacheArgs {
         }
     }
 
+    /// `--kv-statistics`.
+    pub(crate) fn statistics_file(&self) -> Option<&Path> {
+        self.kv_statistics.as_deref()
+    }
+
     /// `--threads`; 0 is one per processor.
     pub(crate) fn threads(&self) -> usize {
         self.threads.map_or(0, NonZeroUsize::get)
     }
 }
 
-fn parse_block_size(text: &str) -> Result<usize, String> {
+/// Reads `--block-size`.
+pub(crate) fn parse_block_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(size @ (16 | 32 | 64)) => Ok(size),
         _ => Err("must be 16, 32 or 64".to_owned()),
@@ -95,7 +106,7 @@ mod tests {
     fn every_option_arrives() {
         let args = "--kv-cache f16 --kv-cache-memory 1GiB --block-size 16 --max-num-seqs 3 \
                     --max-num-batched-tokens 2k --max-model-len 8K --no-enable-prefix-caching \
-                    --threads 2";
+                    --threads 2 --kv-statistics a.kvstats";
         let cache = parse(&args.split_whitespace().collect::<Vec<_>>()).unwrap();
         let expected = EngineConfig {
             kv_cache: Recipe::F16,
@@ -109,6 +120,7 @@ mod tests {
             ..EngineConfig::default()
         };
         assert_eq!(cache.engine_config(), expected);
+        assert_eq!(cache.statistics_file(), Some(Path::new("a.kvstats")));
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod model;
 mod sampling;
 mod serve;
 
-pub(crate) use cache::CacheArgs;
+pub(crate) use cache::{CacheArgs, parse_block_size};
 pub(crate) use model::ModelArgs;
 pub(crate) use sampling::SamplingArgs;
 pub(crate) use serve::{LogLevel, ServeArgs};

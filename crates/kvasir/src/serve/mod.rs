@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::interrupt::exit_interrupted;
 use crate::options::{CacheArgs, ModelArgs, ServeArgs};
 use crate::pull::{Progress, resolve_model};
-use crate::session::load_model;
+use crate::session::{load_model, with_statistics};
 
 /// Threads for connections; the engine computes on its own.
 const HTTP_THREADS: usize = 2;
@@ -104,8 +104,9 @@ async fn serve(
 fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle) -> Result<()> {
     let start = Instant::now();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.cache.threads(), Progress::stderr())?;
-    let config = engine_config(command);
+    let progress = Progress::stderr();
+    let model = load_model(&path, command.cache.threads(), progress)?;
+    let config = with_statistics(engine_config(command), &model, &path, &command.cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config.clone())?;
     tracing::info!(
         path = %path.display(),

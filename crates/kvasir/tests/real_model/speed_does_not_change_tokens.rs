@@ -9,9 +9,8 @@ use crate::models;
 fn logits(recipe: Recipe, block_size: usize, chunk: usize, tokens: &[u32], hit: bool) -> Vec<f32> {
     let model = models::smollm2();
     let mut runner = Runner::new(Threads::new(0).unwrap());
-    let mut cache = model
-        .new_cache(CacheOptions { block_size, prefix_caching: hit, ..CacheOptions::of(recipe) })
-        .unwrap();
+    let options = CacheOptions { block_size, prefix_caching: hit, ..CacheOptions::of(recipe) };
+    let mut cache = model.new_cache(options).unwrap();
     let mut out = Vec::new();
     for _ in 0..=usize::from(hit) {
         let id = cache.add_sequence(None).unwrap();
