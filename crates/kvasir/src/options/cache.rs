@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
-use kvasir_cache::Recipe;
+use kvasir_cache::{Recipe, Sharing};
 use kvasir_engine::EngineConfig;
 
 use crate::units::{parse_bytes, parse_tokens};
@@ -16,6 +16,10 @@ pub(crate) struct CacheArgs {
     /// How the KV cache is encoded
     #[arg(long, value_name = "RECIPE", default_value = "f16")]
     kv_cache: Recipe,
+    /// Which blocks are shared beside equal prefixes: off, tokens, sketch or tree, with a limit as in
+    /// tokens:0.05
+    #[arg(long, value_name = "SHARING", default_value = "off")]
+    kv_sharing: Sharing,
     /// File of the statistics that joint recipes need (see `kvasir calibrate --help`) [default: the
     /// one beside the model; measured where a recipe needs it and it is not there]
     #[arg(long, value_name = "FILE")]
@@ -51,6 +55,7 @@ impl CacheArgs {
     pub(crate) fn engine_config(&self) -> EngineConfig {
         EngineConfig {
             kv_cache: self.kv_cache,
+            kv_sharing: self.kv_sharing,
             kv_cache_memory: self.kv_cache_memory,
             block_size: self.block_size,
             max_num_seqs: self.max_num_seqs.get(),
@@ -105,11 +110,12 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let args = "--kv-cache f16 --kv-cache-memory 1GiB --block-size 16 --max-num-seqs 3 \
-                    --max-num-batched-tokens 2k --max-model-len 8K --no-enable-prefix-caching \
+                    --kv-sharing tokens:0.1 --max-num-batched-tokens 2k --max-model-len 8K --no-enable-prefix-caching \
                     --threads 2 --kv-statistics a.kvstats";
         let cache = parse(&args.split_whitespace().collect::<Vec<_>>()).unwrap();
         let expected = EngineConfig {
             kv_cache: Recipe::F16,
+            kv_sharing: "tokens:0.1".parse().unwrap(),
             kv_cache_memory: 1 << 30,
             block_size: 16,
             max_num_seqs: 3,
@@ -139,6 +145,7 @@ mod tests {
             ["--block-size", "17"],
             ["--block-size", "0"],
             ["--kv-cache", "f12"],
+            ["--kv-sharing", "tokens:2"],
             ["--kv-cache-memory", "lots"],
             ["--max-num-seqs", "0"],
             ["--max-model-len", "0"],
