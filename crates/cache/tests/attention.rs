@@ -242,3 +242,45 @@ fn equal_content_at_another_position_has_equal_stored_bytes() {
     assert_eq!(run(0), run(32));
     assert_eq!(run(0), run(320));
 }
+
+/// Reading tiles in their basis, turning them back, and turning them to the queries are the same function.
+#[test]
+fn all_paths_over_coded_blocks_agree() {
+    for (query_heads, kv_heads, dim) in [(6, 3, 64), (4, 1, 128), (2, 2, 48)] {
+        let l = layer(query_heads, kv_heads, dim);
+        for recipe in [Recipe::JOINT3, Recipe::ROTATION4, "joint:1.75".parse().unwrap()] {
+            let mut cache = cache(vec![l.clone()], 32, recipe, 64 << 20, false);
+            let mut random = Random::new(11);
+            let id = cache.add_sequence(None).unwrap();
+            let (tokens, new) = (200, 100);
+            let mut write = |cache: &mut KvCache, start: usize, len: usize| {
+                cache.reserve(id, len).unwrap();
+                let slices = [BatchSlice { sequence: id, row: 0, start, len }];
+                let x = random.values(2 * len * kv_heads * dim);
+                let (k, v) = x.split_at(len * kv_heads * dim);
+                cache.write(0, &slices, k, v).unwrap();
+            };
+            write(&mut cache, 0, tokens);
+            cache.commit(id, &(0..tokens as u32).collect::<Vec<_>>()).unwrap();
+            write(&mut cache, tokens, new);
+            let width = query_heads * dim;
+            let queries = Random::new(12).values(new * width);
+            let mut attend = |first: usize, len: usize| {
+                let slices = [BatchSlice { sequence: id, row: 0, start: tokens + first, len }];
+                let mut out = vec![0.0; len * width];
+                let queries = &queries[first * width..(first + len) * width];
+                let mut scratch = AttentionScratch::default();
+                cache.attend(0, &slices, queries, &mut out, &mut scratch).unwrap();
+                out
+            };
+            let whole = attend(0, new);
+            for (first, len) in [(new - 1, 1), (0, 1), (7, 3), (20, 12)] {
+                let part = attend(first, len);
+                let expected = &whole[first * width..(first + len) * width];
+                let worst =
+                    part.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 2e-5, "{recipe} {dim}: rows {first}+{len} differ by {worst}");
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use kvasir_kernels::{gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 
 use super::tile::Tile;
-use super::{Visible, Work, mask};
+use super::{CODED_QUERY_TOKENS, QUERY_TOKENS, Visible, Work, mask};
 use crate::codec::JointCodec;
 use crate::kv_cache::KvCache;
 use crate::sequence::Sequence;
@@ -24,6 +24,13 @@ impl KvCache {
         let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
         let joint = format.groups.first().is_some_and(|parts| parts[0].joint().is_some());
         (joint && query_rows <= CODED_QUERY_ROWS).then_some(format.heads)
+    }
+
+    /// Query tokens of a plain work item of a sequence.
+    pub(super) fn query_tokens(&self, layer: usize, sequence: &Sequence) -> usize {
+        let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
+        let joint = format.groups.first().is_some_and(|parts| parts[0].joint().is_some());
+        if joint { CODED_QUERY_TOKENS } else { QUERY_TOKENS }
     }
 
     /// One work item over all heads of a head group. `queries`: from the item's first row; `mixed`:

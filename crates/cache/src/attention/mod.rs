@@ -31,6 +31,9 @@ use tile::Tile;
 /// and sums stay in L2.
 const QUERY_TOKENS: usize = 64;
 
+/// The same where every tile costs a product to decode: as many queries as L2 holds share it.
+const CODED_QUERY_TOKENS: usize = 256;
+
 /// The part of a step's flat batch that belongs to one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSlice {
@@ -84,9 +87,11 @@ impl KvCache {
         let group = l.query_heads / l.kv_heads;
         scratch.items.clear();
         for (slice, s) in slices.iter().enumerate() {
-            let heads = self.coded_heads(layer, self.sequence(s.sequence)?, s.len * group);
-            for first in (0..s.len).step_by(QUERY_TOKENS) {
-                let len = QUERY_TOKENS.min(s.len - first);
+            let sequence = self.sequence(s.sequence)?;
+            let heads = self.coded_heads(layer, sequence, s.len * group);
+            let most = self.query_tokens(layer, sequence);
+            for first in (0..s.len).step_by(most) {
+                let len = most.min(s.len - first);
                 let step = heads.unwrap_or(1);
                 for kv_head in (0..l.kv_heads).step_by(step) {
                     let heads = heads.map_or(0, |h| h.min(l.kv_heads - kv_head));

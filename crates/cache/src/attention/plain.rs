@@ -19,6 +19,7 @@ impl KvCache {
     ) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
         tile.resize(work.item.len * work.group, dim, dim, block_size);
+        tile.absolute.clear();
         mixed.fill(0.0);
         for v in work.visible(block_size) {
             let n = (v.t1 - v.t0) * work.group;
@@ -55,7 +56,17 @@ impl KvCache {
         for part in 0..2 {
             self.decode(work, part, kv_head, table.part(part)[v.block], v.filled, tile);
         }
+        let n = (v.t1 - v.t0) * work.group;
         let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
+        let format = table.keys[v.block].format;
+        let coded = self.formats.get(format).layers[work.layer].groups[0][0].joint().is_some();
+        if coded && relative && n > v.filled {
+            self.turn_tile(work, v, kv_head, queries, tile);
+            let (queries, keys) = (&tile.absolute[v.t0 * work.group * dim..], &tile.keys);
+            gemm_nt((n, v.filled, dim), queries, dim, keys, dim, &mut tile.scores, v.filled);
+            self.scale_scores(work, &mut tile.scores[..n * v.filled]);
+            return;
+        }
         for t in v.t0..v.t1 {
             for g in 0..work.group {
                 let at = (t * l.query_heads + kv_head * work.group + g) * dim;
@@ -65,13 +76,42 @@ impl KvCache {
                 self.frame.rotate(l.rope, distance, &queries[at..at + dim], rotated);
             }
         }
-        let n = (v.t1 - v.t0) * work.group;
         let keys = &tile.keys[..v.filled * dim];
         gemm_nt((n, v.filled, dim), &tile.queries, dim, keys, dim, &mut tile.scores, v.filled);
-        let scores = &mut tile.scores[..n * v.filled];
-        scale_in_place(scores, l.score_scale * self.frame.score_factor(l.rope));
-        if let Some(cap) = l.score_cap {
+        self.scale_scores(work, &mut tile.scores[..n * v.filled]);
+    }
+
+    fn scale_scores(&self, work: &Work<'_>, scores: &mut [f32]) {
+        scale_in_place(scores, work.l.score_scale * self.frame.score_factor(work.l.rope));
+        if let Some(cap) = work.l.score_cap {
             soft_cap(scores, cap);
+        }
+    }
+
+    /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
+    /// item's queries, once, to theirs. (Only coded tiles: for uncompressed ones a row must not depend on
+    /// how many others there are.)
+    fn turn_tile(
+        &self,
+        work: &Work<'_>,
+        v: &Visible,
+        kv_head: usize,
+        queries: &[f32],
+        tile: &mut Tile,
+    ) {
+        let (l, dim) = (work.l, work.l.head_dim);
+        let Tile { keys, absolute, queries: row, .. } = tile;
+        if absolute.is_empty() {
+            absolute.resize(work.item.len * work.group * dim, 0.0);
+            for (i, rotated) in absolute.chunks_exact_mut(dim).enumerate() {
+                let (t, g) = (i / work.group, i % work.group);
+                let at = (t * l.query_heads + kv_head * work.group + g) * dim;
+                self.frame.rotate(l.rope, work.start + t, &queries[at..at + dim], rotated);
+            }
+        }
+        for key in keys[..v.filled * dim].chunks_exact_mut(dim) {
+            row[..dim].copy_from_slice(key);
+            self.frame.rotate(l.rope, v.p, &row[..dim], key);
         }
     }
 

@@ -12,6 +12,8 @@ pub(super) struct Tile {
     pub(super) keys: Vec<f32>, // [block_size, head_dim] or [block_size, width]
     pub(super) values: Vec<f32>, // the same
     pub(super) queries: Vec<f32>, // [rows, head_dim]
+    /// Queries of the whole item at their own positions, once a block asked for them.
+    pub(super) absolute: Vec<f32>, // [rows, head_dim]
     pub(super) folded: Vec<f32>, // [rows, width]
     pub(super) scores: Vec<f32>, // [rows, block_size]
     /// Sums of the coded path, plain channels before coded ones: `[rows, head_dim + width]`.
