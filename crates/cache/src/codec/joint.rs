@@ -41,6 +41,10 @@ pub(crate) struct Basis {
     means: Vec<f32>,
 }
 
+/// What a scale of its own takes off a row's error: it follows the row's energy, which the codebooks'
+/// distortion on unit Gaussians does not know of. Measured on Gaussian rows: .94 to .99.
+const ROW_SCALES: f32 = 0.965;
+
 thread_local! {
     /// Rows while they are encoded or decoded; sealing is rare, so it is not worth a parameter.
     static SCRATCH: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
@@ -128,7 +132,7 @@ impl JointCodec {
         let energy: f32 = basis.scales.iter().map(|s| s * s).sum();
         let bits = layout.bits().iter().map(|b| usize::from(*b)).zip(&basis.scales);
         let left: f32 = bits.map(|(b, s)| s * s * DISTORTION[b]).sum();
-        Ok(Self { layout, error: left / energy, basis })
+        Ok(Self { layout, error: ROW_SCALES * left / energy, basis })
     }
 
     pub(crate) fn basis(&self) -> &Arc<Basis> {
@@ -245,5 +249,105 @@ impl Codec for JointCodec {
 
     fn joint(&self) -> Option<&JointCodec> {
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::super::conformance;
+    use super::*;
+
+    /// Uncorrelated channels whose energies fall by a factor of 1000 from the first segment to the last;
+    /// Gaussian rows with exactly these statistics, and a mean.
+    fn example(
+        width: usize,
+        spread: f32,
+        mean: f32,
+    ) -> (Arc<Basis>, impl Fn(usize, u64) -> Vec<f32>) {
+        let segments = width / SEGMENT;
+        let scales: Vec<f32> =
+            (0..segments).map(|i| spread.powf(-(i as f32) / segments as f32)).collect();
+        let basis =
+            (0..width * width).map(|i| f16::from_f32(f32::from(u8::from(i / width == i % width))));
+        let part = PartStatistics {
+            mean: (0..width).map(|c| mean * ((c % 5) as f32 - 2.0)).collect(),
+            weights: vec![1.0; width],
+            basis: basis.collect(),
+            scales: scales.clone(),
+        };
+        let mean = part.mean.clone();
+        let rows = move |tokens: usize, seed: u64| {
+            let mut rows = conformance::gaussian(tokens * width, seed);
+            for (i, x) in rows.iter_mut().enumerate() {
+                *x = *x * scales[i % width / SEGMENT] + mean[i % width];
+            }
+            rows
+        };
+        (Arc::new(Basis::new(&part, &part.mean)), rows)
+    }
+
+    #[test]
+    fn distortion_is_what_the_allocation_predicts() {
+        for (width, spread) in [(64, 30.0), (192, 30.0), (256, 5.0)] {
+            let (basis, rows) = example(width, spread, 1.0);
+            for rate in [1.5, 2.0, 2.75, 3.0, 4.0] {
+                let codec = JointCodec::new(Arc::clone(&basis), rate).unwrap();
+                let x = rows(512, 17);
+                let (mut z, mut got) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+                codec.coefficients(&x, &mut z);
+                let mut slot = vec![0; codec.slot_bytes(512, width)];
+                codec.encode(&x, width, &mut slot);
+                codec.decode_coefficients(&slot, &mut got);
+                let error: f32 = z.iter().zip(&got).map(|(a, b)| (a - b).powi(2)).sum();
+                let error = error / z.iter().map(|a| a * a).sum::<f32>();
+                let ratio = error / codec.expected_error();
+                println!("width {width} rate {rate}: {error:.5}, {ratio:.3} of the prediction");
+                assert!((ratio - 1.0).abs() < 0.05, "width {width} rate {rate}: {ratio}");
+            }
+        }
+    }
+
+    #[test]
+    fn conforms() {
+        let (basis, _) = example(192, 1.0, 0.0);
+        let codec = JointCodec::new(basis, 4.0).unwrap();
+        conformance::check_shapes(&codec, &[(16, 192), (32, 192), (64, 192)]);
+    }
+
+    #[test]
+    fn a_rate_is_never_exceeded() {
+        for width in [16, 48, 64, 192, 256] {
+            let (basis, _) = example(width, 10.0, 1.0);
+            for hundredths in (100..=600).step_by(25) {
+                let rate = hundredths as f32 / 100.0;
+                let codec = JointCodec::new(Arc::clone(&basis), rate).unwrap();
+                let bits = 8.0 * codec.slot_bytes(32, width) as f32 / (32 * width) as f32;
+                let most = rate.max(ROW_HEADER_BITS as f32 / width as f32);
+                assert!(bits <= most, "{bits} bits a channel at {rate}, width {width}");
+                assert!(
+                    rate > 5.0 || bits > most - 16.0 / width as f32 - 1.0 / 16.0,
+                    "{bits} {rate}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gain_scales_what_is_not_the_mean() {
+        let (basis, rows) = example(64, 3.0, 1.0);
+        let codec = JointCodec::new(basis, 4.0).unwrap();
+        let x = rows(16, 5);
+        let mut slot = vec![0; codec.slot_bytes(16, 64)];
+        codec.encode(&x, 64, &mut slot);
+        let [once, twice, none] = [1.0, 2.0, 0.0].map(|gain| {
+            let mut out = vec![0.0; x.len()];
+            codec.decode_coded(&slot, gain, &mut out);
+            out
+        });
+        for ((a, b), mean) in once.iter().zip(&twice).zip(&none) {
+            assert!(((b - mean) - 2.0 * (a - mean)).abs() < 1e-4, "{a} {b} {mean}");
+        }
     }
 }
