@@ -139,10 +139,8 @@ impl KvCache {
         }
         let fusion = tree::fuse(&groups, dim, &FusionOptions::paper(threshold))?;
         let rows = |of: fn(&BatchGroup) -> &[f32]| batch.groups.iter().map(of).collect::<Vec<_>>();
-        let followed = [
-            fusion.follow(&rows(|g| &g.keys), dim)?,
-            fusion.follow(&rows(|g| &g.values), dim)?,
-        ];
+        let followed =
+            [fusion.follow(&rows(|g| &g.keys), dim)?, fusion.follow(&rows(|g| &g.values), dim)?];
         let mut moved = 0;
         for (index, representative) in fusion.representatives().iter().enumerate() {
             moved += representative.members.len() - 1;

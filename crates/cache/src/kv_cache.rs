@@ -14,8 +14,8 @@ use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
 use crate::seal::{SealScratch, SharingCounts};
 use crate::sequence::{Sequence, SequenceId};
-use crate::sharing::{Sharing, SharingMode};
 use crate::sharing::online::SharingIndex;
+use crate::sharing::{Sharing, SharingMode};
 use crate::stats::Statistics;
 
 /// What a [`KvCache`] is made of.

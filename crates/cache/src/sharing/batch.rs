@@ -137,7 +137,8 @@ fn sample(groups: &[NewBlocks<'_>], dim: usize, pairs: usize) -> Vec<PairCosines
     let mut state = 1u64;
     let mut draw = || {
         // A linear congruential generator's high bits are random enough to pick pairs.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         blocks.get((state >> 33) as usize % blocks.len().max(1)).copied()
     };
     let mut drawn = Vec::with_capacity(pairs);
