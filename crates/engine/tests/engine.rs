@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use kvasir_cache::Recipe;
+use kvasir_cache::{Recipe, Sharing, SharingMode};
 use kvasir_engine::{
     Engine, EngineConfig, EngineError, FinishReason, Request, RequestId, SamplingParams,
     SequenceOutput, StopReason,
@@ -477,4 +477,27 @@ proptest! {
         run(&mut engine);
         empty(&mut engine);
     }
+}
+
+#[test]
+fn the_tree_fuses_prompts_of_running_requests_and_ends_empty() {
+    let config = |mode| EngineConfig {
+        kv_sharing: Sharing { mode, limit: (mode == SharingMode::Tree).then_some(0.5) },
+        enable_prefix_caching: false,
+        ..config()
+    };
+    let peaks = [SharingMode::Off, SharingMode::Tree].map(|mode| {
+        let mut engine = engine(config(mode));
+        for i in 0..4 {
+            engine.add_request(request(&format!("r{i}"), &prompt(80, 1), greedy(20))).unwrap();
+        }
+        engine.step().unwrap();
+        let bytes = engine.stats().kv_physical_bytes;
+        engine.check_integrity().unwrap();
+        assert_eq!(run(&mut engine).len(), 4);
+        engine.check_integrity().unwrap();
+        assert_eq!(engine.stats().kv_physical_bytes, 0);
+        bytes
+    });
+    assert!(peaks[1] < peaks[0], "{peaks:?}");
 }
