@@ -10,7 +10,7 @@ use kvasir_engine::{
     SequenceOutput, StopReason,
 };
 use kvasir_model::Model;
-use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB, tiny_model};
+use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB, deep_tiny_model, tiny_model};
 use proptest::prelude::*;
 
 fn model() -> Arc<Model> {
@@ -487,7 +487,7 @@ fn the_tree_fuses_prompts_of_running_requests_and_ends_empty() {
         ..config()
     };
     let peaks = [SharingMode::Off, SharingMode::Tree].map(|mode| {
-        let mut engine = engine(config(mode));
+        let mut engine = Engine::new(deep_tiny_model(1, 6), config(mode)).unwrap();
         for i in 0..4 {
             engine.add_request(request(&format!("r{i}"), &prompt(80, 1), greedy(20))).unwrap();
         }
