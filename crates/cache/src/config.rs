@@ -85,6 +85,11 @@ impl Recipe {
         self.frame
     }
 
+    /// The same with keys in another frame. Its name stays.
+    pub(crate) fn in_frame(self, frame: KeyFrame) -> Self {
+        Self { frame, ..self }
+    }
+
     /// How sealed blocks are stored.
     pub fn codec(self) -> CodecKind {
         self.codec

@@ -20,6 +20,15 @@ pub enum CacheError {
         /// As given.
         given: String,
     },
+    /// A recipe that the tree cannot fuse.
+    #[error("tree sharing holds f16 and f32 recipes only, not {recipe}")]
+    TreeRecipe {
+        /// The recipe.
+        recipe: String,
+    },
+    /// Blocks that cannot be compared.
+    #[error("sharing: {0}")]
+    Sharing(#[from] crate::sharing::SharingError),
     /// A rate that no joint recipe can have.
     #[error(
         "a rate of '{given}' bits a channel: joint and rotation recipes take {least} to {most}"

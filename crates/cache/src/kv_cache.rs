@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvasir_kernels::RopeTable;
 use rustc_hash::FxHashSet;
 
-use crate::config::Recipe;
+use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
 use crate::format::{FormatId, Formats, Shapes, add_class};
 use crate::frame::Frame;
@@ -15,9 +15,9 @@ use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
 use crate::seal::{SealScratch, SharingCounts};
 use crate::sequence::{Sequence, SequenceId};
-use crate::sharing::Sharing;
 use crate::sharing::online::SharingIndex;
 use crate::sharing::sketch::SketchIndex;
+use crate::sharing::{Sharing, SharingMode};
 use crate::stats::Statistics;
 
 /// What a [`KvCache`] is made of.
@@ -35,7 +35,8 @@ pub struct CacheConfig {
     pub sharing: Sharing,
     /// Budget of the block pool.
     pub budget_bytes: usize,
-    /// Whether equal prefixes share blocks.
+    /// Whether equal prefixes share blocks. Off with [`SharingMode::Tree`], which averages blocks: the
+    /// prefix cache promises what a prompt would compute.
     pub prefix_caching: bool,
 }
 
@@ -113,7 +114,7 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// A layer that names a RoPE table that is not there.
+    /// A layer that names a RoPE table that is not there; then as [`Self::prepare`].
     pub fn new(config: CacheConfig) -> Result<Self> {
         let CacheConfig {
             geometry,
@@ -157,7 +158,7 @@ impl KvCache {
             frame,
             recipe,
             prefix: PrefixCache::default(),
-            prefix_caching,
+            prefix_caching: prefix_caching && sharing.mode != SharingMode::Tree,
             formats: Formats::default(),
             statistics,
             budget_bytes,
@@ -178,12 +179,17 @@ impl KvCache {
     ///
     /// # Errors
     /// [`CacheError::Statistics`] if the recipe needs some that are missing, [`CacheError::Geometry`] for
-    /// heads that it cannot hold.
+    /// heads that it cannot hold, [`CacheError::TreeRecipe`] for a coded one that the tree would fuse.
     pub fn prepare(&mut self, recipe: Recipe) -> Result<()> {
         self.prepare_formats(recipe).map(drop)
     }
 
     fn prepare_formats(&mut self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+        // A mean of coded blocks would have to be coded again.
+        let plain = recipe.codec() == recipe.tail_kind();
+        if self.sharing.mode == SharingMode::Tree && !plain {
+            return Err(CacheError::TreeRecipe { recipe: recipe.to_string() });
+        }
         let shapes = Shapes {
             geometry: &self.geometry,
             frame: &self.frame,
@@ -297,6 +303,11 @@ impl KvCache {
     pub fn add_sequence_with(&mut self, recipe: Recipe, salt: Option<&str>) -> Result<SequenceId> {
         let (tail, sealed) = self.prepare_formats(recipe)?;
         let tenant = self.root(recipe, salt);
+        // The tree joins blocks of any two positions, as the paper does: their keys must be in one frame.
+        let recipe = match self.sharing.mode {
+            SharingMode::Tree => recipe.in_frame(KeyFrame::Absolute),
+            _ => recipe,
+        };
         let groups = self.geometry.num_groups();
         let sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
         let index = match self.sequences.iter().position(Option::is_none) {

@@ -55,6 +55,8 @@ pub(crate) struct Sequence {
     pub(crate) tail_capacity: usize,
     /// Whose blocks it may share.
     pub(crate) tenant: BlockHash,
+    /// Leading sealed blocks that the tree has seen.
+    pub(crate) num_fused: usize,
 }
 
 impl Sequence {
@@ -80,6 +82,7 @@ impl Sequence {
             sealed_formats,
             tail_capacity: 0,
             tenant,
+            num_fused: 0,
         }
     }
 

@@ -265,7 +265,7 @@ fn all_paths_over_coded_blocks_agree() {
             write(&mut cache, tokens, new);
             let width = query_heads * dim;
             let queries = Random::new(12).values(new * width);
-            let mut attend = |first: usize, len: usize| {
+            let attend = |first: usize, len: usize| {
                 let slices = [BatchSlice { sequence: id, row: 0, start: tokens + first, len }];
                 let mut out = vec![0.0; len * width];
                 let queries = &queries[first * width..(first + len) * width];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::{BatchSlice, KvCache, Recipe};
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SharingMode};
 use kvasir_model::CacheOptions;
 use kvasir_model::{ForwardBatch, Model, Runner, Threads, Tokenizer};
 use rustc_hash::FxHashMap;
@@ -287,6 +287,8 @@ impl Engine {
                 sequence.num_computed += scheduled.len;
             }
         }
+        let tree = self.config.kv_sharing.mode == SharingMode::Tree;
+        let fuses = tree && self.scheduler.completes_prompt(&plan);
         for rows in rows.chunks(LOGIT_ROWS) {
             let indices: Vec<usize> = rows.iter().map(|r| r.row).collect();
             let mut logits = std::mem::take(&mut self.logits);
@@ -297,7 +299,20 @@ impl Engine {
             }
             self.logits = logits;
         }
+        if fuses {
+            self.fuse()?;
+        }
         Ok(output)
+    }
+
+    /// Fuses the running sequences with complete prompts, if there are several.
+    fn fuse(&mut self) -> Result<()> {
+        let ids = self.scheduler.decoding();
+        if ids.len() > 1 {
+            let cache = &mut self.cache;
+            self.runner.threads().install(|| cache.fuse(&ids, 0))?;
+        }
+        Ok(())
     }
 
     fn note_admitted(&mut self, plan: &Plan, output: &mut StepOutput) {

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use kvasir_cache::{CacheError, KvCache};
+use kvasir_cache::{CacheError, KvCache, SequenceId};
 use rustc_hash::FxHashMap;
 
 use crate::error::Result;
@@ -64,6 +64,20 @@ impl Scheduler {
 
     pub(crate) fn num_running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Whether a plan that was carried out completes somebody's prompt.
+    pub(crate) fn completes_prompt(&self, plan: &Plan) -> bool {
+        plan.scheduled.iter().any(|Scheduled { key, start, len }| {
+            let sequence = self.sequences.get(key);
+            sequence.is_some_and(|s| *start < s.prompt_len && s.prompt_len <= start + len)
+        })
+    }
+
+    /// Running sequences whose prompts are complete, in order of admission.
+    pub(crate) fn decoding(&self) -> Vec<SequenceId> {
+        let running = self.running.iter().filter_map(|key| self.sequences.get(key));
+        running.filter(|s| s.num_computed >= s.prompt_len).filter_map(|s| s.cache).collect()
     }
 
     /// Requests of which no token has been computed yet.

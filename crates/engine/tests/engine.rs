@@ -6,11 +6,12 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{config, empty, engine, generate, greedy, model, prompt, request, run, statistics};
+use kvasir_cache::{Sharing, SharingMode};
 use kvasir_engine::{
     Engine, EngineConfig, EngineError, FinishReason, Recipe, Request, RequestId, SamplingParams,
     StopReason,
 };
-use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB};
+use kvasir_model::testkit::{TINY_CONTEXT, TINY_EOS, TINY_VOCAB, deep_tiny_model};
 use proptest::prelude::*;
 
 #[test]
@@ -409,4 +410,27 @@ proptest! {
         run(&mut engine);
         empty(&mut engine);
     }
+}
+
+#[test]
+fn the_tree_fuses_prompts_of_running_requests_and_ends_empty() {
+    let config = |mode| EngineConfig {
+        kv_sharing: Sharing { mode, limit: (mode == SharingMode::Tree).then_some(0.5) },
+        enable_prefix_caching: false,
+        ..config()
+    };
+    let peaks = [SharingMode::Off, SharingMode::Tree].map(|mode| {
+        let mut engine = Engine::new(deep_tiny_model(1, 6), config(mode)).unwrap();
+        for i in 0..4 {
+            engine.add_request(request(&format!("r{i}"), &prompt(80, 1), greedy(20))).unwrap();
+        }
+        engine.step().unwrap();
+        let bytes = engine.stats().kv_physical_bytes;
+        engine.check_integrity().unwrap();
+        assert_eq!(run(&mut engine).len(), 4);
+        engine.check_integrity().unwrap();
+        assert_eq!(engine.stats().kv_physical_bytes, 0);
+        bytes
+    });
+    assert!(peaks[1] < peaks[0], "{peaks:?}");
 }

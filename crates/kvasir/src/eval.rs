@@ -45,6 +45,8 @@ Workloads:
 
 Columns: ratio of f16 bytes to bytes, of sealed blocks and of everything; mean and 95th percentile
 of the KL divergence in nats; share of equal most likely tokens; change of the next token's NLL.
+With --sharing tree a line for each recipe follows: blocks ÷ representatives over the layers that are
+fused, predicted and counted; bytes before ÷ after, of everything; blocks that the last check sent back.
 
 Examples:
   kvasir eval quality --recipe int8,kivi4,kivi2
@@ -246,6 +248,12 @@ fn print_table(rows: &[RecipeQuality]) -> Result<()> {
             r.nll_delta,
             r.worst.context,
             r.worst.kl_mean
+        ))?;
+    }
+    for tree in rows.iter().filter_map(|r| r.tree) {
+        print_line(&format!(
+            "tree: predicted ratio {:.3}, counted {:.3}, realised {:.3}; {} blocks sent back",
+            tree.ratio_predicted, tree.ratio_counted, tree.ratio_realised, tree.rejected
         ))?;
     }
     Ok(())

@@ -50,6 +50,11 @@ fn random(n: usize, seed: u64, scale: f32) -> Vec<f32> {
 
 /// A two-layer Llama of 258 byte-level tokens (hidden 32, 4 query and 2 KV heads of 16 channels).
 pub fn tiny_gguf(seed: u64) -> GgufBuilder {
+    tiny_gguf_of(seed, 2)
+}
+
+/// The same with `layers` layers.
+fn tiny_gguf_of(seed: u64, layers: u64) -> GgufBuilder {
     const HIDDEN: usize = 32;
     const FFN: usize = 48;
     let mut tokens = byte_characters();
@@ -59,7 +64,7 @@ pub fn tiny_gguf(seed: u64) -> GgufBuilder {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
         .string("general.name", "tiny")
-        .uint("llama.block_count", 2)
+        .uint("llama.block_count", layers)
         .uint("llama.context_length", TINY_CONTEXT as u64)
         .uint("llama.embedding_length", HIDDEN as u64)
         .uint("llama.feed_forward_length", FFN as u64)
@@ -83,7 +88,7 @@ pub fn tiny_gguf(seed: u64) -> GgufBuilder {
         )
         .tensor_f32("output_norm.weight", &[HIDDEN], &[1.0; HIDDEN]);
     let mut tensor_seed = seed;
-    for layer in 0..2 {
+    for layer in 0..layers {
         let shapes: [(&str, [usize; 2]); 7] = [
             ("attn_q", [64, HIDDEN]),
             ("attn_k", [32, HIDDEN]),
@@ -108,7 +113,12 @@ pub fn tiny_gguf(seed: u64) -> GgufBuilder {
 
 /// [`tiny_gguf`], loaded.
 pub fn tiny_model(seed: u64) -> Arc<Model> {
-    let file =
-        GgufFile::from_bytes(tiny_gguf(seed).build(), Path::new("tiny.gguf")).expect("a GGUF file");
+    deep_tiny_model(seed, 2)
+}
+
+/// [`tiny_model`] with `layers` layers.
+pub fn deep_tiny_model(seed: u64, layers: u64) -> Arc<Model> {
+    let bytes = tiny_gguf_of(seed, layers).build();
+    let file = GgufFile::from_bytes(bytes, Path::new("tiny.gguf")).expect("a GGUF file");
     Arc::new(Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).expect("a model"))
 }

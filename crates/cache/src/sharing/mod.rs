@@ -7,8 +7,10 @@
 //!
 //! Everything here is a pure function of vectors and ids. Not its job: slots, tables, reference
 //! counts, tenants, which layers take part (the paper leaves out the first and last two). The caller
-//! passes blocks of one layer and one tenant only, and applies the redirects to its own tables.
+//! ([`crate::KvCache::fuse`]) passes blocks of one layer and one tenant only, and applies the redirects
+//! to its own tables.
 
+pub(crate) mod batch;
 pub(crate) mod online;
 mod policy;
 mod similarity;
@@ -16,6 +18,7 @@ pub(crate) mod sketch;
 pub mod theory;
 pub mod tree;
 
+pub use batch::{FusionReport, LayerFusion};
 pub use policy::{Sharing, SharingMode};
 
 /// What can be wrong with the input of this module.

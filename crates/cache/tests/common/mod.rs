@@ -1,6 +1,6 @@
 //! Test support: random inputs and small caches.
 // Helpers outside #[test] functions may fail a test by panicking.
-#![allow(unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::sync::Arc;
 

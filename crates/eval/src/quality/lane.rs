@@ -1,10 +1,13 @@
 //! One recipe's cache with all contexts in it, and what was seen of it.
 
-use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId, Sharing};
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SequenceId, Sharing, SharingMode};
 use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, log_sum_exp};
 
-use super::{RecipeQuality, Worst};
+use super::{RecipeQuality, TreeRatios, Worst};
 use crate::error::Result;
+
+/// Pairs of blocks a layer that predictions are made from.
+const PREDICTION_PAIRS: usize = 2000;
 
 /// A cache with one sequence per context, and the comparisons made so far.
 pub(super) struct Lane {
@@ -15,6 +18,7 @@ pub(super) struct Lane {
     kl: Vec<Vec<f64>>, // [contexts][continuation]
     same_top: usize,
     nll_delta: Vec<f64>,
+    tree: Option<TreeRatios>,
 }
 
 /// Bytes as f16 would take them, and as they are.
@@ -68,7 +72,24 @@ impl Lane {
             kl: vec![Vec::new(); contexts],
             same_top: 0,
             nll_delta: Vec::new(),
+            tree: None,
         })
+    }
+
+    /// Fuses all contexts, if that is how they share.
+    pub(super) fn fuse(&mut self, runner: &Runner) -> Result<()> {
+        if self.sharing.mode != SharingMode::Tree {
+            return Ok(());
+        }
+        let (cache, ids) = (&mut self.cache, &self.ids);
+        let report = runner.threads().install(|| cache.fuse(ids, PREDICTION_PAIRS))?;
+        self.tree = Some(TreeRatios {
+            ratio_predicted: report.predicted.map_or(1.0, |p| p.ratio),
+            ratio_counted: report.counted_ratio(),
+            ratio_realised: report.realised_ratio(),
+            rejected: report.rejected(),
+        });
+        Ok(())
     }
 
     /// Appends `tokens` to one context, at most `chunk` at a time.
@@ -166,6 +187,7 @@ impl Lane {
             top1: self.same_top as f64 / every.len().max(1) as f64,
             nll_delta: mean(&self.nll_delta),
             worst: Worst { context: worst.0, kl_mean: worst.1 },
+            tree: self.tree,
         })
     }
 }

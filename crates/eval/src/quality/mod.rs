@@ -95,6 +95,22 @@ pub struct RecipeQuality {
     pub nll_delta: f64,
     /// The context with the largest mean KL divergence.
     pub worst: Worst,
+    /// What the paper's tree did, where [`kvasir_cache::SharingMode::Tree`] is on.
+    pub tree: Option<TreeRatios>,
+}
+
+/// Ratios of the paper's tree, which fuses all contexts once, after their prefill.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TreeRatios {
+    /// Blocks ÷ representatives over the layers that take part, as the theory predicts it from random pairs
+    /// of the same blocks.
+    pub ratio_predicted: f64,
+    /// The same, as the tree counts it.
+    pub ratio_counted: f64,
+    /// Bytes of the whole cache before ÷ after: all layers, tails and tables.
+    pub ratio_realised: f64,
+    /// Blocks of a layer that the final check sent back, all layers.
+    pub rejected: usize,
 }
 
 /// Measures every recipe on the same contexts. Rows come in the order of `caches.recipes`. Contexts of a recipe
@@ -133,6 +149,7 @@ pub fn measure(
             done += 1;
             progress(done, total);
         }
+        lane.fuse(runner)?;
     }
     let vocab_size = model.spec().vocab_size;
     // [contexts, vocab_size]

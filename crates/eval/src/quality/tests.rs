@@ -28,8 +28,17 @@ fn texts() -> Vec<String> {
 }
 
 fn try_measure(recipes: &[Recipe], settings: &Settings) -> Result<Vec<RecipeQuality>> {
+    measure_sharing(recipes, Sharing::OFF, settings)
+}
+
+fn measure_sharing(
+    recipes: &[Recipe],
+    sharing: Sharing,
+    settings: &Settings,
+) -> Result<Vec<RecipeQuality>> {
     let mut runner = Runner::new(Threads::new(1).unwrap());
-    super::measure(&tiny_model(1), &mut runner, &texts(), recipes, settings, &mut |_, _| {})
+    let caches = Caches { recipes, statistics: None, sharing };
+    super::measure(&tiny_model(1), &mut runner, &texts(), &caches, settings, &mut |_, _| {})
 }
 
 fn measure(recipes: &[Recipe], settings: &Settings) -> Vec<RecipeQuality> {
@@ -77,8 +86,9 @@ fn progress_ends_at_its_total() {
     let mut runner = Runner::new(Threads::new(1).unwrap());
     let mut seen = Vec::new();
     let recipes = [Recipe::INT8, Recipe::KIVI4];
+    let caches = Caches { recipes: &recipes, ..Caches::default() };
     let mut progress = |done, total| seen.push((done, total));
-    super::measure(&tiny_model(1), &mut runner, &texts(), &recipes, &RETRIEVAL, &mut progress)
+    super::measure(&tiny_model(1), &mut runner, &texts(), &caches, &RETRIEVAL, &mut progress)
         .unwrap();
     // Three lanes of five contexts, twenty steps.
     let expected: Vec<(usize, usize)> = (1..=35).map(|done| (done, 35)).collect();
@@ -94,4 +104,23 @@ fn settings_and_short_corpora_are_errors() {
     assert!(matches!(unaligned, EvalError::Settings { .. }), "{unaligned}");
     let short = message(&Settings { continuation: 31, ..CONTINUATION });
     assert_eq!(short.to_string(), "no text of the corpus has 131 tokens");
+}
+
+#[test]
+fn the_tree_says_its_ratios_and_refuses_coded_recipes() {
+    let tree: Sharing = "tree:0.9".parse().unwrap();
+    let rows = measure_sharing(&[Recipe::F16, Recipe::F32], tree, &RETRIEVAL).unwrap();
+    for row in &rows {
+        // The first two layers and the last two take no part: those are all.
+        let tree = row.tree.unwrap();
+        assert_eq!(
+            (tree.ratio_counted, tree.ratio_realised, tree.ratio_predicted),
+            (1.0, 1.0, 1.0)
+        );
+        assert_eq!(row.sharing, "tree:0.9");
+        assert!(row.kl_mean < 1e-4, "only the frame differs: {row:?}");
+    }
+    assert!(measure(&[Recipe::F16], &RETRIEVAL)[0].tree.is_none());
+    let refused = measure_sharing(&[Recipe::INT8], tree, &RETRIEVAL).unwrap_err().to_string();
+    assert!(refused.contains("f16 and f32 recipes only"), "{refused}");
 }
