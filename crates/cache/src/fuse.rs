@@ -277,6 +277,7 @@ impl KvCache {
 }
 
 /// One part of a representative.
+#[derive(Clone, Copy)]
 struct Shared<'a> {
     layer: usize,
     part: usize,
