@@ -1,14 +1,13 @@
 //! The cache of one model: sequences append, seal, read and free through it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use kvasir_kernels::RopeTable;
-use rustc_hash::FxHashSet;
 
 use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
-use crate::format::{FormatId, Formats, Shapes, add_class};
+use crate::format::{FormatId, Formats, Shapes};
 use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
@@ -40,55 +39,20 @@ pub struct CacheConfig {
     pub prefix_caching: bool,
 }
 
-/// Gauges of a cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CacheStats {
-    /// What all cached tokens would take in f16: every sequence's tokens, and unused prefixes.
-    pub logical_bytes: usize,
-    /// What they take.
-    pub physical_bytes: usize,
-    /// Of `physical_bytes`, what unused prefixes take; freed on demand.
-    pub evictable_bytes: usize,
-    /// The budget.
-    pub budget_bytes: usize,
-    /// Most bytes ever handed out.
-    pub peak_physical_bytes: usize,
-    /// Sequences.
-    pub num_sequences: usize,
-    /// Blocks of tokens in the prefix cache.
-    pub num_prefix_blocks: usize,
-    /// What the pool has taken from the budget: whole slabs, and metadata.
-    pub reserved_bytes: usize,
-    /// Values that were NaN, infinite or too large to store, since the start.
-    pub num_clamped: u64,
-    /// Parts of blocks that pressure coded again with fewer bits, since the start.
-    pub num_lowered: u64,
-    /// What the statistics of joint recipes take, beside `physical_bytes`.
-    pub statistics_bytes: usize,
-    /// What the index of sharing takes, in `physical_bytes`.
-    pub sharing_index_bytes: usize,
-    /// What sharing did.
-    pub sharing: SharingCounts,
-    /// Nanoseconds spent on sealing blocks: finding what to share, and encoding.
-    pub seal_nanos: u64,
-    /// Nanoseconds spent in attention, decoding of tiles included.
-    pub attention_nanos: u64,
-}
-
 /// See the crate's documentation.
 #[derive(Debug)]
 pub struct KvCache {
     pub(crate) geometry: Geometry,
     pub(crate) frame: Frame,
     pub(crate) pool: BlockPool,
-    recipe: Recipe,
+    pub(crate) recipe: Recipe,
     pub(crate) prefix: PrefixCache,
-    prefix_caching: bool,
+    pub(crate) prefix_caching: bool,
     pub(crate) formats: Formats,
     statistics: Option<Arc<Statistics>>,
-    budget_bytes: usize,
+    pub(crate) budget_bytes: usize,
     /// Most tokens written between two commits.
-    max_chunk: usize,
+    pub(crate) max_chunk: usize,
     pub(crate) seal_scratch: SealScratch,
     pub(crate) sharing: Sharing,
     pub(crate) sharing_index: SharingIndex,
@@ -220,7 +184,7 @@ impl KvCache {
     }
 
     /// The formats of a recipe that was prepared.
-    fn formats_of(&self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+    pub(crate) fn formats_of(&self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
         let ladder = !recipe.ladder().is_empty();
         let find = |kind, on| {
             self.formats.find(kind, on).ok_or_else(|| CacheError::Integrity {
@@ -239,52 +203,6 @@ impl KvCache {
     /// How sequences are stored that do not say otherwise.
     pub fn recipe(&self) -> Recipe {
         self.recipe
-    }
-
-    /// Bytes of the budget that one sequence of `tokens` tokens, stored by a prepared recipe, takes when it is alone. What is larger
-    /// than the budget can never run.
-    pub fn bytes_alone(&self, recipe: Recipe, tokens: usize) -> usize {
-        let blocks = self.geometry.blocks_for(tokens);
-        let slots = self.slots_for(recipe, 0, blocks);
-        let metadata = blocks * self.metadata_per_block();
-        self.budget_bytes - self.pool.budget_bytes() + self.pool.bytes_alone(&slots, metadata)
-    }
-
-    /// Says that no step writes more than `tokens` tokens of one sequence, so that a long sequence never
-    /// holds more unsealed blocks than that. Unlimited until it is said.
-    pub fn set_max_chunk(&mut self, tokens: usize) {
-        self.max_chunk = tokens;
-    }
-
-    /// Slots of blocks `first .. blocks` of a sequence while the last of them are being written.
-    fn slots_for(&self, recipe: Recipe, first: usize, blocks: usize) -> Vec<(ClassId, usize)> {
-        // Formats of the default recipe exist always, others once somebody asked for them.
-        let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
-        let Ok((tail, sealed)) = formats else { return Vec::new() };
-        let new = blocks.saturating_sub(first);
-        // A chunk may begin and end inside a block.
-        let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
-        let mut slots = Vec::new();
-        let mut add = |format: FormatId, blocks: usize| {
-            for (class, n) in &self.formats.get(format).slots {
-                add_class(&mut slots, *class, n * blocks);
-            }
-        };
-        let head = usize::from(first == 0 && new > 0);
-        if sealed == [tail; 2] {
-            add(tail, new);
-        } else {
-            add(tail, open);
-            add(sealed[0], head);
-            add(sealed[1], new - head);
-        }
-        slots
-    }
-
-    /// Table entries, and the prefix cache's copy of them.
-    fn metadata_per_block(&self) -> usize {
-        let node = PrefixCache::node_bytes(2 * self.geometry.num_groups());
-        self.geometry.table_bytes_per_block() + if self.prefix_caching { node } else { 0 }
     }
 
     /// Adds an empty sequence, stored by the default recipe. `salt` separates tenants: blocks are shared
@@ -325,7 +243,7 @@ impl KvCache {
     }
 
     /// The empty prefix of a tenant: blocks under it have the same recipe and the same statistics.
-    fn root(&self, recipe: Recipe, salt: Option<&str>) -> BlockHash {
+    pub(crate) fn root(&self, recipe: Recipe, salt: Option<&str>) -> BlockHash {
         let statistics = self.statistics.as_ref().filter(|_| recipe.needs_statistics());
         let fingerprint = statistics.map(|s| s.fingerprint).unwrap_or_default();
         BlockHash::root(salt, &recipe.to_string(), self.geometry.block_size(), &fingerprint)
@@ -406,51 +324,6 @@ impl KvCache {
         self.prefix_caching
     }
 
-    /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
-    fn lookup_prefix(&self, recipe: Recipe, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
-        let block_size = self.geometry.block_size();
-        let usable = tokens.len().saturating_sub(1) / block_size;
-        let mut chain = self.root(recipe, salt);
-        let (mut found, mut evictable) = (0, 0);
-        for block in tokens.chunks_exact(block_size).take(usable) {
-            chain = chain.child(block);
-            let Some(node) = self.prefix.find(&chain) else { break };
-            found += block_size;
-            evictable += self.prefix.evictable_bytes_of(node, &self.pool);
-        }
-        (found, evictable)
-    }
-
-    /// Whether a new sequence of `tokens`, and `headroom` tokens more, would fit: with `reuse` it takes
-    /// known prefixes from the cache; other unused prefixes count as room. An estimate for admission
-    /// that changes nothing: [`Self::reserve`] decides. O(tokens).
-    pub fn fits_new(
-        &self,
-        recipe: Recipe,
-        salt: Option<&str>,
-        tokens: &[u32],
-        reuse: bool,
-        headroom: usize,
-    ) -> bool {
-        let (found, kept) = match reuse && self.prefix_caching {
-            true => self.lookup_prefix(recipe, salt, tokens),
-            false => (0, 0),
-        };
-        let all = self.geometry.blocks_for(tokens.len() + headroom);
-        let first = found / self.geometry.block_size();
-        let blocks = all - first;
-        let slots = self.slots_for(recipe, first, all);
-        let metadata =
-            blocks * self.metadata_per_block() + first * self.geometry.table_bytes_per_block();
-        if self.pool.can_allocate(&slots, metadata) {
-            return true;
-        }
-        let room = self.prefix.evictable_bytes(&self.pool).saturating_sub(kept);
-        let room = room + self.lowerable_bytes();
-        let pinned = self.pool.reserved_bytes().saturating_sub(room);
-        pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
-    }
-
     /// Frees a sequence. Its sealed blocks stay in the prefix cache until room is needed.
     ///
     /// # Errors
@@ -471,70 +344,6 @@ impl KvCache {
         Ok(())
     }
 
-    /// Logical and physical bytes of one sequence, blocks it shares with others counted whole.
-    ///
-    /// # Errors
-    /// [`CacheError::UnknownSequence`].
-    pub fn sequence_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
-        self.bytes_of(&[id], false)
-    }
-
-    /// Logical and physical bytes of some sequences with their table entries, slots that several of them
-    /// share counted once. With `sealed_only`, only sealed blocks other than each sequence's first: what a
-    /// recipe does to the long run of a sequence.
-    ///
-    /// # Errors
-    /// [`CacheError::UnknownSequence`].
-    pub fn bytes_of(&self, ids: &[SequenceId], sealed_only: bool) -> Result<(usize, usize)> {
-        let mut seen = FxHashSet::default();
-        let (mut logical, mut physical) = (0, 0);
-        for id in ids {
-            let sequence = self.sequence(*id)?;
-            let (range, tokens) = match sealed_only {
-                true => {
-                    let range = sequence.num_sealed.min(1)..sequence.num_sealed;
-                    let tokens = range.len() * self.geometry.block_size();
-                    (range, tokens)
-                }
-                false => (0..sequence.num_blocks(), sequence.num_tokens),
-            };
-            for table in &sequence.tables {
-                for entry in table.keys[range.clone()].iter().chain(&table.values[range.clone()]) {
-                    if seen.insert(entry.slot) {
-                        physical += self.pool.size_of(entry.slot);
-                    }
-                }
-            }
-            physical += range.len() * self.geometry.table_bytes_per_block();
-            logical += tokens * self.geometry.logical_bytes_per_token();
-        }
-        Ok((logical, physical))
-    }
-
-    /// Logical and physical bytes of every layer over all sequences, shared slots once. O(entries).
-    pub fn layer_bytes(&self) -> Vec<(usize, usize)> {
-        let mut seen = FxHashSet::default();
-        let layers = self.geometry.layers().iter().enumerate();
-        layers
-            .map(|(layer, l)| {
-                seen.clear();
-                let (first, mut tokens, mut physical) = (self.geometry.group(layer, 0), 0, 0);
-                for sequence in self.sequences.iter().flatten() {
-                    tokens += sequence.num_tokens;
-                    for table in &sequence.tables[first..first + l.kv_heads] {
-                        for entry in table.entries() {
-                            physical += size_of::<crate::table::Entry>();
-                            if seen.insert(entry.slot) {
-                                physical += self.pool.size_of(entry.slot);
-                            }
-                        }
-                    }
-                }
-                (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)
-            })
-            .collect()
-    }
-
     /// Evicts every unused prefix; returns the bytes freed.
     ///
     /// # Errors
@@ -545,67 +354,6 @@ impl KvCache {
         self.sharing_index.sweep(&mut self.pool);
         self.sketch_index.sweep(&mut self.pool);
         Ok(before - self.pool.physical_bytes())
-    }
-
-    fn sharing_index_bytes(&self) -> usize {
-        self.sharing_index.num_bytes() + self.sketch_index.num_bytes()
-    }
-
-    /// A snapshot. O(sequences).
-    pub fn stats(&self) -> CacheStats {
-        let tokens: usize = self.sequences.iter().flatten().map(|s| s.num_tokens).sum();
-        let unused = self.prefix.num_unused() * self.geometry.block_size();
-        CacheStats {
-            logical_bytes: (tokens + unused) * self.geometry.logical_bytes_per_token(),
-            physical_bytes: self.pool.physical_bytes(),
-            evictable_bytes: self.prefix.evictable_bytes(&self.pool),
-            budget_bytes: self.budget_bytes,
-            peak_physical_bytes: self.pool.peak_bytes(),
-            num_sequences: self.sequences.iter().flatten().count(),
-            num_prefix_blocks: self.prefix.len(),
-            reserved_bytes: self.pool.reserved_bytes(),
-            num_clamped: self.num_clamped,
-            num_lowered: self.num_lowered,
-            statistics_bytes: self.formats.num_bytes(),
-            sharing_index_bytes: self.sharing_index_bytes(),
-            sharing: self.sharing_counts,
-            seal_nanos: self.seal_nanos,
-            attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Recounts references, users and bytes over pool, prefix cache and sequences. O(everything).
-    ///
-    /// # Errors
-    /// [`CacheError::Integrity`] naming the first numbers that disagree.
-    pub fn check_integrity(&self) -> Result<()> {
-        self.pool.check()?;
-        self.prefix.check()?;
-        let agree = |what: &str, counted: usize, found: usize| {
-            if counted == found {
-                Ok(())
-            } else {
-                let what = format!("{what}: {counted} counted, {found} found");
-                Err(CacheError::Integrity { what })
-            }
-        };
-        let live = || self.sequences.iter().flatten();
-        let entries: usize = live().flat_map(|s| &s.tables).map(|t| t.entries().count()).sum();
-        let held: usize = live().flat_map(|s| &s.seal_slots).map(Vec::len).sum();
-        let references = entries + held + self.prefix.num_references();
-        agree("slot references", self.pool.num_references(), references)?;
-        agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
-        let tables: usize =
-            live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
-        let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index_bytes();
-        agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
-        for s in live() {
-            let blocks = self.geometry.blocks_for(s.num_reserved);
-            agree("blocks of a sequence", s.num_blocks(), blocks.max(s.num_sealed))?;
-            let sealed = s.num_tokens / self.geometry.block_size();
-            agree("sealed blocks of a sequence", s.num_sealed, sealed)?;
-        }
-        Ok(())
     }
 }
 

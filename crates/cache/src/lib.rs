@@ -12,8 +12,10 @@
 //! Not its job: requests, scheduling policy, sampling, model weights.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod append;
 mod attention;
+mod books;
 pub mod codec;
 mod config;
 mod error;
@@ -32,11 +34,12 @@ pub mod stats;
 mod table;
 
 pub use attention::{AttentionScratch, BatchSlice};
+pub use books::CacheStats;
 pub use config::{KeyFrame, Recipe};
 pub use error::{CacheError, Result};
 pub use format::FormatId;
 pub use geometry::{Geometry, LayerGeometry};
-pub use kv_cache::{CacheConfig, CacheStats, KvCache};
+pub use kv_cache::{CacheConfig, KvCache};
 pub use pool::{BlockPool, ClassId, SlotId};
 pub use prefix::BlockHash;
 pub use seal::SharingCounts;

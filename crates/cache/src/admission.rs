@@ -1,0 +1,100 @@
+//! What fits: estimates for admission, and what a sequence takes alone.
+
+use crate::config::Recipe;
+use crate::format::{FormatId, add_class};
+use crate::kv_cache::KvCache;
+use crate::pool::ClassId;
+use crate::prefix::PrefixCache;
+
+impl KvCache {
+    /// Bytes of the budget that one sequence of `tokens` tokens, stored by a prepared recipe, takes when it
+    /// is alone. What is larger than the budget can never run.
+    pub fn bytes_alone(&self, recipe: Recipe, tokens: usize) -> usize {
+        let blocks = self.geometry.blocks_for(tokens);
+        let slots = self.slots_for(recipe, 0, blocks);
+        let metadata = blocks * self.metadata_per_block();
+        self.budget_bytes - self.pool.budget_bytes() + self.pool.bytes_alone(&slots, metadata)
+    }
+
+    /// Says that no step writes more than `tokens` tokens of one sequence, so that a long sequence never
+    /// holds more unsealed blocks than that. Unlimited until it is said.
+    pub fn set_max_chunk(&mut self, tokens: usize) {
+        self.max_chunk = tokens;
+    }
+
+    /// Slots of blocks `first .. blocks` of a sequence while the last of them are being written.
+    fn slots_for(&self, recipe: Recipe, first: usize, blocks: usize) -> Vec<(ClassId, usize)> {
+        // Formats of the default recipe exist always, others once somebody asked for them.
+        let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
+        let Ok((tail, sealed)) = formats else { return Vec::new() };
+        let new = blocks.saturating_sub(first);
+        // A chunk may begin and end inside a block.
+        let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
+        let mut slots = Vec::new();
+        let mut add = |format: FormatId, blocks: usize| {
+            for (class, n) in &self.formats.get(format).slots {
+                add_class(&mut slots, *class, n * blocks);
+            }
+        };
+        let head = usize::from(first == 0 && new > 0);
+        if sealed == [tail; 2] {
+            add(tail, new);
+        } else {
+            add(tail, open);
+            add(sealed[0], head);
+            add(sealed[1], new - head);
+        }
+        slots
+    }
+
+    /// Table entries, and the prefix cache's copy of them.
+    fn metadata_per_block(&self) -> usize {
+        let node = PrefixCache::node_bytes(2 * self.geometry.num_groups());
+        self.geometry.table_bytes_per_block() + if self.prefix_caching { node } else { 0 }
+    }
+
+    /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
+    fn lookup_prefix(&self, recipe: Recipe, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
+        let block_size = self.geometry.block_size();
+        let usable = tokens.len().saturating_sub(1) / block_size;
+        let mut chain = self.root(recipe, salt);
+        let (mut found, mut evictable) = (0, 0);
+        for block in tokens.chunks_exact(block_size).take(usable) {
+            chain = chain.child(block);
+            let Some(node) = self.prefix.find(&chain) else { break };
+            found += block_size;
+            evictable += self.prefix.evictable_bytes_of(node, &self.pool);
+        }
+        (found, evictable)
+    }
+
+    /// Whether a new sequence of `tokens`, and `headroom` tokens more, would fit: with `reuse` it takes
+    /// known prefixes from the cache; other unused prefixes count as room. An estimate for admission
+    /// that changes nothing: [`Self::reserve`] decides. O(tokens).
+    pub fn fits_new(
+        &self,
+        recipe: Recipe,
+        salt: Option<&str>,
+        tokens: &[u32],
+        reuse: bool,
+        headroom: usize,
+    ) -> bool {
+        let (found, kept) = match reuse && self.prefix_caching {
+            true => self.lookup_prefix(recipe, salt, tokens),
+            false => (0, 0),
+        };
+        let all = self.geometry.blocks_for(tokens.len() + headroom);
+        let first = found / self.geometry.block_size();
+        let blocks = all - first;
+        let slots = self.slots_for(recipe, first, all);
+        let metadata =
+            blocks * self.metadata_per_block() + first * self.geometry.table_bytes_per_block();
+        if self.pool.can_allocate(&slots, metadata) {
+            return true;
+        }
+        let room = self.prefix.evictable_bytes(&self.pool).saturating_sub(kept);
+        let room = room + self.lowerable_bytes();
+        let pinned = self.pool.reserved_bytes().saturating_sub(room);
+        pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
+    }
+}

@@ -1,0 +1,172 @@
+//! The books of a cache: bytes by sequence and by layer, the gauges, and the recount of everything.
+
+use std::sync::atomic::Ordering;
+
+use rustc_hash::FxHashSet;
+
+use crate::error::{CacheError, Result};
+use crate::kv_cache::KvCache;
+use crate::seal::SharingCounts;
+use crate::sequence::SequenceId;
+
+/// Gauges of a cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// What all cached tokens would take in f16: every sequence's tokens, and unused prefixes.
+    pub logical_bytes: usize,
+    /// What they take.
+    pub physical_bytes: usize,
+    /// Of `physical_bytes`, what unused prefixes take; freed on demand.
+    pub evictable_bytes: usize,
+    /// The budget.
+    pub budget_bytes: usize,
+    /// Most bytes ever handed out.
+    pub peak_physical_bytes: usize,
+    /// Sequences.
+    pub num_sequences: usize,
+    /// Blocks of tokens in the prefix cache.
+    pub num_prefix_blocks: usize,
+    /// What the pool has taken from the budget: whole slabs, and metadata.
+    pub reserved_bytes: usize,
+    /// Values that were NaN, infinite or too large to store, since the start.
+    pub num_clamped: u64,
+    /// Parts of blocks that pressure coded again with fewer bits, since the start.
+    pub num_lowered: u64,
+    /// What the statistics of joint recipes take, beside `physical_bytes`.
+    pub statistics_bytes: usize,
+    /// What the index of sharing takes, in `physical_bytes`.
+    pub sharing_index_bytes: usize,
+    /// What sharing did.
+    pub sharing: SharingCounts,
+    /// Nanoseconds spent on sealing blocks: finding what to share, and encoding.
+    pub seal_nanos: u64,
+    /// Nanoseconds spent in attention, decoding of tiles included.
+    pub attention_nanos: u64,
+}
+
+impl KvCache {
+    /// Logical and physical bytes of one sequence, blocks it shares with others counted whole.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn sequence_bytes(&self, id: SequenceId) -> Result<(usize, usize)> {
+        self.bytes_of(&[id], false)
+    }
+
+    /// Logical and physical bytes of some sequences with their table entries, slots that several of them
+    /// share counted once. With `sealed_only`, only sealed blocks other than each sequence's first: what a
+    /// recipe does to the long run of a sequence.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn bytes_of(&self, ids: &[SequenceId], sealed_only: bool) -> Result<(usize, usize)> {
+        let mut seen = FxHashSet::default();
+        let (mut logical, mut physical) = (0, 0);
+        for id in ids {
+            let sequence = self.sequence(*id)?;
+            let (range, tokens) = match sealed_only {
+                true => {
+                    let range = sequence.num_sealed.min(1)..sequence.num_sealed;
+                    let tokens = range.len() * self.geometry.block_size();
+                    (range, tokens)
+                }
+                false => (0..sequence.num_blocks(), sequence.num_tokens),
+            };
+            for table in &sequence.tables {
+                for entry in table.keys[range.clone()].iter().chain(&table.values[range.clone()]) {
+                    if seen.insert(entry.slot) {
+                        physical += self.pool.size_of(entry.slot);
+                    }
+                }
+            }
+            physical += range.len() * self.geometry.table_bytes_per_block();
+            logical += tokens * self.geometry.logical_bytes_per_token();
+        }
+        Ok((logical, physical))
+    }
+
+    /// Logical and physical bytes of every layer over all sequences, shared slots once. O(entries).
+    pub fn layer_bytes(&self) -> Vec<(usize, usize)> {
+        let mut seen = FxHashSet::default();
+        let layers = self.geometry.layers().iter().enumerate();
+        layers
+            .map(|(layer, l)| {
+                seen.clear();
+                let (first, mut tokens, mut physical) = (self.geometry.group(layer, 0), 0, 0);
+                for sequence in self.sequences.iter().flatten() {
+                    tokens += sequence.num_tokens;
+                    for table in &sequence.tables[first..first + l.kv_heads] {
+                        for entry in table.entries() {
+                            physical += size_of::<crate::table::Entry>();
+                            if seen.insert(entry.slot) {
+                                physical += self.pool.size_of(entry.slot);
+                            }
+                        }
+                    }
+                }
+                (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)
+            })
+            .collect()
+    }
+
+    fn sharing_index_bytes(&self) -> usize {
+        self.sharing_index.num_bytes() + self.sketch_index.num_bytes()
+    }
+
+    /// A snapshot. O(sequences).
+    pub fn stats(&self) -> CacheStats {
+        let tokens: usize = self.sequences.iter().flatten().map(|s| s.num_tokens).sum();
+        let unused = self.prefix.num_unused() * self.geometry.block_size();
+        CacheStats {
+            logical_bytes: (tokens + unused) * self.geometry.logical_bytes_per_token(),
+            physical_bytes: self.pool.physical_bytes(),
+            evictable_bytes: self.prefix.evictable_bytes(&self.pool),
+            budget_bytes: self.budget_bytes,
+            peak_physical_bytes: self.pool.peak_bytes(),
+            num_sequences: self.sequences.iter().flatten().count(),
+            num_prefix_blocks: self.prefix.len(),
+            reserved_bytes: self.pool.reserved_bytes(),
+            num_clamped: self.num_clamped,
+            num_lowered: self.num_lowered,
+            statistics_bytes: self.formats.num_bytes(),
+            sharing_index_bytes: self.sharing_index_bytes(),
+            sharing: self.sharing_counts,
+            seal_nanos: self.seal_nanos,
+            attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Recounts references, users and bytes over pool, prefix cache and sequences. O(everything).
+    ///
+    /// # Errors
+    /// [`CacheError::Integrity`] naming the first numbers that disagree.
+    pub fn check_integrity(&self) -> Result<()> {
+        self.pool.check()?;
+        self.prefix.check()?;
+        let agree = |what: &str, counted: usize, found: usize| {
+            if counted == found {
+                Ok(())
+            } else {
+                let what = format!("{what}: {counted} counted, {found} found");
+                Err(CacheError::Integrity { what })
+            }
+        };
+        let live = || self.sequences.iter().flatten();
+        let entries: usize = live().flat_map(|s| &s.tables).map(|t| t.entries().count()).sum();
+        let held: usize = live().flat_map(|s| &s.seal_slots).map(Vec::len).sum();
+        let references = entries + held + self.prefix.num_references();
+        agree("slot references", self.pool.num_references(), references)?;
+        agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
+        let tables: usize =
+            live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
+        let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index_bytes();
+        agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
+        for s in live() {
+            let blocks = self.geometry.blocks_for(s.num_reserved);
+            agree("blocks of a sequence", s.num_blocks(), blocks.max(s.num_sealed))?;
+            let sealed = s.num_tokens / self.geometry.block_size();
+            agree("sealed blocks of a sequence", s.num_sealed, sealed)?;
+        }
+        Ok(())
+    }
+}
