@@ -269,7 +269,7 @@ fn rotation(layer: usize, l: &LayerGeometry) -> Result<Basis> {
     let sign = |i: usize| if (i.wrapping_mul(0x9E37_79B9) >> 16) & 1 == 1 { -1.0 } else { 1.0 };
     let entry = |i: usize| {
         let (r, c) = (i / dim, i % dim);
-        let odd = (r % piece & c % piece).count_ones() % 2 == 1;
+        let odd = ((r % piece) & (c % piece)).count_ones() % 2 == 1;
         let same = if r / piece == c / piece { 1.0 } else { 0.0 };
         same * sign(c) * if odd { -1.0 } else { 1.0 } / (piece as f32).sqrt()
     };

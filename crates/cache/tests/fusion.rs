@@ -1,5 +1,7 @@
 //! The paper's tree over a cache: what is shared, what it frees, and what stays as it is.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Random, layer, sharing_cache};

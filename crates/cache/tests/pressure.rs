@@ -1,6 +1,8 @@
 //! The pressure ladder: more tokens fit because old blocks are coded again, nobody's output is spoiled, and
 //! the books stay right.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{Random, cache, layer};

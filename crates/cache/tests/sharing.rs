@@ -1,6 +1,8 @@
 //! Sharing by content: bytes are freed, limits are kept, tenants never meet, and the books stay right in
 //! any order of sharing, sealing, lowering and freeing.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{Random, layer, sharing_cache};

@@ -52,7 +52,7 @@ impl Lane {
     /// An empty sequence for each of `contexts` contexts of at most `tokens` tokens.
     pub(super) fn new(
         model: &Model,
-        cache: CacheOptions,
+        cache: &CacheOptions,
         contexts: usize,
         tokens: usize,
     ) -> Result<Self> {

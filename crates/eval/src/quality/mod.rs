@@ -135,7 +135,7 @@ pub fn measure(
     let lane = |recipe: Recipe, sharing: Sharing| {
         let statistics = caches.statistics.clone();
         let cache = CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(recipe) };
-        Lane::new(model, cache, contexts.len(), context_len + continuation)
+        Lane::new(model, &cache, contexts.len(), context_len + continuation)
     };
     let mut control = lane(Recipe::F16, Sharing::OFF)?;
     let lanes = caches.recipes.iter().map(|recipe| lane(*recipe, caches.sharing));
