@@ -25,8 +25,10 @@ Exit codes: 0 nothing failed, 1 something failed, 2 wrong usage or no server.
 import argparse
 import collections
 import http.client
+import itertools
 import json
 import os
+import random
 import re
 import sys
 import threading
@@ -67,7 +69,7 @@ class Soak:
             self.failures.append(failure)
             if len(self.failures) >= self.options.max_failures:
                 self.ended = True
-        print(f"FAILED at {failure['seconds']} s: {request_id or ''} {what}", flush=True)
+            print(f"FAILED at {failure['seconds']} s: {request_id or 'server'}: {what}", flush=True)
 
     def run_client(self, number):
         seed = f"{self.options.seed}/{number}"
@@ -87,7 +89,7 @@ class Soak:
                     probe, request = self.probes.pick(maker.random)
                 else:
                     request = maker.next()
-                self.send(request, request_id, probe, maker.random)
+                self.send(request, request_id, probe)
             except Exception as error:  # Whatever it is, the soak goes on.
                 what = str(error) if isinstance(error, Bad) else repr(error)
                 self.failed(what, request, request_id)
@@ -96,7 +98,9 @@ class Soak:
                     self.active -= 1
                     self.lock.notify_all()
 
-    def send(self, request, request_id, probe, r):
+    def send(self, request, request_id, probe):
+        r = random.Random(request_id)  # Of its own, so that no answer changes what is sent next.
+        deadline = time.monotonic() + self.options.timeout
         self.count("sent", f"sent: {request.kind}")
         recipe = "none"
         if isinstance(request.body, dict) and request.status == 200:
@@ -109,7 +113,9 @@ class Soak:
         connection, answer = self.client.open("POST", request.path, request.data(), request_id)
         with closing(connection):
             if answer.status == 429:
-                return self.count("refused: queue full (429)")
+                self.count("refused: queue full (429)")
+                time.sleep(min(5, float(answer.headers.get("Retry-After", 1))))
+                return
             if answer.status != request.status:
                 text = answer.read().decode("utf-8", "replace")
                 raise Bad(f"status {answer.status} where {request.status} was due: {text[:500]}")
@@ -117,12 +123,13 @@ class Soak:
                 self.answers.refusal(request, answer.read().decode("utf-8"))
                 return self.count(f"refused as due: {request.kind}")
             if request.hang_up:
-                # Two lines an event.
-                for _ in range(r.randint(1, request.body["max_tokens"])):
-                    answer.readline()
+                # An event has two lines and mostly one token, so this is half-way at the most.
+                lines = r.randint(1, request.body["max_tokens"])
+                for _ in itertools.islice(before(deadline, answer), lines):
+                    pass
                 return self.count("hung up in the stream")
             if stream:
-                self.answers.stream(request, answer)
+                self.answers.stream(request, before(deadline, answer))
             elif probe is not None:
                 self.probes.compare(probe, answer.read().decode("utf-8"))
             else:
@@ -156,14 +163,13 @@ class Soak:
             self.paused = True
             self.lock.wait_for(lambda: self.active == 0)
         try:
-            patience = time.monotonic() + 60
-            while True:
+            patience, calm = time.monotonic() + 60, 0
+            while calm < 2:  # Twice: a request that was hung up at once may only be on its way in.
+                time.sleep(0.3)
                 metrics = self.healthy()
                 busy = {k: metrics[f"vllm:num_requests_{k}"] for k in ["running", "waiting"]}
-                if not any(busy.values()):
-                    break
+                calm = 0 if any(busy.values()) else calm + 1
                 check(time.monotonic() < patience, f"no clients, but after 60 s: {busy}")
-                time.sleep(0.2)
             usage = metrics["vllm:kv_cache_usage_perc"]
             check(usage == 0, f"nothing runs, but vllm:kv_cache_usage_perc is {usage}")
             held = metrics["kvasir_kv_physical_bytes"]
@@ -252,6 +258,13 @@ class Soak:
         return summary | {"at_rest": self.rounds, "failures": self.failures}
 
 
+def before(deadline, lines):
+    """Lines of a stream. Comments keep a stream open however long it waits, hence the deadline."""
+    for line in lines:
+        check(time.monotonic() < deadline, "the stream takes longer than --timeout")
+        yield line
+
+
 def resident(pid):
     """Memory of the server's process, on Linux."""
     if pid is None:
@@ -294,7 +307,7 @@ def arguments():
     add("--probes", choices=["auto", "shared", "private"], default="auto", help="tenants of probes; "
         "auto is private if /server_info says kv_sharing, and not off (default %(default)s)")
     add("--idle-every", type=float, default=120, help="seconds (default %(default)s)")
-    add("--timeout", type=float, default=300, help="seconds without a byte (default %(default)s)")
+    add("--timeout", type=float, default=600, help="seconds a request may take (default %(default)s)")
     add("--max-failures", type=int, default=50, help="then give up (default %(default)s)")
     add("--pid", type=int, help="of the server, to report its memory at rest (Linux)")
     add("--json", metavar="FILE", help="write the summary there, too")
