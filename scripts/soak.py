@@ -9,7 +9,7 @@ Needs the Python standard library only:
 What it sends is a function of --seed (what the server makes of it is not: threads race). Every
 --idle-every seconds the clients pause, and the server must come to rest: nothing running, nothing
 waiting, no bytes in use, and none held after POST /reset_prefix_cache. Use a server of its own: other
-clients would disturb that.
+clients would disturb that (a server that is busy at the start is refused), and this load would disturb them.
 
 The server checks its cache whenever it is idle. A check that fails stops the engine: /health is 503
 from then on, which counts as a failure here, and the reason is in the server's log (`the engine
@@ -320,6 +320,9 @@ def main():
     client = Client(options.url, options.api_key, options.timeout)
     try:
         info = json.loads(client.ok("GET", "/server_info"))
+        metrics = client.metrics()
+        busy = metrics["vllm:num_requests_running"] + metrics["vllm:num_requests_waiting"]
+        check(busy == 0, f"{busy:.0f} requests of others: the soak needs a server of its own")
         sharing = info["config"].get("kv_sharing") not in (None, False, "off")
         private = sharing if options.probes == "auto" else options.probes == "private"
         listed = (options.recipes or RECIPES).split(",")
