@@ -93,7 +93,7 @@ impl KvCache {
             return true;
         }
         let room = self.prefix.evictable_bytes(&self.pool).saturating_sub(kept);
-        let room = room + self.lowerable_bytes();
+        let room = room + self.sharing_index_bytes() + self.lowerable_bytes();
         let pinned = self.pool.reserved_bytes().saturating_sub(room);
         pinned + self.pool.bytes_alone(&slots, metadata) <= self.pool.budget_bytes()
     }

@@ -25,13 +25,16 @@ impl KvCache {
             let metadata = new * cache.geometry.table_bytes_per_block();
             let slots = cache.slots_to_reserve(sequence, end);
             let needed: usize = slots.iter().map(|(c, n)| n * cache.pool.slot_bytes(*c)).sum();
-            let room = cache.prefix.evictable_bytes(&cache.pool) + cache.lowerable_bytes();
+            let room = cache.prefix.evictable_bytes(&cache.pool)
+                + cache.sharing_index_bytes()
+                + cache.lowerable_bytes();
             let pinned = cache.pool.physical_bytes().saturating_sub(room);
             // Nothing is given up for what would not fit without it either.
             let hopeless = pinned + needed + metadata > cache.pool.budget_bytes();
             while !slots.is_empty() && !cache.pool.can_allocate(&slots, metadata) {
                 let relieved = !hopeless
                     && (cache.prefix.evict_one(&mut cache.pool)?
+                        || cache.drop_sharing_index()
                         || cache.lower_oldest(sequence)?);
                 if !relieved {
                     return Err(CacheError::Exhausted {

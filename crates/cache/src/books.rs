@@ -8,6 +8,8 @@ use crate::error::{CacheError, Result};
 use crate::kv_cache::KvCache;
 use crate::seal::SharingCounts;
 use crate::sequence::SequenceId;
+use crate::sharing::online::SharingIndex;
+use crate::sharing::sketch::SketchIndex;
 
 /// Gauges of a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,7 +111,16 @@ impl KvCache {
             .collect()
     }
 
-    fn sharing_index_bytes(&self) -> usize {
+    /// Forgets every candidate for sharing: hints, not blocks. False if there was none.
+    pub(crate) fn drop_sharing_index(&mut self) -> bool {
+        let bytes = self.sharing_index_bytes();
+        self.pool.discharge_metadata(bytes);
+        self.sharing_index = SharingIndex::default();
+        self.sketch_index = SketchIndex::default();
+        bytes > 0
+    }
+
+    pub(crate) fn sharing_index_bytes(&self) -> usize {
         self.sharing_index.num_bytes() + self.sketch_index.num_bytes()
     }
 

@@ -57,7 +57,9 @@ pub struct PartStatistics {
 impl Statistics {
     /// Bytes they take in memory: part of what a cache holds.
     pub fn num_bytes(&self) -> usize {
-        self.layers.iter().flatten().flatten().map(PartStatistics::num_bytes).sum()
+        let groups = self.layers.iter().flatten();
+        // Codecs keep the key mean as tokens at every offset see it.
+        groups.map(|[keys, values]| keys.num_bytes(self.block_size) + values.num_bytes(1)).sum()
     }
 
     /// Whether a cache of these shapes can use them: for statistics that come from outside.
@@ -81,8 +83,9 @@ impl Statistics {
 }
 
 impl PartStatistics {
-    fn num_bytes(&self) -> usize {
-        4 * (self.mean.len() + self.weights.len() + self.scales.len()) + 2 * self.basis.len()
+    fn num_bytes(&self, offsets: usize) -> usize {
+        let width = self.mean.len();
+        4 * (offsets * width + 2 * width + self.scales.len()) + 2 * self.basis.len()
     }
 
     fn check(&self) -> Result<(), String> {
