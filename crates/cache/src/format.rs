@@ -203,7 +203,7 @@ impl Formats {
             let statistics = shapes.statistics.ok_or_else(|| CacheError::Statistics {
                 what: "joint recipes need those of the model, and none are loaded".to_owned(),
             })?;
-            check(statistics, shapes.geometry)?;
+            statistics.check_shapes(shapes.geometry)?;
             let layers = statistics.layers.iter().zip(shapes.geometry.layers());
             self.bases = layers
                 .map(|(groups, l)| {
@@ -231,33 +231,6 @@ fn rotated_means(keys: &PartStatistics, l: &LayerGeometry, shapes: Shapes<'_>) -
         }
     }
     means
-}
-
-/// Whether statistics have the shapes of a cache.
-pub(crate) fn check(statistics: &Statistics, geometry: &Geometry) -> Result<()> {
-    let wrong = |what: String| Err(CacheError::Statistics { what });
-    if statistics.block_size != geometry.block_size() {
-        let (theirs, ours) = (statistics.block_size, geometry.block_size());
-        return wrong(format!("measured for blocks of {theirs} tokens, not {ours}"));
-    }
-    if statistics.layers.len() != geometry.layers().len() {
-        let (theirs, ours) = (statistics.layers.len(), geometry.layers().len());
-        return wrong(format!("measured for {theirs} layers, not {ours}"));
-    }
-    for (layer, (groups, l)) in statistics.layers.iter().zip(geometry.layers()).enumerate() {
-        let heads = group_heads(layer, l)?;
-        let width = heads * l.head_dim;
-        let fits = |p: &PartStatistics| {
-            p.mean.len() == width
-                && p.weights.len() == width
-                && p.basis.len() == width * width
-                && p.scales.len() == width / SEGMENT
-        };
-        if groups.len() != l.kv_heads / heads || !groups.iter().flatten().all(fits) {
-            return wrong(format!("layer {layer} has other heads than the model"));
-        }
-    }
-    Ok(())
 }
 
 /// A signed Hadamard turn of one head without any statistics: the control that shows what they are

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use crate::error::Result;
 use crate::format::FormatId;
 use crate::kv_cache::KvCache;
-use crate::pool::SlotId;
+use crate::pool::{ClassId, SlotId};
 use crate::sequence::Sequence;
 use crate::table::Entry;
 
@@ -24,13 +24,15 @@ struct Place {
     layer: usize,
     group: usize,
     part: usize,
+    /// Class of what it becomes.
+    lower_class: ClassId,
 }
 
 /// A block in its new code.
 struct Lowered {
     old: SlotId,
     format: FormatId,
-    class: crate::pool::ClassId,
+    class: ClassId,
     bytes: Vec<u8>,
 }
 
@@ -55,7 +57,10 @@ impl KvCache {
             self.note(&mut places, i / 2, i % 2, entry);
         }
         let count = (self.pool.num_slabs() / SHARE_OF_SLABS).max(1);
-        let victims = self.pool.oldest_slabs(count, |slot| places.contains_key(&slot));
+        // Parts of one size may become parts of several sizes, which need more slabs than they leave: such
+        // a slab stays.
+        let victims =
+            self.pool.oldest_slabs(count, |slot| places.get(&slot).map(|p| p.lower_class));
         let mut moved: FxHashMap<SlotId, (SlotId, FormatId)> = FxHashMap::default();
         for slots in victims {
             let lowered = slots
@@ -114,10 +119,12 @@ impl KvCache {
         entry: &Entry,
     ) {
         let format = self.formats.get(entry.format);
-        if format.lower.is_some() {
+        if let Some(lower) = format.lower {
             let (layer, kv_head) = self.geometry.layer_of(group);
             let group = kv_head / format.layers[layer].heads;
-            places.insert(entry.slot, Place { format: entry.format, layer, group, part });
+            let lower_class = self.formats.get(lower).layers[layer].groups[group][part].class;
+            let place = Place { format: entry.format, layer, group, part, lower_class };
+            places.insert(entry.slot, place);
         }
     }
 
@@ -132,6 +139,6 @@ impl KvCache {
         from.decode_coefficients(self.pool.bytes(slot), &mut z);
         let mut bytes = vec![0; crate::codec::Codec::slot_bytes(to, tokens, 0)];
         to.encode_coefficients(&z, &mut bytes);
-        Some(Lowered { old: slot, format: lower, class: part(lower).class, bytes })
+        Some(Lowered { old: slot, format: lower, class: place.lower_class, bytes })
     }
 }

@@ -118,16 +118,11 @@ impl KvCache {
         tile.bases[0].load(keys.basis());
         for head in 0..heads {
             let weights = keys.basis().inverse_weights(head, dim);
-            for t in v.t0..v.t1 {
-                for g in 0..work.group {
-                    let kv_head = work.item.kv_head + head;
-                    let at = (t * l.query_heads + kv_head * work.group + g) * dim;
-                    let to = ((t - v.t0) * work.group + g) * dim;
-                    let rotated = &mut tile.queries[to..to + dim];
-                    let distance = work.start + t - v.p;
-                    self.frame.rotate(l.rope, distance, &queries[at..at + dim], rotated);
-                    rotated.iter_mut().zip(weights).for_each(|(q, w)| *q *= w);
-                }
+            let rotated = &mut tile.queries[..n * dim];
+            let kv_head = work.item.kv_head + head;
+            work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, v.p, queries, rotated);
+            for row in rotated.chunks_exact_mut(dim) {
+                row.iter_mut().zip(weights).for_each(|(q, w)| *q *= w);
             }
             let basis = &tile.bases[0].rows[head * dim..];
             let folded = &mut tile.folded[head * n * width..(head + 1) * n * width];

@@ -17,6 +17,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::frame::Frame;
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::sequence::{Sequence, SequenceId};
@@ -187,6 +188,31 @@ impl Work<'_> {
                 .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
             (t0 < t1).then_some(Visible { block, p, filled, t0, t1 })
         })
+    }
+}
+
+impl Work<'_> {
+    /// The queries of one KV head and query tokens `tokens` (of the item), each turned by its token's
+    /// position less `origin`. `queries`: from the item's first row; `out`: `[tokens · group, head_dim]`.
+    #[inline]
+    fn rotate_queries(
+        &self,
+        frame: &Frame,
+        kv_head: usize,
+        tokens: std::ops::Range<usize>,
+        origin: usize,
+        queries: &[f32],
+        out: &mut [f32],
+    ) {
+        let dim = self.l.head_dim;
+        let width = self.group * dim;
+        for (t, rows) in tokens.zip(out.chunks_exact_mut(width)) {
+            let at = t * self.l.query_heads * dim + kv_head * width;
+            let heads = queries[at..at + width].chunks_exact(dim).zip(rows.chunks_exact_mut(dim));
+            for (query, row) in heads {
+                frame.rotate(self.l.rope, self.start + t - origin, query, row);
+            }
+        }
     }
 }
 

@@ -33,9 +33,13 @@ pub(super) struct HeldBasis {
 }
 
 impl HeldBasis {
+    /// Takes in a basis unless it is the one that is held.
     #[inline]
     pub(super) fn load(&mut self, basis: &Arc<Basis>) {
-        basis.load(&mut self.of, &mut self.rows);
+        if !self.of.as_ref().is_some_and(|held| Arc::ptr_eq(held, basis)) {
+            basis.rows_into(&mut self.rows);
+            self.of = Some(Arc::clone(basis));
+        }
     }
 }
 

@@ -70,8 +70,8 @@ impl Basis {
     }
 
     fn rows_f32(&self) -> Vec<f32> {
-        let mut rows = vec![0.0; self.rows.len()];
-        f16_to_f32(&self.rows, &mut rows);
+        let mut rows = Vec::new();
+        self.rows_into(&mut rows);
         rows
     }
 
@@ -90,14 +90,10 @@ impl Basis {
         2 * self.rows.len() + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
     }
 
-    /// Fills `out` with the rows as f32, `[width, width]`, unless `held` says that it has them already.
-    pub(crate) fn load(self: &Arc<Self>, held: &mut Option<Arc<Self>>, out: &mut Vec<f32>) {
-        if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, self)) {
-            return;
-        }
+    /// The rows as f32, `[width, width]`.
+    pub(crate) fn rows_into(&self, out: &mut Vec<f32>) {
         out.resize(self.rows.len(), 0.0);
         f16_to_f32(&self.rows, out);
-        *held = Some(Arc::clone(self));
     }
 
     /// Channels of a block.
@@ -201,8 +197,7 @@ impl JointCodec {
     /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.
     pub(crate) fn coefficients(&self, rows: &[f32], out: &mut [f32]) {
         SCRATCH.with_borrow_mut(|[basis, weighted, _]| {
-            basis.resize(self.basis.rows.len(), 0.0);
-            f16_to_f32(&self.basis.rows, basis);
+            self.basis.rows_into(basis);
             self.basis.transform(rows, basis, weighted, out);
         });
         let width = self.basis.width;
@@ -245,10 +240,6 @@ impl Codec for JointCodec {
     /// On rows that have exactly the statistics: what the bits leave, over all energy.
     fn expected_error(&self) -> f32 {
         self.error
-    }
-
-    fn joint(&self) -> Option<&JointCodec> {
-        Some(self)
     }
 }
 

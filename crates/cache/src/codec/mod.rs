@@ -40,11 +40,6 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
     /// conformance suite holds the codec to it.
     fn expected_error(&self) -> f32;
-
-    /// Itself, if attention can read its coefficients without turning them back.
-    fn joint(&self) -> Option<&JointCodec> {
-        None
-    }
 }
 
 /// A codec whose rows can be written one by one: what tails are made of.

@@ -4,6 +4,8 @@
 //! size after, so recipes with several slot sizes share one budget. The budget bounds slabs plus
 //! metadata (tables) at all times: [`BlockPool::reserved_bytes`] never exceeds it.
 
+mod check;
+
 use kvasir_kernels::AlignedBytes;
 
 use crate::error::{CacheError, Result};
@@ -312,19 +314,20 @@ impl BlockPool {
         Ok((references, idle))
     }
 
-    /// Slots of up to `count` slabs that hold nothing but slots that `fits`, those filled longest ago
-    /// first. O(slots).
-    pub(crate) fn oldest_slabs(
+    /// Slots of up to `count` slabs whose slots are all of one `kind` (`None`: of no kind), those filled
+    /// longest ago first. O(slots).
+    pub(crate) fn oldest_slabs<K: PartialEq>(
         &self,
         count: usize,
-        fits: impl Fn(SlotId) -> bool,
+        kind: impl Fn(SlotId) -> Option<K>,
     ) -> Vec<Vec<SlotId>> {
         let mut found: Vec<(u64, Vec<SlotId>)> = Vec::new();
         for (index, slab) in self.slabs.iter().enumerate() {
             let Some(slab) = slab else { continue };
             let used = (0..slab.ref_counts.len()).filter(|i| slab.ref_counts[*i] > 0);
             let slots: Vec<SlotId> = used.map(|i| SlotId::new(index, i)).collect();
-            if slots.iter().all(|slot| fits(*slot)) {
+            let first = slots.first().and_then(|slot| kind(*slot));
+            if first.is_some() && slots.iter().all(|slot| kind(*slot) == first) {
                 let newest = slots.iter().map(|s| slab.stamps[s.index()]).max().unwrap_or(0);
                 found.push((newest, slots));
             }
@@ -477,66 +480,6 @@ impl BlockPool {
     pub fn num_references(&self) -> usize {
         let slabs = self.slabs.iter().flatten();
         slabs.flat_map(|s| &s.ref_counts).map(|c| *c as usize).sum()
-    }
-
-    /// Recounts everything. O(slots).
-    ///
-    /// # Errors
-    /// [`CacheError::Integrity`] naming the first numbers that disagree.
-    pub fn check(&self) -> Result<()> {
-        let (mut used_bytes, mut idle_bytes) = (0, 0);
-        let mut free_slots = vec![0; self.classes.len()];
-        for (index, slab) in self.slabs.iter().enumerate() {
-            let Some(slab) = slab else { continue };
-            let class = &self.classes[slab.class];
-            let used = slab.ref_counts.iter().filter(|c| **c > 0).count();
-            if used + slab.free.len() != class.slots_per_slab || used == 0 {
-                return Err(integrity(format!(
-                    "slab {index}: {used} slots used + {} free of {}",
-                    slab.free.len(),
-                    class.slots_per_slab
-                )));
-            }
-            if let Some(slot) = slab.free.iter().find(|s| slab.ref_counts[usize::from(**s)] != 0) {
-                return Err(integrity(format!("slab {index}: slot {slot} is free and in use")));
-            }
-            let listed = slab.open_at.is_some_and(|at| class.open.get(at) == Some(&index));
-            if listed == slab.free.is_empty() || listed != slab.open_at.is_some() {
-                return Err(integrity(format!("slab {index}: wrongly listed as open or full")));
-            }
-            used_bytes += used * class.slot_bytes;
-            let slots = slab.ref_counts.iter().zip(&slab.idle);
-            idle_bytes += slots.filter(|(c, i)| **c > 0 && c == i).count() * class.slot_bytes;
-            free_slots[slab.class] += slab.free.len();
-        }
-        for (class, free) in self.classes.iter().zip(free_slots) {
-            if class.free_slots != free {
-                return Err(integrity(format!(
-                    "slots of {} bytes: {} counted free, {free} found",
-                    class.slot_bytes, class.free_slots
-                )));
-            }
-        }
-        if idle_bytes != self.idle_bytes {
-            return Err(integrity(format!(
-                "{} idle bytes counted, {idle_bytes} found",
-                self.idle_bytes
-            )));
-        }
-        if used_bytes != self.used_bytes {
-            return Err(integrity(format!(
-                "{} bytes counted in use, {used_bytes} found",
-                self.used_bytes
-            )));
-        }
-        if self.reserved_bytes() > self.budget_bytes {
-            return Err(integrity(format!(
-                "{} bytes reserved of a budget of {}",
-                self.reserved_bytes(),
-                self.budget_bytes
-            )));
-        }
-        Ok(())
     }
 }
 

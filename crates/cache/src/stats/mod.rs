@@ -68,7 +68,7 @@ impl Statistics {
     /// [`CacheError::Statistics`]: other shapes, values that are not finite, weights or scales that
     /// are not positive.
     pub fn check(&self, geometry: &Geometry) -> Result<()> {
-        crate::format::check(self, geometry)?;
+        self.check_shapes(geometry)?;
         for (layer, groups) in self.layers.iter().enumerate() {
             for (group, parts) in groups.iter().enumerate() {
                 for (part, name) in parts.iter().zip(["keys", "values"]) {
@@ -80,9 +80,37 @@ impl Statistics {
         }
         Ok(())
     }
+
+    /// Whether they have the shapes of a cache.
+    pub(crate) fn check_shapes(&self, geometry: &Geometry) -> Result<()> {
+        let wrong = |what: String| Err(CacheError::Statistics { what });
+        if self.block_size != geometry.block_size() {
+            let (theirs, ours) = (self.block_size, geometry.block_size());
+            return wrong(format!("measured for blocks of {theirs} tokens, not {ours}"));
+        }
+        let shapes = group_shapes(geometry)?;
+        if self.layers.len() != shapes.len() {
+            let (theirs, ours) = (self.layers.len(), shapes.len());
+            return wrong(format!("measured for {theirs} layers, not {ours}"));
+        }
+        for (layer, (groups, (count, width))) in self.layers.iter().zip(shapes).enumerate() {
+            let fits = |part: &PartStatistics| part.has_width(width);
+            if groups.len() != count || !groups.iter().flatten().all(fits) {
+                return wrong(format!("layer {layer} has other heads than the model"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl PartStatistics {
+    fn has_width(&self, width: usize) -> bool {
+        self.mean.len() == width
+            && self.weights.len() == width
+            && self.basis.len() == width * width
+            && self.scales.len() == width / kvasir_kernels::trellis::SEGMENT
+    }
+
     fn num_bytes(&self, offsets: usize) -> usize {
         let width = self.mean.len();
         4 * (offsets * width + 2 * width + self.scales.len()) + 2 * self.basis.len()
