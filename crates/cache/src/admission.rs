@@ -1,5 +1,6 @@
 //! What fits: estimates for admission, and what a sequence takes alone.
 
+use crate::append::tail_capacity;
 use crate::config::Recipe;
 use crate::format::{FormatId, add_class};
 use crate::kv_cache::KvCache;
@@ -31,12 +32,25 @@ impl KvCache {
         // A chunk may begin and end inside a block.
         let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
         let mut slots = Vec::new();
+        let head = usize::from(first == 0 && new > 0);
+        // While a tail moves into larger slots, those that it leaves are there, too: half a block at most.
+        let block_size = self.geometry.block_size();
+        let grows = new > 0 && tail_capacity(1, block_size) < block_size;
+        let kept = sealed != [tail; 2] && recipe.keeps_residual();
+        for classes in self.tail_classes(tail) {
+            let log = block_size.trailing_zeros() as usize;
+            if grows {
+                add_class(&mut slots, classes[log - 1], 2);
+            }
+            if kept {
+                add_class(&mut slots, classes[log], 1);
+            }
+        }
         let mut add = |format: FormatId, blocks: usize| {
             for (class, n) in &self.formats.get(format).slots {
                 add_class(&mut slots, *class, n * blocks);
             }
         };
-        let head = usize::from(first == 0 && new > 0);
         if sealed == [tail; 2] {
             add(tail, new);
         } else {

@@ -193,7 +193,9 @@ impl KvCache {
                     tail.write_row(offset, row, slot);
                     if clamped > 0 {
                         self.num_clamped += clamped;
-                        self.clamped_blocks.push((slice.sequence, block));
+                        if !self.clamped_blocks.contains(&(slice.sequence, block)) {
+                            self.clamped_blocks.push((slice.sequence, block));
+                        }
                     }
                 }
             }
@@ -224,14 +226,14 @@ impl KvCache {
                 cache.seal(id, sequence)?;
                 sequence.tail_tokens.drain(..block_size);
             }
-            Ok(())
+            cache.fade_residual(sequence)
         })
     }
 }
 
 /// Tokens that a tail of `tokens` has room for: growing in steps of two from an eighth of the largest
 /// block, so that a short tail is small and moves a few times at most.
-fn tail_capacity(tokens: usize, block_size: usize) -> usize {
+pub(crate) fn tail_capacity(tokens: usize, block_size: usize) -> usize {
     tokens.next_power_of_two().clamp(8, block_size)
 }
 

@@ -81,6 +81,10 @@ impl KvCache {
                     }
                 }
             }
+            if !sealed_only {
+                let residual = &sequence.residual.values;
+                physical += residual.iter().map(|e| self.pool.size_of(e.slot)).sum::<usize>();
+            }
             physical += range.len() * self.geometry.table_bytes_per_block();
             logical += tokens * self.geometry.logical_bytes_per_token();
         }
@@ -105,6 +109,8 @@ impl KvCache {
                             }
                         }
                     }
+                    let residual = sequence.residual.values.iter().skip(first).take(l.kv_heads);
+                    physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
                 }
                 (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)
             })
@@ -163,7 +169,7 @@ impl KvCache {
             }
         };
         let live = || self.sequences.iter().flatten();
-        let entries: usize = live().flat_map(|s| &s.tables).map(|t| t.entries().count()).sum();
+        let entries: usize = live().map(|s| s.entries().count()).sum();
         let held: usize = live().flat_map(|s| &s.seal_slots).map(Vec::len).sum();
         let references = entries + held + self.prefix.num_references();
         agree("slot references", self.pool.num_references(), references)?;

@@ -120,6 +120,11 @@ impl Recipe {
         if self.codec == CodecKind::F32 { CodecKind::F32 } else { CodecKind::F16 }
     }
 
+    /// Whether the newest values stay exact: as many of them as a block has tokens.
+    pub(crate) fn keeps_residual(self) -> bool {
+        matches!(self.codec, CodecKind::Kivi4 | CodecKind::Kivi2)
+    }
+
     /// Whether it needs the model's statistics.
     pub fn needs_statistics(self) -> bool {
         self.codec.needs_statistics()

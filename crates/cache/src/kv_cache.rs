@@ -62,6 +62,8 @@ pub struct KvCache {
     tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
     /// One slot while its tail grows.
     pub(crate) slot_bytes: Vec<u8>,
+    /// Rows that leave a window of exact values: `[block_size, head_dim]`.
+    pub(crate) residual_rows: Vec<f32>,
     /// Blocks being written that hold clamped values: they are not coded.
     pub(crate) clamped_blocks: Vec<(SequenceId, usize)>,
     pub(crate) sequences: Vec<Option<Sequence>>,
@@ -117,6 +119,7 @@ impl KvCache {
             sharing_counts: SharingCounts::default(),
             tail_classes: Vec::new(),
             slot_bytes: Vec::new(),
+            residual_rows: Vec::new(),
             clamped_blocks: Vec::new(),
             geometry,
             frame,
@@ -332,7 +335,7 @@ impl KvCache {
         let sequence = self.take(id)?;
         self.generations[id.index as usize] += 1;
         self.pool.discharge_metadata(sequence.num_blocks() * self.geometry.table_bytes_per_block());
-        let entries = sequence.tables.iter().flat_map(|t| t.entries()).map(|e| e.slot);
+        let entries = sequence.entries().map(|e| e.slot);
         for slot in entries.chain(sequence.seal_slots.iter().flatten().copied()) {
             self.pool.release(slot)?;
         }

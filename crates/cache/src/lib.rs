@@ -27,6 +27,7 @@ mod kv_cache;
 mod pool;
 mod prefix;
 mod pressure;
+mod residual;
 mod seal;
 mod sequence;
 pub mod sharing;

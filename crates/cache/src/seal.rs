@@ -55,6 +55,7 @@ impl KvCache {
         });
         let hash = hash.filter(|_| publishable);
         let known = hash.as_ref().and_then(|hash| self.prefix.find(hash));
+        self.keep_residual(sequence, block)?;
         let clamped = self.clamped_blocks.contains(&(id, block));
         if clamped {
             // Values that were no numbers say that the rest of the block may be odd, too: it is kept as it is.

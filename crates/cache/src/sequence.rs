@@ -6,7 +6,8 @@ use crate::config::Recipe;
 use crate::format::FormatId;
 use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
-use crate::table::BlockTable;
+use crate::residual::Residual;
+use crate::table::{BlockTable, Entry};
 
 /// Names a sequence in a [`crate::KvCache`]; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +54,8 @@ pub(crate) struct Sequence {
     pub(crate) sealed_formats: [FormatId; 2],
     /// Tokens that the last block's slots have room for.
     pub(crate) tail_capacity: usize,
+    /// Values of the last sealed block as they are read while its tokens leave the window of exact values.
+    pub(crate) residual: Residual,
     /// Whose blocks it may share.
     pub(crate) tenant: BlockHash,
     /// Leading sealed blocks that the tree has seen.
@@ -81,6 +84,7 @@ impl Sequence {
             tail_format,
             sealed_formats,
             tail_capacity: 0,
+            residual: Residual::default(),
             tenant,
             num_fused: 0,
         }
@@ -89,6 +93,20 @@ impl Sequence {
     /// The format that block `block` is sealed in.
     pub(crate) fn sealed_format(&self, block: usize) -> FormatId {
         self.sealed_formats[block.min(1)]
+    }
+
+    /// One block of one group as it is read.
+    #[inline]
+    pub(crate) fn entry(&self, group: usize, part: usize, block: usize) -> Entry {
+        match self.residual.values.get(group) {
+            Some(values) if part == 1 && block + 1 == self.num_sealed => *values,
+            _ => self.tables[group].part(part)[block],
+        }
+    }
+
+    /// Every reference to a slot that it holds, but for those of [`Self::seal_slots`].
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.tables.iter().flat_map(BlockTable::entries).chain(&self.residual.values)
     }
 
     /// Blocks in every table, the tail included.

@@ -120,6 +120,80 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
     }
 }
 
+/// Every recipe, one token at a time, in exactly the bytes that it is said to take alone: growing tails, slots
+/// for blocks to come and residual windows are all in them.
+#[test]
+fn what_fits_alone_can_grow_token_by_token() {
+    for recipe in Recipe::ALL {
+        for tokens in [1, 20, 32, 33, 64, 100] {
+            let layers = || vec![layer(2, 2, 32); 3];
+            let probe = cache(layers(), 32, recipe, 4 << 20, true);
+            // The slab size depends on the budget: ask until the budget in place is enough.
+            let mut budget = probe.bytes_alone(recipe, tokens);
+            let mut cache = loop {
+                let cache = cache(layers(), 32, recipe, budget, true);
+                match cache.bytes_alone(recipe, tokens) {
+                    needed if needed <= budget => break cache,
+                    needed => budget = needed,
+                }
+            };
+            cache.set_max_chunk(1);
+            let id = cache.add_sequence(None).unwrap();
+            let x = vec![0.5; 64];
+            for start in 0..tokens {
+                let reserved = cache.reserve(id, 1);
+                assert!(reserved.is_ok(), "{recipe}: token {start} of {tokens}: {reserved:?}");
+                let slices = [BatchSlice { sequence: id, row: 0, start, len: 1 }];
+                for layer in 0..3 {
+                    cache.write(layer, &slices, &x, &x).unwrap();
+                }
+                cache.commit(id, &[start as u32]).unwrap();
+                cache.check_integrity().unwrap();
+            }
+        }
+    }
+}
+
+/// A block with values that are no numbers is counted and kept as it was written; its neighbours are coded.
+#[test]
+fn blocks_with_odd_values_are_not_coded() {
+    for recipe in [Recipe::INT8, Recipe::JOINT3, Recipe::KIVI2, Recipe::ROTATION3] {
+        let l = layer(1, 1, 32);
+        let mut cache = cache(vec![l], 32, recipe, 8 << 20, false);
+        let x = Random::new(3).values(32 * 32);
+        let mut bytes = Vec::new();
+        let id = cache.add_sequence(None).unwrap();
+        for (block, odd) in
+            [None, None, Some(f32::NAN), Some(f32::INFINITY), None].into_iter().enumerate()
+        {
+            let mut keys = x.clone();
+            if let Some(odd) = odd {
+                (keys[40], keys[41]) = (odd, odd);
+            }
+            cache.reserve(id, 32).unwrap();
+            let slices = [BatchSlice { sequence: id, row: 0, start: 32 * block, len: 32 }];
+            cache.write(0, &slices, &keys, &x).unwrap();
+            cache.commit(id, &[1; 32]).unwrap();
+            cache.check_integrity().unwrap();
+            let (_, physical) = cache.bytes_of(&[id], true).unwrap();
+            bytes.push(physical - bytes.iter().sum::<usize>());
+        }
+        let [_, coded, nan, infinite, after] = bytes[..] else { unreachable!() };
+        assert!(coded == after && nan == infinite, "{recipe}: {bytes:?}");
+        // The tail's two slots of f16 rows.
+        assert!(nan >= 2 * 2 * 32 * 32 && coded < nan, "{recipe}: {bytes:?}");
+        // RoPE takes an odd channel to its partner.
+        assert_eq!(cache.stats().num_clamped, 8, "{recipe}");
+        let mut out = vec![f32::NAN; 32];
+        let slices = [BatchSlice { sequence: id, row: 0, start: 159, len: 1 }];
+        let mut scratch = kvasir_cache::AttentionScratch::default();
+        cache.attend(0, &slices, &x[..32], &mut out, &mut scratch).unwrap();
+        assert!(out.iter().all(|x| x.is_finite()), "{recipe}: {out:?}");
+        cache.remove_sequence(id).unwrap();
+        assert_eq!(cache.stats().physical_bytes, 0);
+    }
+}
+
 #[test]
 fn a_full_pool_still_finds_and_publishes_prefixes() {
     // Prompts of 100 tokens fill the pool many times over; each is asked for twice in a row.

@@ -52,13 +52,14 @@ impl KvCache {
     ) {
         let l = work.l;
         let dim = l.head_dim;
-        let table = &work.sequence.tables[self.geometry.group(work.layer, kv_head)];
+        let index = self.geometry.group(work.layer, kv_head);
         for part in 0..2 {
-            self.decode(work, part, kv_head, table.part(part)[v.block], v.filled, tile);
+            let entry = work.sequence.entry(index, part, v.block);
+            self.decode(work, part, kv_head, entry, v.filled, tile);
         }
         let n = (v.t1 - v.t0) * work.group;
         let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
-        let format = table.keys[v.block].format;
+        let format = work.sequence.entry(index, 0, v.block).format;
         let coded = self.formats.get(format).layers[work.layer].groups[0][0].joint().is_some();
         if coded && relative && n > v.filled {
             self.turn_tile(work, v, kv_head, queries, tile);
@@ -67,15 +68,9 @@ impl KvCache {
             self.scale_scores(work, &mut tile.scores[..n * v.filled]);
             return;
         }
-        for t in v.t0..v.t1 {
-            for g in 0..work.group {
-                let at = (t * l.query_heads + kv_head * work.group + g) * dim;
-                let to = ((t - v.t0) * work.group + g) * dim;
-                let rotated = &mut tile.queries[to..to + dim];
-                let distance = if relative { work.start + t - v.p } else { work.start + t };
-                self.frame.rotate(l.rope, distance, &queries[at..at + dim], rotated);
-            }
-        }
+        let origin = if relative { v.p } else { 0 };
+        let rotated = &mut tile.queries;
+        work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, origin, queries, rotated);
         let keys = &tile.keys[..v.filled * dim];
         gemm_nt((n, v.filled, dim), &tile.queries, dim, keys, dim, &mut tile.scores, v.filled);
         self.scale_scores(work, &mut tile.scores[..n * v.filled]);
@@ -103,11 +98,7 @@ impl KvCache {
         let Tile { keys, absolute, queries: row, .. } = tile;
         if absolute.is_empty() {
             absolute.resize(work.item.len * work.group * dim, 0.0);
-            for (i, rotated) in absolute.chunks_exact_mut(dim).enumerate() {
-                let (t, g) = (i / work.group, i % work.group);
-                let at = (t * l.query_heads + kv_head * work.group + g) * dim;
-                self.frame.rotate(l.rope, work.start + t, &queries[at..at + dim], rotated);
-            }
+            work.rotate_queries(&self.frame, kv_head, 0..work.item.len, 0, queries, absolute);
         }
         for key in keys[..v.filled * dim].chunks_exact_mut(dim) {
             row[..dim].copy_from_slice(key);

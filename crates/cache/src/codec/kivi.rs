@@ -2,9 +2,10 @@
 //! groups of 32 tokens, values per token over groups of 32 channels.
 //!
 //! `x ≈ s · c + z` with `z = min`, `s = (max − min) / (2^B − 1)`, both f16. A control for our own codecs;
-//! its recipes store keys in the absolute frame, as the paper does. Differences: a block is sealed when it
-//! is full, so the residual window is 0 to block_size − 1 tokens for keys and for values (the paper keeps
-//! exactly the last R values); a group of equal values has s = 0 instead of 0/0.
+//! its recipes store keys in the absolute frame, as the paper does, and its residual window R is a block: keys
+//! are coded when their block is full, of the values the last R are exact (`residual.rs`). Differences: a
+//! group of equal values has s = 0 instead of 0/0; a prompt longer than a chunk attends to its earlier
+//! chunks as they are stored.
 
 use half::f16;
 
