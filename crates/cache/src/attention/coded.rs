@@ -72,12 +72,12 @@ impl KvCache {
             let rows = head * n..(head + 1) * n;
             let sums = &tile.sums[rows.start * stride..rows.end * stride];
             let mixed = &mut mixed[rows.start * dim..rows.end * dim];
+            mixed.fill(0.0);
+            if values_basis.is_some() {
+                let columns = &tile.bases[1].columns[head * dim * width..];
+                gemm_nt((n, dim, width), &sums[dim..], stride, columns, width, mixed, dim);
+            }
             for (sums, mixed) in sums.chunks_exact(stride).zip(mixed.chunks_exact_mut(dim)) {
-                mixed.fill(0.0);
-                if values_basis.is_some() {
-                    let basis = &tile.bases[1].rows[head * dim..];
-                    gemm_nn_acc((1, dim, width), &sums[dim..], width, basis, width, mixed, dim);
-                }
                 mixed.iter_mut().zip(sums).for_each(|(m, s)| *m += s);
             }
             for (state, mixed) in tile.states[rows].iter().zip(mixed.chunks_exact_mut(dim)) {
@@ -124,9 +124,10 @@ impl KvCache {
             for row in rotated.chunks_exact_mut(dim) {
                 row.iter_mut().zip(weights).for_each(|(q, w)| *q *= w);
             }
-            let basis = &tile.bases[0].rows[head * dim..];
+            let columns = &tile.bases[0].columns[head * dim * width..];
             let folded = &mut tile.folded[head * n * width..(head + 1) * n * width];
-            gemm_nt((n, width, dim), &tile.queries, dim, basis, width, folded, width);
+            folded.fill(0.0);
+            gemm_nn_acc((n, width, dim), &tile.queries, dim, columns, width, folded, width);
         }
         let entry = table.keys[v.block];
         let tile_keys = &mut tile.keys[..v.filled * width];
@@ -152,10 +153,12 @@ impl KvCache {
         let entry = table.values[v.block];
         let tile_values = &mut tile.values[..v.filled * width];
         values.decode_coded(self.pool.bytes(entry.slot), entry.gain.to_f32(), tile_values);
-        for head in 0..heads {
-            let first = head * work.item.len * work.group + v.t0 * work.group;
-            let sums = &mut tile.sums[first * stride + dim..];
-            let scores = &tile.scores[head * n * v.filled..];
+        // Rows of all heads follow each other if all queries see the block.
+        let rows = work.item.len * work.group;
+        let (products, n) = if n == rows { (1, heads * n) } else { (heads, n) };
+        for i in 0..products {
+            let sums = &mut tile.sums[(i * rows + v.t0 * work.group) * stride + dim..];
+            let scores = &tile.scores[i * n * v.filled..];
             gemm_nn_acc((n, width, v.filled), scores, v.filled, tile_values, width, sums, stride);
         }
     }

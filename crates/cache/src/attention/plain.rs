@@ -128,7 +128,7 @@ impl KvCache {
         if let Some(codec) = codec.joint() {
             bases[part].load(codec.basis());
             let head = kv_head % format.heads;
-            codec.decode_head(bytes, gain, head, dim, &bases[part].rows, coded, out);
+            codec.decode_head(bytes, gain, head, dim, &bases[part].columns, coded, out);
             return;
         }
         codec.codec().decode(bytes, self.geometry.block_size(), dim, out);

@@ -25,11 +25,11 @@ pub(super) struct Tile {
     pub(super) bases: [HeldBasis; 2],
 }
 
-/// A basis as f32, `[width, width]`.
+/// A basis as f32.
 #[derive(Debug, Default)]
 pub(super) struct HeldBasis {
     of: Option<Arc<Basis>>,
-    pub(super) rows: Vec<f32>,
+    pub(super) columns: Vec<f32>, // [channels, coefficients]
 }
 
 impl HeldBasis {
@@ -37,7 +37,7 @@ impl HeldBasis {
     #[inline]
     pub(super) fn load(&mut self, basis: &Arc<Basis>) {
         if !self.of.as_ref().is_some_and(|held| Arc::ptr_eq(held, basis)) {
-            basis.rows_into(&mut self.rows);
+            basis.columns_into(&mut self.columns);
             self.of = Some(Arc::clone(basis));
         }
     }

@@ -33,7 +33,8 @@ pub struct JointCodec {
 #[derive(Debug)]
 pub(crate) struct Basis {
     width: usize,
-    rows: Vec<f16>,            // [width, width]
+    /// The basis on its side: every product of attention and of encoding runs along coefficients.
+    columns: Vec<f16>, // [channels, coefficients]
     weights: Vec<f32>,         // [width]
     inverse_weights: Vec<f32>, // [width]
     scales: Vec<f32>,          // [width / 16]
@@ -56,44 +57,40 @@ impl Basis {
         let width = part.mean.len();
         let mut basis = Self {
             width,
-            rows: part.basis.clone(),
+            columns: transposed(&part.basis, width),
             weights: part.weights.clone(),
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
         };
-        let rows = basis.rows_f32();
+        let mut columns = Vec::new();
+        basis.columns_into(&mut columns);
         let mut coded = vec![0.0; means.len()];
-        basis.transform(means, &rows, &mut Vec::new(), &mut coded);
+        basis.transform(means, &columns, &mut Vec::new(), &mut coded);
         basis.means = coded;
         basis
     }
 
-    fn rows_f32(&self) -> Vec<f32> {
-        let mut rows = Vec::new();
-        self.rows_into(&mut rows);
-        rows
-    }
-
-    /// `out = B (w ∘ x)` for rows of `x`.
-    fn transform(&self, x: &[f32], basis: &[f32], weighted: &mut Vec<f32>, out: &mut [f32]) {
+    /// `out = B (w ∘ x)` for rows of `x`. `columns`: what [`Self::columns_into`] gives.
+    fn transform(&self, x: &[f32], columns: &[f32], weighted: &mut Vec<f32>, out: &mut [f32]) {
         weighted.clear();
         for row in x.chunks_exact(self.width) {
             weighted.extend(row.iter().zip(&self.weights).map(|(x, w)| x * w));
         }
         let shape = (x.len() / self.width, self.width, self.width);
-        gemm_nt(shape, weighted, self.width, basis, self.width, out, self.width);
+        out.fill(0.0);
+        gemm_nn_acc(shape, weighted, self.width, columns, self.width, out, self.width);
     }
 
     /// Bytes it takes.
     pub(crate) fn num_bytes(&self) -> usize {
-        2 * self.rows.len() + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
+        2 * self.columns.len() + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
     }
 
-    /// The rows as f32, `[width, width]`.
-    pub(crate) fn rows_into(&self, out: &mut Vec<f32>) {
-        out.resize(self.rows.len(), 0.0);
-        f16_to_f32(&self.rows, out);
+    /// The basis as f32, `[channels, coefficients]`.
+    pub(crate) fn columns_into(&self, out: &mut Vec<f32>) {
+        out.resize(self.columns.len(), 0.0);
+        f16_to_f32(&self.columns, out);
     }
 
     /// Channels of a block.
@@ -105,6 +102,11 @@ impl Basis {
     pub(crate) fn inverse_weights(&self, head: usize, dim: usize) -> &[f32] {
         &self.inverse_weights[head * dim..(head + 1) * dim]
     }
+}
+
+fn transposed(rows: &[f16], width: usize) -> Vec<f16> {
+    let column = |channel: usize| rows[channel..].iter().step_by(width).copied();
+    (0..width).flat_map(column).collect()
 }
 
 impl JointCodec {
@@ -169,7 +171,7 @@ impl JointCodec {
         }
     }
 
-    /// Plain rows of one head. `basis`: rows of [`Self::basis`] as f32; `coded`: scratch; `out`:
+    /// Plain rows of one head. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:
     /// `[n, dim]`.
     pub(crate) fn decode_head(
         &self,
@@ -177,7 +179,7 @@ impl JointCodec {
         gain: f32,
         head: usize,
         dim: usize,
-        basis: &[f32],
+        columns: &[f32],
         coded: &mut Vec<f32>,
         out: &mut [f32],
     ) {
@@ -185,9 +187,8 @@ impl JointCodec {
         let n = out.len() / dim;
         coded.resize(n * width, 0.0);
         self.decode_coded(slot, gain, coded);
-        out.fill(0.0);
-        let shape = (n, dim, width);
-        gemm_nn_acc(shape, coded, width, &basis[head * dim..], width, out, dim);
+        let columns = &columns[head * dim * width..];
+        gemm_nt((n, dim, width), coded, width, columns, width, out, dim);
         for row in out.chunks_exact_mut(dim) {
             let weights = self.basis.inverse_weights(head, dim);
             row.iter_mut().zip(weights).for_each(|(x, w)| *x *= w);
@@ -196,9 +197,9 @@ impl JointCodec {
 
     /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.
     pub(crate) fn coefficients(&self, rows: &[f32], out: &mut [f32]) {
-        SCRATCH.with_borrow_mut(|[basis, weighted, _]| {
-            self.basis.rows_into(basis);
-            self.basis.transform(rows, basis, weighted, out);
+        SCRATCH.with_borrow_mut(|[columns, weighted, _]| {
+            self.basis.columns_into(columns);
+            self.basis.transform(rows, columns, weighted, out);
         });
         let width = self.basis.width;
         let means = self.basis.means.chunks_exact(width).cycle();
@@ -229,9 +230,9 @@ impl Codec for JointCodec {
     fn decode(&self, slot: &[u8], _tokens: usize, dim: usize, out: &mut [f32]) {
         let mut coded = vec![0.0; out.len()];
         self.decode_coded(slot, 1.0, &mut coded);
-        out.fill(0.0);
-        let basis = self.basis.rows_f32();
-        gemm_nn_acc((out.len() / dim, dim, dim), &coded, dim, &basis, dim, out, dim);
+        let mut columns = Vec::new();
+        self.basis.columns_into(&mut columns);
+        gemm_nt((out.len() / dim, dim, dim), &coded, dim, &columns, dim, out, dim);
         for row in out.chunks_exact_mut(dim) {
             row.iter_mut().zip(&self.basis.inverse_weights).for_each(|(x, w)| *x *= w);
         }
