@@ -284,3 +284,54 @@ fn all_paths_over_coded_blocks_agree() {
         }
     }
 }
+
+/// Sequences that walk their blocks side by side, some over one prefix, get what each gets alone.
+#[test]
+fn company_does_not_change_a_bit() {
+    for window in [None, Some(70)] {
+        let l = LayerGeometry { window, ..layer(6, 3, 32) };
+        let mut cache = cache(vec![l.clone()], 32, Recipe::JOINT3, 64 << 20, true);
+        let mut random = Random::new(17);
+        let mut slices: Vec<BatchSlice> = Vec::new();
+        let rotation = Recipe::ROTATION3;
+        let same = "joint:2.5".parse().unwrap();
+        for (recipe, prefix, tokens, new) in [
+            (Recipe::JOINT3, 0, 200, 1),
+            (rotation, 0, 130, 2),
+            (Recipe::JOINT3, 0, 300, 1),
+            (Recipe::F16, 0, 90, 1),
+            (same, 0, 160, 1),
+            (Recipe::JOINT3, 1000, 200, 3),
+            (Recipe::JOINT3, 0, 201, 2),
+        ] {
+            let id = cache.add_sequence_with(recipe, None).unwrap();
+            let ids: Vec<u32> = (prefix..).take(tokens).collect();
+            let start = cache.match_prefix(id, &ids).unwrap();
+            for (start, len, commit) in [(start, tokens - start, true), (tokens, new, false)] {
+                cache.reserve(id, len).unwrap();
+                let row = slices.iter().map(|s| s.len).sum();
+                let slice = BatchSlice { sequence: id, row, start, len };
+                let (k, v) = (random.values(len * 96), random.values(len * 96));
+                cache.write(0, &[BatchSlice { row: 0, ..slice }], &k, &v).unwrap();
+                match commit {
+                    true => cache.commit(id, &ids[start..]).unwrap(),
+                    false => slices.push(slice),
+                }
+            }
+        }
+        let rows: usize = slices.iter().map(|s| s.len).sum();
+        let queries = random.values(rows * 192);
+        let attend = |slices: &[BatchSlice], queries: &[f32]| {
+            let mut out = vec![f32::NAN; queries.len()];
+            let mut scratch = AttentionScratch::default();
+            cache.attend(0, slices, queries, &mut out, &mut scratch).unwrap();
+            out
+        };
+        let together = attend(&slices, &queries);
+        for slice in &slices {
+            let rows = slice.row * 192..(slice.row + slice.len) * 192;
+            let alone = attend(&[BatchSlice { row: 0, ..*slice }], &queries[rows.clone()]);
+            assert_eq!(alone, together[rows], "{slice:?}, window {window:?}");
+        }
+    }
+}

@@ -1,183 +1,270 @@
 //! HOT PATH (decode). Jointly coded tiles in their own basis: the basis is folded into the query once per
 //! block, values are summed as coefficients, and the sum is turned back once per query head.
+//!
+//! An item's sequences walk their blocks side by side. Where neighbours read the same slots (a common
+//! prefix), the tile is decoded once and meets the queries of all of them in one product.
 
-use kvasir_kernels::{gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
+use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 
 use super::tile::Tile;
 use super::{CODED_QUERY_TOKENS, QUERY_TOKENS, Visible, Work, mask};
 use crate::codec::JointCodec;
 use crate::kv_cache::KvCache;
+use crate::pool::SlotId;
 use crate::sequence::Sequence;
+use crate::table::Entry;
 
 /// Query rows of one KV head up to which tiles are read in their basis: beyond it turning the tile
 /// back costs less than turning the queries.
 const CODED_QUERY_ROWS: usize = 16;
 
+/// Sequences with equal affinity go well together, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Affinity {
+    /// Which basis their blocks are in: all of an item have one.
+    pub(super) basis: usize,
+    /// KV heads of a block.
+    pub(super) heads: usize,
+    /// The first slot that a common prefix would share.
+    first: Option<SlotId>,
+}
+
+/// A block that is the same for some of an item's sequences.
+struct Batch<'a> {
+    /// Sequences that read it, all its queries each.
+    works: &'a [Work<'a>],
+    /// Rows of a KV head before theirs.
+    first_row: usize,
+    /// Keys and values.
+    entries: [Entry; 2],
+    codecs: [&'a JointCodec; 2],
+    block: usize,
+}
+
 impl KvCache {
-    /// KV heads of a coded work item, if a sequence with this many query rows a head should have one.
-    pub(super) fn coded_heads(
+    fn joint_keys(&self, layer: usize, sequence: &Sequence) -> Option<(usize, &JointCodec)> {
+        let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
+        Some((format.heads, format.groups.first()?[0].joint()?))
+    }
+
+    /// How a sequence with this many query rows a head takes part in a coded item, if it should.
+    pub(super) fn affinity(
         &self,
         layer: usize,
         sequence: &Sequence,
         query_rows: usize,
-    ) -> Option<usize> {
-        let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
-        let joint = format.groups.first().is_some_and(|parts| parts[0].joint().is_some());
-        (joint && query_rows <= CODED_QUERY_ROWS).then_some(format.heads)
+    ) -> Option<Affinity> {
+        let (heads, codec) = self.joint_keys(layer, sequence)?;
+        let table = &sequence.tables[self.geometry.group(layer, 0)];
+        (query_rows <= CODED_QUERY_ROWS).then(|| Affinity {
+            basis: std::sync::Arc::as_ptr(codec.basis()) as usize,
+            heads,
+            first: table.keys.get(1).map(|entry| entry.slot),
+        })
     }
 
     /// Query tokens of a plain work item of a sequence.
     pub(super) fn query_tokens(&self, layer: usize, sequence: &Sequence) -> usize {
-        let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
-        let joint = format.groups.first().is_some_and(|parts| parts[0].joint().is_some());
-        if joint { CODED_QUERY_TOKENS } else { QUERY_TOKENS }
+        self.joint_keys(layer, sequence).map_or(QUERY_TOKENS, |_| CODED_QUERY_TOKENS)
     }
 
-    /// One work item over all heads of a head group. `queries`: from the item's first row; `mixed`:
-    /// `[item.heads, item.len, group, head_dim]`.
-    pub(super) fn attend_coded(
-        &self,
-        work: &Work<'_>,
-        queries: &[f32],
-        mixed: &mut [f32],
-        tile: &mut Tile,
-    ) {
-        let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
-        let (heads, width) = (work.item.heads, work.item.heads * dim);
-        let n = work.item.len * work.group;
+    /// One work item over all heads of a head group. `mixed`: `[heads, rows of all works, head_dim]`.
+    pub(super) fn attend_coded(&self, works: &[Work<'_>], mixed: &mut [f32], tile: &mut Tile) {
+        let Some(first) = works.first() else { return };
+        let (dim, heads, block_size) = (first.l.head_dim, first.heads, self.geometry.block_size());
+        let width = heads * dim;
         let stride = dim + width;
-        tile.resize(heads * n, dim, width, block_size);
-        tile.folded.resize(heads * n * width, 0.0);
+        let rows: usize = works.iter().map(Work::rows).sum();
+        tile.resize(heads * rows, dim, width, block_size);
+        tile.folded.resize(heads * rows * width, 0.0);
         tile.sums.clear();
-        tile.sums.resize(heads * n * stride, 0.0);
-        let mut values_basis = None;
-        for v in work.visible(block_size) {
-            let table = &work.sequence.tables[self.geometry.group(work.layer, work.item.kv_head)];
-            let codecs = [0, 1].map(|part| {
-                let format = &self.formats.get(table.part(part)[v.block].format).layers[work.layer];
-                format.groups[work.item.kv_head / format.heads][part].joint()
-            });
-            match codecs {
-                [Some(keys), Some(values)] => {
-                    self.coded_block(work, &v, [keys, values], queries, tile);
-                    values_basis = Some(values.basis());
+        tile.sums.resize(heads * rows * stride, 0.0);
+        let mut basis = None;
+        let blocks = works.iter().map(|w| w.blocks(block_size));
+        let (from, to) = blocks.fold((usize::MAX, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+        for block in from..to {
+            let (mut at, mut first_row) = (0, 0);
+            while let Some(work) = works.get(at) {
+                let batch = self.batch(&works[at..], block, first_row);
+                let taken = batch.as_ref().map_or(1, |batch| batch.works.len());
+                if let Some(batch) = batch {
+                    basis = Some(batch.codecs[1].basis());
+                    self.coded_block(&batch, rows, tile);
+                } else if let Some(v) = work.visible(block, block_size) {
+                    self.plain_block(work, &v, first_row, rows, tile);
                 }
-                _ => self.plain_block(work, &v, queries, tile),
+                first_row += works[at..at + taken].iter().map(Work::rows).sum::<usize>();
+                at += taken;
             }
         }
-        if let Some(basis) = values_basis {
+        if let Some(basis) = basis {
             tile.bases[1].load(basis);
         }
-        for head in 0..heads {
-            let rows = head * n..(head + 1) * n;
-            let sums = &tile.sums[rows.start * stride..rows.end * stride];
-            let mixed = &mut mixed[rows.start * dim..rows.end * dim];
-            mixed.fill(0.0);
-            if values_basis.is_some() {
-                let columns = &tile.bases[1].columns[head * dim * width..];
-                gemm_nt((n, dim, width), &sums[dim..], stride, columns, width, mixed, dim);
+        let states = tile.states.chunks_exact(rows).zip(tile.sums.chunks_exact(rows * stride));
+        for (head, ((states, sums), mixed)) in
+            states.zip(mixed.chunks_exact_mut(rows * dim)).enumerate()
+        {
+            match basis {
+                Some(_) => {
+                    let columns = &tile.bases[1].columns[head * dim * width..];
+                    gemm_nt((rows, dim, width), &sums[dim..], stride, columns, width, mixed, dim);
+                }
+                None => mixed.fill(0.0),
             }
-            for (sums, mixed) in sums.chunks_exact(stride).zip(mixed.chunks_exact_mut(dim)) {
+            let mixed = mixed.chunks_exact_mut(dim);
+            for ((state, sums), mixed) in states.iter().zip(sums.chunks_exact(stride)).zip(mixed) {
                 mixed.iter_mut().zip(sums).for_each(|(m, s)| *m += s);
-            }
-            for (state, mixed) in tile.states[rows].iter().zip(mixed.chunks_exact_mut(dim)) {
                 scale_in_place(mixed, state.normaliser());
             }
         }
     }
 
-    /// A block of another kind: head by head, into the plain channels of the sums.
-    fn plain_block(&self, work: &Work<'_>, v: &Visible, queries: &[f32], tile: &mut Tile) {
-        let (dim, width) = (work.l.head_dim, work.item.heads * work.l.head_dim);
-        let n = (v.t1 - v.t0) * work.group;
-        for head in 0..work.item.heads {
-            self.plain_scores(work, v, work.item.kv_head + head, queries, tile);
-            let first = head * work.item.len * work.group + v.t0 * work.group;
-            push(work, v, first, 0, tile, dim + width);
-            let sums = &mut tile.sums[first * (dim + width)..];
-            let values = &tile.values[..v.filled * dim];
-            let shape = (n, dim, v.filled);
-            gemm_nn_acc(shape, &tile.scores, v.filled, values, dim, sums, dim + width);
-        }
+    /// The first sequences that read one coded block at this place, if it is coded: whoever sees some of a
+    /// sealed block sees it whole, but for windows.
+    fn batch<'a>(
+        &'a self,
+        works: &'a [Work<'a>],
+        block: usize,
+        first_row: usize,
+    ) -> Option<Batch<'a>> {
+        let entries = |work: &Work<'_>| {
+            let table = &work.sequence.tables[self.geometry.group(work.layer, work.kv_head)];
+            (block < work.sequence.num_sealed).then(|| [table.keys[block], table.values[block]])
+        };
+        let all_see = |work: &Work<'_>| {
+            let v = work.visible(block, self.geometry.block_size());
+            v.is_some_and(|v| (v.t0, v.t1) == (0, work.len))
+        };
+        let work = works.first()?;
+        let own = entries(work).filter(|_| all_see(work))?;
+        let codec = |part: usize| {
+            let format = &self.formats.get(own[part].format).layers[work.layer];
+            format.groups[work.kv_head / format.heads][part].joint()
+        };
+        let codecs = [codec(0)?, codec(1)?];
+        let alike = |work: &&Work<'_>| entries(work) == Some(own) && all_see(work);
+        let more = works[1..].iter().take_while(alike).count();
+        Some(Batch { works: &works[..1 + more], first_row, entries: own, codecs, block })
     }
 
-    /// A jointly coded block: all heads at once, into the coded channels of the sums.
-    fn coded_block(
+    /// A block of another kind, or one that not all queries see: head by head, into the plain channels of
+    /// the sums.
+    fn plain_block(
         &self,
         work: &Work<'_>,
         v: &Visible,
-        [keys, values]: [&JointCodec; 2],
-        queries: &[f32],
+        first_row: usize,
+        rows: usize,
         tile: &mut Tile,
     ) {
-        let l = work.l;
-        let (dim, heads) = (l.head_dim, work.item.heads);
-        let (width, stride) = (heads * dim, dim + heads * dim);
-        let table = &work.sequence.tables[self.geometry.group(work.layer, work.item.kv_head)];
+        let dim = work.l.head_dim;
+        let stride = dim + work.heads * dim;
         let n = (v.t1 - v.t0) * work.group;
-        tile.bases[0].load(keys.basis());
+        for head in 0..work.heads {
+            self.plain_scores(work, v, work.kv_head + head, tile);
+            let first = head * rows + first_row + v.t0 * work.group;
+            push(
+                work,
+                v.t0,
+                v.p,
+                (first, n, v.filled),
+                &mut tile.scores,
+                &mut tile.states,
+                &mut tile.sums,
+            );
+            let sums = &mut tile.sums[first * stride..];
+            let values = &tile.values[..v.filled * dim];
+            let shape = (n, dim, v.filled);
+            gemm_nn_acc(shape, &tile.scores, v.filled, values, dim, sums, stride);
+        }
+    }
+
+    /// A jointly coded block: all heads and all its readers at once, into the coded channels of the sums.
+    /// `rows`: of a KV head over the whole item.
+    fn coded_block(&self, batch: &Batch<'_>, rows: usize, tile: &mut Tile) {
+        let Batch { works, first_row, entries, codecs: [keys, values], block } = batch;
+        let Some(work) = works.first() else { return };
+        let l = work.l;
+        let (dim, heads, tokens) = (l.head_dim, work.heads, self.geometry.block_size());
+        let (width, stride) = (heads * dim, dim + heads * dim);
+        let n: usize = works.iter().map(Work::rows).sum();
+        let p = block * tokens;
+        let Tile {
+            keys: tile_keys,
+            values: tile_values,
+            queries,
+            folded,
+            scores,
+            sums,
+            states,
+            bases,
+            ..
+        } = tile;
+        bases[0].load(keys.basis());
         for head in 0..heads {
+            let mut at = 0;
+            for work in *works {
+                let rotated = &mut queries[at * dim..(at + work.rows()) * dim];
+                work.rotate_queries(&self.frame, work.kv_head + head, 0..work.len, p, rotated);
+                at += work.rows();
+            }
             let weights = keys.basis().inverse_weights(head, dim);
-            let rotated = &mut tile.queries[..n * dim];
-            let kv_head = work.item.kv_head + head;
-            work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, v.p, queries, rotated);
-            for row in rotated.chunks_exact_mut(dim) {
+            for row in queries[..n * dim].chunks_exact_mut(dim) {
                 row.iter_mut().zip(weights).for_each(|(q, w)| *q *= w);
             }
-            let columns = &tile.bases[0].columns[head * dim * width..];
-            let folded = &mut tile.folded[head * n * width..(head + 1) * n * width];
+            let columns = &bases[0].columns[head * dim * width..];
+            let folded = &mut folded[head * n * width..(head + 1) * n * width];
             folded.fill(0.0);
-            gemm_nn_acc((n, width, dim), &tile.queries, dim, columns, width, folded, width);
+            gemm_nn_acc((n, width, dim), queries, dim, columns, width, folded, width);
         }
-        let entry = table.keys[v.block];
-        let tile_keys = &mut tile.keys[..v.filled * width];
-        keys.decode_coded(self.pool.bytes(entry.slot), entry.gain.to_f32(), tile_keys);
-        let scores = &mut tile.scores[..heads * n * v.filled];
-        gemm_nt(
-            (heads * n, v.filled, width),
-            &tile.folded,
-            width,
-            tile_keys,
-            width,
-            scores,
-            v.filled,
-        );
+        let [key, value] = entries;
+        let tile_keys = &mut tile_keys[..tokens * width];
+        keys.decode_coded(self.pool.bytes(key.slot), key.gain.to_f32(), tile_keys);
+        let scores = &mut scores[..heads * n * tokens];
+        gemm_nt((heads * n, tokens, width), folded, width, tile_keys, width, scores, tokens);
         scale_in_place(scores, l.score_scale * self.frame.score_factor(l.rope));
         if let Some(cap) = l.score_cap {
             soft_cap(scores, cap);
         }
+        let mut own_scores = &mut scores[..];
         for head in 0..heads {
-            let first = head * work.item.len * work.group + v.t0 * work.group;
-            push(work, v, first, head * n, tile, stride);
+            let mut first = head * rows + first_row;
+            for work in *works {
+                let (own, others) = own_scores.split_at_mut(work.rows() * tokens);
+                push(work, 0, p, (first, work.rows(), tokens), own, states, sums);
+                own_scores = others;
+                first += work.rows();
+            }
         }
-        let entry = table.values[v.block];
-        let tile_values = &mut tile.values[..v.filled * width];
-        values.decode_coded(self.pool.bytes(entry.slot), entry.gain.to_f32(), tile_values);
-        // Rows of all heads follow each other if all queries see the block.
-        let rows = work.item.len * work.group;
+        let tile_values = &mut tile_values[..tokens * width];
+        values.decode_coded(self.pool.bytes(value.slot), value.gain.to_f32(), tile_values);
+        // Rows of all heads follow each other if they are all there.
         let (products, n) = if n == rows { (1, heads * n) } else { (heads, n) };
         for i in 0..products {
-            let sums = &mut tile.sums[(i * rows + v.t0 * work.group) * stride + dim..];
-            let scores = &tile.scores[i * n * v.filled..];
-            gemm_nn_acc((n, width, v.filled), scores, v.filled, tile_values, width, sums, stride);
+            let sums = &mut sums[(i * rows + first_row) * stride + dim..];
+            let scores = &scores[i * n * tokens..];
+            gemm_nn_acc((n, width, tokens), scores, tokens, tile_values, width, sums, stride);
         }
     }
 }
 
-/// Masks `n` rows of scores from row `scores_at` and takes them into the softmax of rows `first ..`.
+/// Masks `n` rows of `filled` scores, whose first is query token `t0`'s and whose first key is at `p`, and
+/// takes them into the softmax of rows `first ..`.
+#[allow(clippy::too_many_arguments)]
 fn push(
     work: &Work<'_>,
-    v: &Visible,
-    first: usize,
-    scores_at: usize,
-    tile: &mut Tile,
-    stride: usize,
+    t0: usize,
+    p: usize,
+    (first, n, filled): (usize, usize, usize),
+    scores: &mut [f32],
+    states: &mut [OnlineSoftmax],
+    sums: &mut [f32],
 ) {
-    let n = (v.t1 - v.t0) * work.group;
-    let scores = &mut tile.scores[scores_at * v.filled..(scores_at + n) * v.filled];
-    for (i, scores) in scores.chunks_exact_mut(v.filled).enumerate() {
-        mask(scores, work.l, work.start + v.t0 + i / work.group, v.p);
-        let row = first + i;
-        tile.states[row].push(scores, &mut tile.sums[row * stride..(row + 1) * stride]);
+    let stride = work.l.head_dim * (1 + work.heads);
+    let rows = scores.chunks_exact_mut(filled).take(n).zip(&mut states[first..]);
+    let sums = sums[first * stride..].chunks_exact_mut(stride);
+    for (i, ((scores, state), sums)) in rows.zip(sums).enumerate() {
+        mask(scores, work.l, work.start + t0 + i / work.group, p);
+        state.push(scores, sums);
     }
 }

@@ -1,15 +1,16 @@
 //! HOT PATH. Attention over block tables: prefill and decode are the same code with more or fewer
 //! query rows.
 //!
-//! A work item is (sequence, KV heads, up to [`QUERY_TOKENS`] query tokens). It walks the blocks in order
-//! of position, decodes each tile once into L1-sized scratch and uses it for all its query rows, with an
+//! A work item is some query tokens of a sequence against a KV head. It walks the blocks in order of
+//! position, decodes each tile once into L1-sized scratch and uses it for all its query rows, with an
 //! online softmax. What one row computes over uncompressed blocks depends on its own position only, never
 //! on the other rows of the step or on how the prompt was cut: masked keys contribute exact zeros.
 //!
 //! Two paths: [`plain`] turns a tile into plain rows first, which pays where many queries meet it
 //! (prefill), and always where its codec knows no other way; [`coded`] reads jointly coded tiles in their
-//! own basis, for few queries (decode).
+//! own basis, for few queries (decode), of several sequences side by side.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -35,6 +36,12 @@ const QUERY_TOKENS: usize = 64;
 /// The same where every tile costs a product to decode: as many queries as L2 holds share it.
 const CODED_QUERY_TOKENS: usize = 256;
 
+/// Coded items a thread should have to choose from, so that none waits long for the last.
+const ITEMS_PER_THREAD: usize = 2;
+
+/// Most sequences of an item: their sums stay in L2.
+const MAX_PARTS: usize = 32;
+
 /// The part of a step's flat batch that belongs to one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSlice {
@@ -48,20 +55,32 @@ pub struct BatchSlice {
     pub len: usize,
 }
 
+/// Query tokens of one sequence.
 #[derive(Debug, Clone, Copy)]
-struct Item {
+struct Part {
     slice: usize,
-    kv_head: usize,
-    /// KV heads; more than one on the coded path only.
-    heads: usize,
     first: usize,
     len: usize,
+}
+
+/// What one thread does at a time: parts `parts.0 .. parts.1` against KV heads `kv_head .. kv_head + heads`.
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    /// One on the plain path.
+    parts: (usize, usize),
+    kv_head: usize,
+    /// One on the plain path.
+    heads: usize,
+    coded: bool,
 }
 
 /// Buffers that attention reuses from step to step. One per runner.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
+    parts: Vec<Part>,
     items: Vec<Item>,
+    /// Slices of the coded path, with what puts those together that may share tiles.
+    coded: Vec<(coded::Affinity, usize)>,
     mixed: Vec<f32>, // [rows of all items, head_dim], item by item
     tiles: Vec<Mutex<Tile>>,
 }
@@ -86,79 +105,140 @@ impl KvCache {
         let clock = Instant::now();
         let l = &self.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
-        scratch.items.clear();
-        for (slice, s) in slices.iter().enumerate() {
-            let sequence = self.sequence(s.sequence)?;
-            let heads = self.coded_heads(layer, sequence, s.len * group);
-            let most = self.query_tokens(layer, sequence);
-            for first in (0..s.len).step_by(most) {
-                let len = most.min(s.len - first);
-                let step = heads.unwrap_or(1);
-                for kv_head in (0..l.kv_heads).step_by(step) {
-                    let heads = heads.map_or(0, |h| h.min(l.kv_heads - kv_head));
-                    scratch.items.push(Item { slice, kv_head, heads, first, len });
-                }
-            }
-        }
+        self.plan(layer, slices, scratch)?;
+        let AttentionScratch { parts, items, mixed, tiles, .. } = scratch;
         let width = group * l.head_dim;
-        let rows: usize = scratch.items.iter().map(|i| i.len * i.heads.max(1)).sum();
-        scratch.mixed.resize(rows * width, 0.0);
+        let tokens = |i: &Item| parts[i.parts.0..i.parts.1].iter().map(|p| p.len).sum::<usize>();
+        mixed.resize(items.iter().map(|i| tokens(i) * i.heads).sum::<usize>() * width, 0.0);
         let threads = rayon::current_num_threads();
-        if scratch.tiles.len() < threads {
-            scratch.tiles.resize_with(threads, Mutex::default);
+        if tiles.len() < threads {
+            tiles.resize_with(threads, Mutex::default);
         }
-        let tiles = &scratch.tiles;
-        let mut rest = scratch.mixed.as_mut_slice();
-        let outputs: Vec<&mut [f32]> = scratch
-            .items
+        let tiles = &*tiles;
+        let mut rest = mixed.as_mut_slice();
+        let outputs: Vec<&mut [f32]> = items
             .iter()
             .map(|item| {
-                let len = item.len * item.heads.max(1) * width;
+                let len = tokens(item) * item.heads * width;
                 let (own, others) = std::mem::take(&mut rest).split_at_mut(len);
                 rest = others;
                 own
             })
             .collect();
-        let items = scratch.items.par_iter().with_max_len(1);
-        items.zip(outputs).try_for_each(|(item, mixed)| {
-            let slice = &slices[item.slice];
-            let sequence = self.sequence(slice.sequence)?;
+        items.par_iter().with_max_len(1).zip(outputs).try_for_each(|(item, mixed)| {
             let tile = &tiles[rayon::current_thread_index().unwrap_or(0) % tiles.len()];
             // A poisoned tile is only scratch: its contents are written before they are read.
             let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
-            let queries = &queries[(slice.row + item.first) * l.query_heads * l.head_dim..];
-            let work = Work { layer, l, group, sequence, start: slice.start + item.first, item };
-            match item.heads {
-                0 => self.attend_plain(&work, queries, mixed, &mut tile),
-                _ => self.attend_coded(&work, queries, mixed, &mut tile),
+            let parts = &parts[item.parts.0..item.parts.1];
+            let work = |part: &Part| {
+                let slice = &slices[part.slice];
+                Ok::<_, crate::CacheError>(Work {
+                    layer,
+                    l,
+                    group,
+                    sequence: self.sequence(slice.sequence)?,
+                    start: slice.start + part.first,
+                    len: part.len,
+                    kv_head: item.kv_head,
+                    heads: item.heads,
+                    queries: &queries[(slice.row + part.first) * l.query_heads * l.head_dim..],
+                })
+            };
+            if item.coded {
+                let works = parts.iter().map(work).collect::<Result<Vec<_>>>()?;
+                self.attend_coded(&works, mixed, &mut tile);
+            } else {
+                self.attend_plain(&work(&parts[0])?, mixed, &mut tile);
             }
             Ok::<(), crate::CacheError>(())
         })?;
-        let mut mixed = scratch.mixed.chunks_exact(width);
-        for item in &scratch.items {
-            let row = slices[item.slice].row + item.first;
-            for head in item.kv_head..item.kv_head + item.heads.max(1) {
-                for (t, mixed) in mixed.by_ref().take(item.len).enumerate() {
-                    let at = ((row + t) * l.query_heads + head * group) * l.head_dim;
-                    out[at..at + width].copy_from_slice(mixed);
+        let mut mixed = mixed.chunks_exact(width);
+        for item in items.iter() {
+            for head in item.kv_head..item.kv_head + item.heads {
+                for part in &parts[item.parts.0..item.parts.1] {
+                    let row = slices[part.slice].row + part.first;
+                    for (t, mixed) in mixed.by_ref().take(part.len).enumerate() {
+                        let at = ((row + t) * l.query_heads + head * group) * l.head_dim;
+                        out[at..at + width].copy_from_slice(mixed);
+                    }
                 }
             }
         }
         self.attention_nanos.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
+
+    /// Cuts a step's queries into work items.
+    fn plan(
+        &self,
+        layer: usize,
+        slices: &[BatchSlice],
+        scratch: &mut AttentionScratch,
+    ) -> Result<()> {
+        let AttentionScratch { parts, items, coded, .. } = scratch;
+        parts.clear();
+        items.clear();
+        coded.clear();
+        let l = &self.geometry.layers()[layer];
+        let group = l.query_heads / l.kv_heads;
+        for (slice, s) in slices.iter().enumerate() {
+            let sequence = self.sequence(s.sequence)?;
+            if let Some(affinity) = self.affinity(layer, sequence, s.len * group) {
+                coded.push((affinity, slice));
+                continue;
+            }
+            let most = self.query_tokens(layer, sequence);
+            for first in (0..s.len).step_by(most) {
+                let part = parts.len();
+                parts.push(Part { slice, first, len: most.min(s.len - first) });
+                items.extend((0..l.kv_heads).map(|kv_head| Item {
+                    parts: (part, part + 1),
+                    kv_head,
+                    heads: 1,
+                    coded: false,
+                }));
+            }
+        }
+        coded.sort_unstable();
+        let most = coded.len().div_ceil(ITEMS_PER_THREAD * rayon::current_num_threads());
+        for like in coded.chunk_by(|(a, _), (b, _)| a.basis == b.basis) {
+            for members in like.chunks(most.clamp(1, MAX_PARTS)) {
+                let first = parts.len();
+                let part = |(_, slice): &(_, usize)| Part {
+                    slice: *slice,
+                    first: 0,
+                    len: slices[*slice].len,
+                };
+                parts.extend(members.iter().map(part));
+                let heads = members.first().map_or(1, |(affinity, _)| affinity.heads);
+                items.extend((0..l.kv_heads).step_by(heads).map(|kv_head| Item {
+                    parts: (first, parts.len()),
+                    kv_head,
+                    heads,
+                    coded: true,
+                }));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// What an item is about.
+/// What a part of an item is about.
 struct Work<'a> {
     layer: usize,
     l: &'a LayerGeometry,
     /// Query heads of a KV head.
     group: usize,
     sequence: &'a Sequence,
-    /// Position of the item's first query token.
+    /// Position of the first query token.
     start: usize,
-    item: &'a Item,
+    /// Query tokens.
+    len: usize,
+    /// KV heads `kv_head .. kv_head + heads`.
+    kv_head: usize,
+    heads: usize,
+    /// From the first query token's row: `[.., query_heads, head_dim]`.
+    queries: &'a [f32],
 }
 
 /// A block and the query tokens that see any of it.
@@ -168,47 +248,52 @@ struct Visible {
     p: usize,
     /// Tokens of it that somebody sees.
     filled: usize,
-    /// Query tokens of the item, `t0 .. t1`.
+    /// Query tokens, `t0 .. t1`.
     t0: usize,
     t1: usize,
 }
 
 impl Work<'_> {
-    /// Blocks in order of position.
-    fn visible(&self, block_size: usize) -> impl Iterator<Item = Visible> {
-        let (start, len, window) = (self.start, self.item.len, self.l.window);
-        let oldest = window.map_or(0, |w| (start + 1).saturating_sub(w));
-        let last = start + len - 1;
-        (oldest / block_size..=last / block_size).filter_map(move |block| {
-            let p = block * block_size;
-            let filled = block_size.min(last + 1 - p);
-            // Not before the block, and not past the window.
-            let t0 = p.saturating_sub(start);
-            let t1 = window
-                .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
-            (t0 < t1).then_some(Visible { block, p, filled, t0, t1 })
-        })
+    /// Query rows of a KV head.
+    fn rows(&self) -> usize {
+        self.len * self.group
     }
-}
 
-impl Work<'_> {
-    /// The queries of one KV head and query tokens `tokens` (of the item), each turned by its token's
-    /// position less `origin`. `queries`: from the item's first row; `out`: `[tokens · group, head_dim]`.
+    /// Blocks that may be visible.
+    fn blocks(&self, block_size: usize) -> Range<usize> {
+        let oldest = self.l.window.map_or(0, |w| (self.start + 1).saturating_sub(w));
+        oldest / block_size..(self.start + self.len - 1) / block_size + 1
+    }
+
+    /// A block, if any query sees any of it.
+    fn visible(&self, block: usize, block_size: usize) -> Option<Visible> {
+        let (start, len, window) = (self.start, self.len, self.l.window);
+        let p = block * block_size;
+        let filled = block_size.min((start + len).checked_sub(p)?);
+        // Not before the block, and not past the window.
+        let t0 = p.saturating_sub(start);
+        let t1 = window
+            .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
+        (t0 < t1).then_some(Visible { block, p, filled, t0, t1 })
+    }
+
+    /// The queries of one KV head and query tokens `tokens`, each turned by its token's position less
+    /// `origin`. `out`: `[tokens · group, head_dim]`.
     #[inline]
     fn rotate_queries(
         &self,
         frame: &Frame,
         kv_head: usize,
-        tokens: std::ops::Range<usize>,
+        tokens: Range<usize>,
         origin: usize,
-        queries: &[f32],
         out: &mut [f32],
     ) {
         let dim = self.l.head_dim;
         let width = self.group * dim;
         for (t, rows) in tokens.zip(out.chunks_exact_mut(width)) {
             let at = t * self.l.query_heads * dim + kv_head * width;
-            let heads = queries[at..at + width].chunks_exact(dim).zip(rows.chunks_exact_mut(dim));
+            let heads =
+                self.queries[at..at + width].chunks_exact(dim).zip(rows.chunks_exact_mut(dim));
             for (query, row) in heads {
                 frame.rotate(self.l.rope, self.start + t - origin, query, row);
             }

@@ -9,21 +9,16 @@ use crate::kv_cache::KvCache;
 use crate::table::Entry;
 
 impl KvCache {
-    /// One work item. `queries`: from the item's first row; `mixed`: `[item.len, group, head_dim]`.
-    pub(super) fn attend_plain(
-        &self,
-        work: &Work<'_>,
-        queries: &[f32],
-        mixed: &mut [f32],
-        tile: &mut Tile,
-    ) {
+    /// One work item. `mixed`: `[len, group, head_dim]`.
+    pub(super) fn attend_plain(&self, work: &Work<'_>, mixed: &mut [f32], tile: &mut Tile) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
-        tile.resize(work.item.len * work.group, dim, dim, block_size);
+        tile.resize(work.rows(), dim, dim, block_size);
         tile.absolute.clear();
         mixed.fill(0.0);
-        for v in work.visible(block_size) {
+        let blocks = work.blocks(block_size);
+        for v in blocks.filter_map(|block| work.visible(block, block_size)) {
             let n = (v.t1 - v.t0) * work.group;
-            self.plain_scores(work, &v, work.item.kv_head, queries, tile);
+            self.plain_scores(work, &v, work.kv_head, tile);
             let scores = &mut tile.scores[..n * v.filled];
             for (i, scores) in scores.chunks_exact_mut(v.filled).enumerate() {
                 let row = v.t0 * work.group + i;
@@ -47,7 +42,6 @@ impl KvCache {
         work: &Work<'_>,
         v: &Visible,
         kv_head: usize,
-        queries: &[f32],
         tile: &mut Tile,
     ) {
         let l = work.l;
@@ -62,7 +56,7 @@ impl KvCache {
         let format = work.sequence.entry(index, 0, v.block).format;
         let coded = self.formats.get(format).layers[work.layer].groups[0][0].joint().is_some();
         if coded && relative && n > v.filled {
-            self.turn_tile(work, v, kv_head, queries, tile);
+            self.turn_tile(work, v, kv_head, tile);
             let (queries, keys) = (&tile.absolute[v.t0 * work.group * dim..], &tile.keys);
             gemm_nt((n, v.filled, dim), queries, dim, keys, dim, &mut tile.scores, v.filled);
             self.scale_scores(work, &mut tile.scores[..n * v.filled]);
@@ -70,7 +64,7 @@ impl KvCache {
         }
         let origin = if relative { v.p } else { 0 };
         let rotated = &mut tile.queries;
-        work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, origin, queries, rotated);
+        work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, origin, rotated);
         let keys = &tile.keys[..v.filled * dim];
         gemm_nt((n, v.filled, dim), &tile.queries, dim, keys, dim, &mut tile.scores, v.filled);
         self.scale_scores(work, &mut tile.scores[..n * v.filled]);
@@ -86,19 +80,12 @@ impl KvCache {
     /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
     /// item's queries, once, to theirs. (Only coded tiles: for uncompressed ones a row must not depend on
     /// how many others there are.)
-    fn turn_tile(
-        &self,
-        work: &Work<'_>,
-        v: &Visible,
-        kv_head: usize,
-        queries: &[f32],
-        tile: &mut Tile,
-    ) {
+    fn turn_tile(&self, work: &Work<'_>, v: &Visible, kv_head: usize, tile: &mut Tile) {
         let (l, dim) = (work.l, work.l.head_dim);
         let Tile { keys, absolute, queries: row, .. } = tile;
         if absolute.is_empty() {
-            absolute.resize(work.item.len * work.group * dim, 0.0);
-            work.rotate_queries(&self.frame, kv_head, 0..work.item.len, 0, queries, absolute);
+            absolute.resize(work.rows() * dim, 0.0);
+            work.rotate_queries(&self.frame, kv_head, 0..work.len, 0, absolute);
         }
         for key in keys[..v.filled * dim].chunks_exact_mut(dim) {
             row[..dim].copy_from_slice(key);
