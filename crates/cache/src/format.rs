@@ -141,6 +141,11 @@ impl Formats {
         Ok(())
     }
 
+    /// Whether the statistics were taken in.
+    pub(crate) fn has_bases(&self) -> bool {
+        !self.bases.is_empty()
+    }
+
     /// Bytes of the bases in use.
     pub(crate) fn num_bytes(&self) -> usize {
         self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum()

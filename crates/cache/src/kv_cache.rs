@@ -12,7 +12,7 @@ use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
-use crate::seal::{SealScratch, SharingCounts};
+use crate::seal::SharingCounts;
 use crate::sequence::{Sequence, SequenceId};
 use crate::sharing::online::SharingIndex;
 use crate::sharing::sketch::SketchIndex;
@@ -49,18 +49,19 @@ pub struct KvCache {
     pub(crate) prefix: PrefixCache,
     pub(crate) prefix_caching: bool,
     pub(crate) formats: Formats,
+    /// Until the first joint recipe takes what it needs of them.
     statistics: Option<Arc<Statistics>>,
+    fingerprint: [u8; 32],
     pub(crate) budget_bytes: usize,
     /// Most tokens written between two commits.
     pub(crate) max_chunk: usize,
-    pub(crate) seal_scratch: SealScratch,
     pub(crate) sharing: Sharing,
     pub(crate) sharing_index: SharingIndex,
     pub(crate) sketch_index: SketchIndex,
     pub(crate) sharing_counts: SharingCounts,
     /// Classes of tails by format: `[groups][log2 of their tokens]`.
     tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
-    /// One slot while its tail grows.
+    /// Slots on their way: one while its tail grows, those of a block while it is sealed.
     pub(crate) slot_bytes: Vec<u8>,
     /// Rows that leave a window of exact values: `[block_size, head_dim]`.
     pub(crate) residual_rows: Vec<f32>,
@@ -112,7 +113,6 @@ impl KvCache {
         let statistics_bytes = statistics.as_ref().map_or(0, |s| s.num_bytes());
         let mut cache = Self {
             pool: BlockPool::new(budget_bytes.saturating_sub(statistics_bytes), slot_bytes),
-            seal_scratch: SealScratch::default(),
             sharing,
             sharing_index: SharingIndex::default(),
             sketch_index: SketchIndex::default(),
@@ -127,6 +127,7 @@ impl KvCache {
             prefix: PrefixCache::default(),
             prefix_caching: prefix_caching && sharing.mode != SharingMode::Tree,
             formats: Formats::default(),
+            fingerprint: statistics.as_ref().map(|s| s.fingerprint).unwrap_or_default(),
             statistics,
             budget_bytes,
             max_chunk: usize::MAX,
@@ -176,6 +177,9 @@ impl KvCache {
             });
             let classes = groups.collect();
             self.tail_classes.push((tail, classes));
+        }
+        if self.formats.has_bases() {
+            self.statistics = None;
         }
         Ok((tail, sealed))
     }
@@ -247,8 +251,7 @@ impl KvCache {
 
     /// The empty prefix of a tenant: blocks under it have the same recipe and the same statistics.
     pub(crate) fn root(&self, recipe: Recipe, salt: Option<&str>) -> BlockHash {
-        let statistics = self.statistics.as_ref().filter(|_| recipe.needs_statistics());
-        let fingerprint = statistics.map(|s| s.fingerprint).unwrap_or_default();
+        let fingerprint = if recipe.needs_statistics() { self.fingerprint } else { [0; 32] };
         BlockHash::root(salt, &recipe.to_string(), self.geometry.block_size(), &fingerprint)
     }
 

@@ -32,6 +32,7 @@ mod seal;
 mod sequence;
 pub mod sharing;
 pub mod stats;
+mod store;
 mod table;
 
 pub use attention::{AttentionScratch, BatchSlice};

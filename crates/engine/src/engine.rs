@@ -25,6 +25,7 @@ const LOGIT_ROWS: usize = 64;
 pub struct Engine {
     model: Arc<Model>,
     config: EngineConfig,
+    has_statistics: bool,
     max_model_len: usize,
     cache: KvCache,
     runner: Runner,
@@ -59,14 +60,17 @@ impl Engine {
     /// # Errors
     /// A flag out of range; a budget that cannot hold one sequence of `--max-model-len` tokens, or, if
     /// that was not given, of one block.
-    pub fn new(model: Arc<Model>, config: EngineConfig) -> Result<Self> {
+    pub fn new(model: Arc<Model>, mut config: EngineConfig) -> Result<Self> {
         config.validate()?;
+        // The cache keeps what it needs of them.
+        let statistics = config.statistics.take();
+        let has_statistics = statistics.is_some();
         let mut cache = model.new_cache(CacheOptions {
             recipe: config.kv_cache,
             block_size: config.block_size,
             budget_bytes: config.kv_cache_memory,
             prefix_caching: config.enable_prefix_caching,
-            statistics: config.statistics.clone(),
+            statistics,
             sharing: config.kv_sharing,
         })?;
         cache.set_max_chunk(config.max_num_batched_tokens);
@@ -96,6 +100,7 @@ impl Engine {
         Ok(Self {
             model,
             config,
+            has_statistics,
             max_model_len,
             cache,
             runner,
@@ -121,7 +126,7 @@ impl Engine {
         self.model.tokenizer()
     }
 
-    /// The configuration as given.
+    /// The configuration as given, less the statistics.
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
@@ -174,9 +179,14 @@ impl Engine {
         let rows = self.build_batch(&plan.scheduled, &mut output);
         let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
         self.model.forward(batch, &mut self.cache, &mut self.runner)?;
-        for (scheduled, slice) in plan.scheduled.iter().zip(&self.slices) {
-            let tokens = &self.tokens[slice.row..slice.row + slice.len];
-            self.cache.commit(slice.sequence, tokens)?;
+        let Self { cache, runner, slices, tokens, .. } = self;
+        // Blocks that are full now are encoded on all threads.
+        runner.threads().install(|| {
+            slices.iter().try_for_each(|slice| {
+                cache.commit(slice.sequence, &tokens[slice.row..slice.row + slice.len])
+            })
+        })?;
+        for scheduled in &plan.scheduled {
             if let Some(sequence) = self.scheduler.sequences.get_mut(&scheduled.key) {
                 sequence.num_computed += scheduled.len;
             }
@@ -358,6 +368,7 @@ impl Engine {
             kv_peak_physical_bytes: cache.peak_physical_bytes,
             kv_reserved_bytes: cache.reserved_bytes,
             kv_statistics_bytes: cache.statistics_bytes,
+            kv_sharing_index_bytes: cache.sharing_index_bytes,
             kv_clamped_values: cache.num_clamped,
             kv_sharing_sealed: cache.sharing.sealed,
             kv_sharing_shared: cache.sharing.shared,

@@ -25,6 +25,8 @@ pub struct EngineStats {
     /// Bytes of the statistics that joint recipes code against, beside `kv_physical_bytes`; 0 until one is
     /// used.
     pub kv_statistics_bytes: usize,
+    /// Bytes of the index that finds blocks to share, in `kv_physical_bytes`.
+    pub kv_sharing_index_bytes: usize,
     /// Counter: keys and values that were NaN, infinite or too large to store.
     pub kv_clamped_values: u64,
     /// Counter: keys or values of head groups that were sealed while sharing was on.

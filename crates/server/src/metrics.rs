@@ -271,6 +271,7 @@ mod tests {
             prompt_tokens: 10,
             cached_prompt_tokens: 4,
             kv_statistics_bytes: 70,
+            kv_sharing_index_bytes: 71,
             sequences_by_recipe: vec![(Recipe::F16, 2), (Recipe::JOINT3, 3)],
             ..EngineStats::default()
         };
@@ -282,6 +283,7 @@ mod tests {
         let compute = r#"vllm:prompt_tokens_by_source_total{model_name="m",engine="0",source="local_compute"}"#;
         assert_eq!(value(&text, compute), "6");
         assert_eq!(value(&text, &format!("kvasir_kv_statistics_bytes{labels}")), "70");
+        assert_eq!(value(&text, &format!("kvasir_kv_sharing_index_bytes{labels}")), "71");
         let joint =
             r#"kvasir_sequences_by_recipe_total{model_name="m",engine="0",recipe="joint3"}"#;
         assert_eq!(value(&text, joint), "3");

@@ -46,15 +46,19 @@ impl SketchIndex {
         self.num_bytes
     }
 
-    /// The signs of a block. O(32 · len).
-    pub(crate) fn sketch(&mut self, x: &[f32]) -> Sketch {
+    /// Makes ready for blocks of up to `len` numbers.
+    pub(crate) fn prepare(&mut self, len: usize) {
         // SplitMix64 from a fixed seed: every server has the same directions.
-        while self.directions.len() < x.len() {
+        while self.directions.len() < len {
             let mut z = (self.directions.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             self.directions.push((z ^ (z >> 31)) as u32);
         }
+    }
+
+    /// The signs of a block of a length that was prepared for. O(32 · len).
+    pub(crate) fn sketch(&self, x: &[f32]) -> Sketch {
         let mut sums = [0.0f32; BITS];
         for (x, word) in x.iter().zip(&self.directions) {
             for (b, sum) in sums.iter_mut().enumerate() {
@@ -146,6 +150,7 @@ mod tests {
     #[test]
     fn near_blocks_meet_and_far_ones_rarely_do() {
         let mut index = SketchIndex::default();
+        index.prepare(1024);
         let (mut near, mut far) = (0, 0);
         const TRIALS: usize = 200;
         for trial in 0..TRIALS {
@@ -170,6 +175,7 @@ mod tests {
         let mut index = SketchIndex::default();
         let tenant = |salt| BlockHash::root(Some(salt), "f16", 32, &[0; 32]);
         let (a, b, format) = (tenant("a"), tenant("b"), FormatId::default());
+        index.prepare(64);
         let sketch = index.sketch(&gaussian(64, 1));
         index.publish(&a, format, 3, sketch, slot, &mut pool);
         assert_eq!(index.candidates(&a, format, 3, sketch, &pool).count(), BANDS);

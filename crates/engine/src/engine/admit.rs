@@ -89,7 +89,7 @@ impl Engine {
         if recipe == self.config.kv_cache {
             return Ok(max_len);
         }
-        if recipe.needs_statistics() && self.config.statistics.is_none() {
+        if recipe.needs_statistics() && !self.has_statistics {
             return Err(EngineError::NoStatistics { recipe });
         }
         self.cache.prepare(recipe).map_err(|source| EngineError::Recipe { recipe, source })?;

@@ -210,8 +210,8 @@ fn forward(
         row += input.len();
     }
     model.forward(ForwardBatch { tokens: &tokens, slices: &slices }, cache, runner)?;
-    for (sequence, input) in ids.iter().zip(inputs) {
-        cache.commit(*sequence, input)?;
-    }
+    runner.threads().install(|| {
+        ids.iter().zip(inputs).try_for_each(|(sequence, input)| cache.commit(*sequence, input))
+    })?;
     Ok(())
 }

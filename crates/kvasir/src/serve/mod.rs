@@ -153,6 +153,7 @@ fn engine_config(command: &ServeCommand) -> EngineConfig {
 fn model_info(path: &Path, config: &EngineConfig, max_model_len: usize) -> ModelInfo {
     let settings = json!({
         "kv_cache": config.kv_cache.to_string(),
+        "kv_sharing": config.kv_sharing.to_string(),
         "kv_cache_memory": config.kv_cache_memory,
         "block_size": config.block_size,
         "max_num_seqs": config.max_num_seqs,
@@ -166,6 +167,7 @@ fn model_info(path: &Path, config: &EngineConfig, max_model_len: usize) -> Model
         cache_config: vec![
             ("block_size".to_owned(), config.block_size.to_string()),
             ("cache_dtype".to_owned(), config.kv_cache.to_string()),
+            ("kv_sharing".to_owned(), config.kv_sharing.to_string()),
             ("enable_prefix_caching".to_owned(), config.enable_prefix_caching.to_string()),
             ("kv_cache_memory_bytes".to_owned(), config.kv_cache_memory.to_string()),
         ],

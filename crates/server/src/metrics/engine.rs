@@ -36,6 +36,7 @@ pub(super) struct EngineMetrics {
     peak_physical_bytes: Gauge,
     reserved_bytes: Gauge,
     statistics_bytes: Gauge,
+    sharing_index_bytes: Gauge,
     clamped_values: Counter,
     sharing_sealed: Counter,
     sharing_shared: Counter,
@@ -113,6 +114,11 @@ impl EngineMetrics {
             "kvasir_kv_statistics_bytes",
             "Bytes of the statistics that joint recipes code against",
             m.statistics_bytes.clone(),
+        );
+        r.register(
+            "kvasir_kv_sharing_index_bytes",
+            "Bytes of the index that finds blocks to share, in the physical bytes",
+            m.sharing_index_bytes.clone(),
         );
         r.register(
             "kvasir_kv_clamped_values",
@@ -201,6 +207,7 @@ impl EngineMetrics {
         gauge(&self.peak_physical_bytes, stats.kv_peak_physical_bytes);
         gauge(&self.reserved_bytes, stats.kv_reserved_bytes);
         gauge(&self.statistics_bytes, stats.kv_statistics_bytes);
+        gauge(&self.sharing_index_bytes, stats.kv_sharing_index_bytes);
         counter(&self.clamped_values, stats.kv_clamped_values);
         counter(&self.sharing_sealed, stats.kv_sharing_sealed);
         counter(&self.sharing_shared, stats.kv_sharing_shared);

@@ -1,0 +1,293 @@
+//! How the parts of a full block are stored: each shares a slot that is like it, or is encoded into one of
+//! its own. All parts are decided side by side on the current rayon pool; then the books follow, one by one.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use crate::codec::JointCodec;
+use crate::error::{CacheError, Result};
+use crate::format::{FormatId, GroupPart};
+use crate::kv_cache::KvCache;
+use crate::pool::SlotId;
+use crate::prefix::BlockHash;
+use crate::sequence::Sequence;
+use crate::sharing::SharingMode;
+use crate::sharing::online::Fit;
+use crate::sharing::sketch::Sketch;
+use crate::table::Entry;
+
+/// Keys or values of one head group of the block that is sealed.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    layer: usize,
+    group: usize,
+    part: usize,
+    /// Its first table, and how many name its slot.
+    table: usize,
+    heads: usize,
+    /// The slot it may encode into; `None` if the tail's stays.
+    own: Option<SlotId>,
+    /// Its place in the order of the format's parts.
+    index: usize,
+}
+
+/// What all units of a block have in common.
+struct Block<'a> {
+    sequence: &'a Sequence,
+    block: usize,
+    format: FormatId,
+    /// What candidates for sharing are found by, if they are looked for.
+    content: Option<BlockHash>,
+}
+
+/// What is to happen to a unit.
+#[derive(Debug, Default)]
+struct Decision {
+    share: Option<(SlotId, Fit)>,
+    had_candidates: bool,
+    sketch: Option<Sketch>,
+}
+
+/// One thread's buffers.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// Rows of all heads: `[tokens, width]`.
+    rows: Vec<f32>,
+    /// Rows of one head: `[tokens, head_dim]`.
+    head: Vec<f32>,
+    /// What is compared and stored, if it is not the rows: `[tokens, width]`.
+    coefficients: Vec<f32>,
+    /// A candidate: `[tokens, width]`.
+    candidate: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl KvCache {
+    /// Stores all parts of a full tail block. `slots`: one for every part, in the order of the format's
+    /// parts; none if the tail's stay.
+    pub(crate) fn store_block(
+        &mut self,
+        sequence: &mut Sequence,
+        block: usize,
+        slots: &[SlotId],
+    ) -> Result<()> {
+        // The first block is like no other; the tree looks at whole batches, later.
+        let sharing =
+            block > 0 && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
+        if slots.is_empty() && !sharing {
+            return Ok(());
+        }
+        let format = match slots.is_empty() {
+            true => sequence.tail_format,
+            false => sequence.sealed_format(block),
+        };
+        let tokens = self.geometry.block_size();
+        let content = sharing.then(|| sequence.tenant.child(&sequence.tail_tokens[..tokens]));
+        let units = self.units(format, slots);
+        if sharing && self.sharing.mode == SharingMode::Sketch {
+            let layers = self.geometry.layers().iter();
+            let widest = layers.map(|l| l.kv_heads * l.head_dim).max().unwrap_or(0);
+            self.sketch_index.prepare(tokens * widest);
+        }
+        let sizes = units.iter().map(|u| u.own.map_or(0, |own| self.pool.size_of(own)));
+        let mut bytes = std::mem::take(&mut self.slot_bytes);
+        bytes.resize(sizes.clone().sum(), 0);
+        let mut rest = bytes.as_mut_slice();
+        let outputs: Vec<&mut [u8]> = sizes
+            .map(|size| {
+                let (own, others) = std::mem::take(&mut rest).split_at_mut(size);
+                rest = others;
+                own
+            })
+            .collect();
+        let job = Block { sequence, block, format, content };
+        let decisions: Vec<(Decision, &[u8])> = units
+            .par_iter()
+            .with_max_len(1)
+            .zip(outputs)
+            .map(|(unit, out)| (self.decide(&job, unit, out), &*out))
+            .collect();
+        let mut all_shared = true;
+        let mut parts = Vec::with_capacity(units.len());
+        for (unit, (decision, bytes)) in units.iter().zip(decisions) {
+            all_shared &= decision.share.is_some();
+            let entry =
+                self.carry_out(sequence, (block, format), unit, &decision, bytes, sharing)?;
+            parts.push((entry.slot, self.pool.stamp(entry.slot)));
+        }
+        self.slot_bytes = bytes;
+        if let Some(content) = content.filter(|_| !all_shared) {
+            self.sharing_index.publish(content, format, parts.into(), &mut self.pool);
+        }
+        Ok(())
+    }
+
+    fn units(&self, format: FormatId, slots: &[SlotId]) -> Vec<Unit> {
+        let mut units = Vec::new();
+        for (layer, l) in self.formats.get(format).layers.iter().enumerate() {
+            for group in 0..l.groups.len() {
+                let table = self.geometry.group(layer, group * l.heads);
+                for part in 0..2 {
+                    let index = units.len();
+                    let own = slots.get(index).copied();
+                    units.push(Unit { layer, group, part, table, heads: l.heads, own, index });
+                }
+            }
+        }
+        units
+    }
+
+    /// Looks for a slot that is like a unit, or encodes it into `out`.
+    fn decide(&self, job: &Block<'_>, unit: &Unit, out: &mut [u8]) -> Decision {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { rows, head, coefficients, candidate } = scratch;
+            let codec =
+                &self.formats.get(job.format).layers[unit.layer].groups[unit.group][unit.part];
+            let joint = codec.joint();
+            self.gather(job, unit, rows, head);
+            if let Some(joint) = joint {
+                coefficients.resize(rows.len(), 0.0);
+                joint.coefficients(rows, coefficients);
+            }
+            let original: &[f32] = if joint.is_some() { coefficients } else { rows };
+            let mut decision = Decision::default();
+            if let Some(content) = &job.content {
+                candidate.resize(original.len(), 0.0);
+                decision = self.look_for_like(job, content, unit, codec, original, candidate);
+            }
+            if decision.share.is_none() && unit.own.is_some() {
+                let width = rows.len() / self.geometry.block_size();
+                let bytes = codec.codec().slot_bytes(self.geometry.block_size(), width);
+                match joint {
+                    Some(joint) => joint.encode_coefficients(coefficients, &mut out[..bytes]),
+                    None => codec.codec().encode(rows, width, &mut out[..bytes]),
+                }
+            }
+            decision
+        })
+    }
+
+    /// The slot that a unit may share, if there is one within the limit.
+    fn look_for_like(
+        &self,
+        job: &Block<'_>,
+        content: &BlockHash,
+        unit: &Unit,
+        codec: &GroupPart,
+        original: &[f32],
+        candidate: &mut [f32],
+    ) -> Decision {
+        let joint = codec.joint();
+        let own_error = match joint {
+            Some(joint) => joint.codec_error(),
+            None if unit.own.is_none() => 0.0,
+            None => codec.codec().expected_error(),
+        };
+        let most = self.sharing.most_error(own_error, joint.is_some());
+        let mut best: Option<(SlotId, Fit)> = None;
+        let (tokens, pool) = (self.geometry.block_size(), &self.pool);
+        let mut consider = |slot: SlotId| {
+            decode(codec, joint, pool.bytes(slot), tokens, candidate);
+            let fit = Fit::new(original, candidate);
+            if best.is_none_or(|(_, b)| fit.error < b.error) {
+                best = Some((slot, fit));
+            }
+        };
+        let index = &self.sharing_index;
+        index.candidates(content, job.format, unit.index, pool).for_each(&mut consider);
+        let mut sketch = None;
+        if self.sharing.mode == SharingMode::Sketch {
+            let (index, tenant) = (&self.sketch_index, &job.sequence.tenant);
+            let signs = index.sketch(original);
+            index.candidates(tenant, job.format, unit.index, signs, pool).for_each(consider);
+            sketch = Some(signs);
+        }
+        let share = best.filter(|(_, fit)| fit.error <= most);
+        Decision { share, had_candidates: best.is_some(), sketch }
+    }
+
+    /// Brings a decision into pool, tables and indices; returns the unit's entry.
+    fn carry_out(
+        &mut self,
+        sequence: &mut Sequence,
+        (block, format): (usize, FormatId),
+        unit: &Unit,
+        decision: &Decision,
+        bytes: &[u8],
+        sharing: bool,
+    ) -> Result<Entry> {
+        let counts = &mut self.sharing_counts;
+        counts.sealed += u64::from(sharing);
+        counts.with_candidates += u64::from(decision.had_candidates);
+        counts.shared += u64::from(decision.share.is_some());
+        let tables = &mut sequence.tables[unit.table..unit.table + unit.heads];
+        let tail = tables.first().map(|t| t.part(unit.part)[block]).ok_or_else(|| {
+            CacheError::Integrity {
+                what: format!("a head group without heads in layer {}", unit.layer),
+            }
+        })?;
+        let entry = match (decision.share, unit.own) {
+            (Some((slot, fit)), own) => {
+                self.pool.retain(slot)?;
+                if let Some(own) = own {
+                    self.pool.release(own)?;
+                }
+                Entry { gain: half::f16::from_f32(fit.gain), ..Entry::new(slot, format) }
+            }
+            (None, Some(own)) => {
+                self.pool.bytes_mut(own)?.copy_from_slice(bytes);
+                Entry::new(own, format)
+            }
+            (None, None) => tail,
+        };
+        for (head, table) in tables.iter_mut().enumerate() {
+            let old = std::mem::replace(&mut table.part_mut(unit.part)[block], entry);
+            if head > 0 {
+                self.pool.retain(entry.slot)?;
+            }
+            if old.slot != entry.slot {
+                self.pool.release(old.slot)?;
+            }
+        }
+        if let Some(sketch) = decision.sketch.filter(|_| decision.share.is_none()) {
+            let (index, pool) = (&mut self.sketch_index, &mut self.pool);
+            index.publish(&sequence.tenant, format, unit.index, sketch, entry.slot, pool);
+        }
+        Ok(entry)
+    }
+
+    /// Reads the tail's rows of all heads of a unit, side by side.
+    fn gather(&self, job: &Block<'_>, unit: &Unit, rows: &mut Vec<f32>, head: &mut Vec<f32>) {
+        let (tokens, dim) =
+            (self.geometry.block_size(), self.geometry.layers()[unit.layer].head_dim);
+        let width = unit.heads * dim;
+        rows.resize(tokens * width, 0.0);
+        head.resize(tokens * dim, 0.0);
+        let tables = &job.sequence.tables[unit.table..unit.table + unit.heads];
+        for (i, table) in tables.iter().enumerate() {
+            let slot = table.part(unit.part)[job.block].slot;
+            job.sequence.recipe.tail().decode(self.pool.bytes(slot), tokens, dim, head);
+            for (row, from) in rows.chunks_exact_mut(width).zip(head.chunks_exact(dim)) {
+                row[i * dim..(i + 1) * dim].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// A candidate in the terms that the original is compared in.
+fn decode(
+    codec: &GroupPart,
+    joint: Option<&JointCodec>,
+    bytes: &[u8],
+    tokens: usize,
+    out: &mut [f32],
+) {
+    match joint {
+        Some(joint) => joint.decode_coefficients(bytes, out),
+        None => codec.codec().decode(bytes, tokens, out.len() / tokens, out),
+    }
+}
