@@ -32,6 +32,8 @@ pub struct CacheStats {
     pub reserved_bytes: usize,
     /// Values that were NaN, infinite or too large to store, since the start.
     pub num_clamped: u64,
+    /// Blocks of unused prefixes that were given up for room, or on demand, since the start.
+    pub num_evicted: u64,
     /// Parts of blocks that pressure coded again with fewer bits, since the start.
     pub num_lowered: u64,
     /// What the statistics of joint recipes take, beside `physical_bytes`.
@@ -144,6 +146,7 @@ impl KvCache {
             num_prefix_blocks: self.prefix.len(),
             reserved_bytes: self.pool.reserved_bytes(),
             num_clamped: self.num_clamped,
+            num_evicted: self.prefix.num_evicted(),
             num_lowered: self.num_lowered,
             statistics_bytes: self.formats.num_bytes(),
             sharing_index_bytes: self.sharing_index_bytes(),

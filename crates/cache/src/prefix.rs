@@ -79,6 +79,8 @@ pub(crate) struct PrefixCache {
     tick: u64,
     /// Metadata of unused blocks.
     idle_metadata: usize,
+    /// Blocks that room was made of, since the start.
+    num_evicted: u64,
 }
 
 impl PrefixCache {
@@ -233,6 +235,7 @@ impl PrefixCache {
         let node = self.nodes[id.0 as usize].take().ok_or_else(|| missing(id))?;
         self.by_hash.remove(&node.hash);
         self.vacant.push(id);
+        self.num_evicted += 1;
         self.idle_metadata -= Self::node_bytes(node.entries.len());
         pool.discharge_metadata(Self::node_bytes(node.entries.len()));
         for entry in &node.entries {
@@ -240,6 +243,11 @@ impl PrefixCache {
             pool.release(entry.slot)?;
         }
         Ok(true)
+    }
+
+    /// Blocks that room was made of, since the start.
+    pub(crate) fn num_evicted(&self) -> u64 {
+        self.num_evicted
     }
 
     /// Metadata bytes of all nodes.

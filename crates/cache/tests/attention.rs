@@ -4,16 +4,22 @@
 
 mod common;
 
-use common::{ROPE_BASE, Random, cache, layer};
+use common::{ROPE_BASE, Random, cache, layer, scaled_cache};
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache, LayerGeometry, Recipe, SequenceId};
+use kvasir_kernels::{RopeScaling, RopeTable};
+
+/// Angle per position of every RoPE pair.
+fn frequencies(dim: usize) -> Vec<f64> {
+    (0..dim / 2).map(|i| f64::from(ROPE_BASE).powf(-((2 * i) as f64) / dim as f64)).collect()
+}
 
 /// Rotates every head of `[tokens, heads, dim]` by its token's position, in f64.
-fn rope64(x: &[f32], heads: usize, dim: usize) -> Vec<f64> {
+fn rope64(x: &[f32], heads: usize, dim: usize, frequencies: &[f64]) -> Vec<f64> {
     let mut out: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
     for (row, head) in out.chunks_exact_mut(dim).enumerate() {
         let position = (row / heads) as f64;
         for i in 0..dim / 2 {
-            let angle = position * f64::from(ROPE_BASE).powf(-((2 * i) as f64) / dim as f64);
+            let angle = position * frequencies[i];
             let (a, b) = (head[i], head[i + dim / 2]);
             head[i] = a * angle.cos() - b * angle.sin();
             head[i + dim / 2] = b * angle.cos() + a * angle.sin();
@@ -25,11 +31,24 @@ fn rope64(x: &[f32], heads: usize, dim: usize) -> Vec<f64> {
 /// Dense attention in f64 with ordinary (absolute) RoPE.
 /// `q`: `[tokens, query_heads, dim]`, `k`, `v`: `[tokens, kv_heads, dim]`, not rotated.
 fn dense(l: &LayerGeometry, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    dense_scaled(l, &frequencies(l.head_dim), q, k, v)
+}
+
+fn dense_scaled(
+    l: &LayerGeometry,
+    frequencies: &[f64],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+) -> Vec<f32> {
     let dim = l.head_dim;
     let tokens = q.len() / l.query_heads / dim;
     let plain = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
     let (q, k) = match l.rope {
-        Some(_) => (rope64(q, l.query_heads, dim), rope64(k, l.kv_heads, dim)),
+        Some(_) => {
+            let rotated = |x: &[f32], heads| rope64(x, heads, dim, frequencies);
+            (rotated(q, l.query_heads), rotated(k, l.kv_heads))
+        }
         None => (plain(q), plain(k)),
     };
     let group = l.query_heads / l.kv_heads;
@@ -151,6 +170,38 @@ fn equals_dense_attention_for_any_block_size_and_chunking() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn scaled_rotations_split_into_block_and_offset_like_others() {
+    let factors = (0..16).map(|i| 1.0 + i as f32 / 3.0).collect();
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context: 64.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: None,
+    };
+    for scaling in [RopeScaling::Linear { factor: 8.0 }, RopeScaling::Factors(factors), yarn] {
+        let rope = RopeTable::new(32, ROPE_BASE, &scaling, 2);
+        // What the table turns by from one position to the next; its tests hold it to the papers.
+        let (cos, sin) = rope.at(1);
+        let turns = cos.iter().zip(sin).map(|(c, s)| f64::from(*s).atan2(f64::from(*c)));
+        let turns: Vec<f64> = turns.collect();
+        let l = layer(4, 2, 32);
+        let absolute =
+            LayerGeometry { score_scale: l.score_scale * rope.score_factor(), ..l.clone() };
+        let tokens = 150;
+        let mut random = Random::new(31);
+        let q = random.values(tokens * 4 * 32);
+        let k = random.values(tokens * 2 * 32);
+        let v = random.values(tokens * 2 * 32);
+        let mut cache = scaled_cache(&l, rope);
+        let id = cache.add_sequence(None).unwrap();
+        let got = paged(&mut cache, id, &l, 0, &[70, 1, 79], &q, &k, &v);
+        let error = worst(&got, &dense_scaled(&absolute, &turns, &q, &k, &v));
+        assert!(error < 2e-5, "{scaling:?}: {error}");
     }
 }
 

@@ -372,6 +372,7 @@ impl Engine {
             kv_clamped_values: cache.num_clamped,
             kv_sharing_sealed: cache.sharing.sealed,
             kv_sharing_shared: cache.sharing.shared,
+            kv_evicted: cache.num_evicted,
             kv_lowered: cache.num_lowered,
             kv_seal_seconds: cache.seal_nanos as f64 * 1e-9,
             kv_attention_seconds: cache.attention_nanos as f64 * 1e-9,

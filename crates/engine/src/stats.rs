@@ -33,6 +33,8 @@ pub struct EngineStats {
     pub kv_sharing_sealed: u64,
     /// Counter: of those, the ones that share a block of another sequence or place.
     pub kv_sharing_shared: u64,
+    /// Counter: blocks of unused prefixes that were given up for room, or on demand.
+    pub kv_evicted: u64,
     /// Counter: keys or values of head groups that pressure coded again with fewer bits.
     pub kv_lowered: u64,
     /// Counter: seconds spent on sealing blocks (candidates, checks, encoding).

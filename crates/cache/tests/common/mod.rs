@@ -49,6 +49,20 @@ fn ropes(head_dim: usize) -> Vec<RopeTable> {
     vec![RopeTable::new(head_dim, ROPE_BASE, &RopeScaling::None, 1)]
 }
 
+/// An uncompressed cache of one layer whose rotations are scaled.
+pub fn scaled_cache(l: &LayerGeometry, rope: RopeTable) -> KvCache {
+    KvCache::new(CacheConfig {
+        geometry: Geometry::new(vec![l.clone()], 32).unwrap(),
+        ropes: vec![rope],
+        recipe: Recipe::F32,
+        statistics: None,
+        sharing: Sharing::OFF,
+        budget_bytes: 8 << 20,
+        prefix_caching: false,
+    })
+    .unwrap()
+}
+
 /// Statistics of uniform random numbers, for recipes that need some.
 pub fn statistics(geometry: &Geometry, head_dim: usize) -> Statistics {
     let mut moments = Moments::new(geometry.clone(), ropes(head_dim)).unwrap();

@@ -40,6 +40,7 @@ pub(super) struct EngineMetrics {
     clamped_values: Counter,
     sharing_sealed: Counter,
     sharing_shared: Counter,
+    evicted: Counter,
     lowered: Counter,
     seal_seconds: Counter<f64, AtomicU64>,
     attention_seconds: Counter<f64, AtomicU64>,
@@ -136,6 +137,11 @@ impl EngineMetrics {
             m.sharing_shared.clone(),
         );
         r.register(
+            "kvasir_kv_evicted_prefix_blocks",
+            "Blocks of unused prefixes that were given up for room, or on demand",
+            m.evicted.clone(),
+        );
+        r.register(
             "kvasir_kv_lowered_blocks",
             "Key or value blocks that pressure coded again with fewer bits",
             m.lowered.clone(),
@@ -211,6 +217,7 @@ impl EngineMetrics {
         counter(&self.clamped_values, stats.kv_clamped_values);
         counter(&self.sharing_sealed, stats.kv_sharing_sealed);
         counter(&self.sharing_shared, stats.kv_sharing_shared);
+        counter(&self.evicted, stats.kv_evicted);
         counter(&self.lowered, stats.kv_lowered);
         let seconds = |counter: &Counter<f64, AtomicU64>, total: f64| {
             counter.inc_by((total - counter.get()).max(0.0));
