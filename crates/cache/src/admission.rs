@@ -33,17 +33,18 @@ impl KvCache {
         let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
         let mut slots = Vec::new();
         let head = usize::from(first == 0 && new > 0);
-        // While a tail moves into larger slots, those that it leaves are there, too: half a block at most.
-        let block_size = self.geometry.block_size();
-        let grows = new > 0 && tail_capacity(1, block_size) < block_size;
+        // Beside whole blocks: a tail of every smaller size, for one that moves from one to the next while
+        // another begins, and the values that a residual window keeps.
+        let log = |tokens: usize| tokens.trailing_zeros() as usize;
+        let whole = log(self.geometry.block_size());
+        let smallest = log(tail_capacity(1, self.geometry.block_size()));
         let kept = sealed != [tail; 2] && recipe.keeps_residual();
-        for classes in self.tail_classes(tail) {
-            let log = block_size.trailing_zeros() as usize;
-            if grows {
-                add_class(&mut slots, classes[log - 1], 2);
+        for classes in self.tail_classes(tail).iter().filter(|_| new > 0) {
+            for class in &classes[smallest..whole] {
+                add_class(&mut slots, *class, 2);
             }
             if kept {
-                add_class(&mut slots, classes[log], 1);
+                add_class(&mut slots, classes[whole], 1);
             }
         }
         let mut add = |format: FormatId, blocks: usize| {

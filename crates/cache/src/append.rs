@@ -24,14 +24,10 @@ impl KvCache {
             let new = cache.geometry.blocks_for(end).saturating_sub(old);
             let metadata = new * cache.geometry.table_bytes_per_block();
             let slots = cache.slots_to_reserve(sequence, end);
-            let needed: usize = slots.iter().map(|(c, n)| n * cache.pool.slot_bytes(*c)).sum();
-            let room = cache.prefix.evictable_bytes(&cache.pool)
-                + cache.sharing_index_bytes()
-                + cache.lowerable_bytes();
-            let pinned = cache.pool.physical_bytes().saturating_sub(room);
+            let fits = |cache: &Self| slots.is_empty() || cache.pool.can_allocate(&slots, metadata);
             // Nothing is given up for what would not fit without it either.
-            let hopeless = pinned + needed + metadata > cache.pool.budget_bytes();
-            while !slots.is_empty() && !cache.pool.can_allocate(&slots, metadata) {
+            let hopeless = !fits(cache) && cache.is_hopeless(&slots, metadata);
+            while !fits(cache) {
                 let relieved = !hopeless
                     && (cache.prefix.evict_one(&mut cache.pool)?
                         || cache.drop_sharing_index()
@@ -77,6 +73,16 @@ impl KvCache {
             cache.frame.grow(end);
             Ok(())
         })
+    }
+
+    /// Whether slots and metadata would not fit even if all were given up that can be.
+    fn is_hopeless(&self, slots: &[(ClassId, usize)], metadata: usize) -> bool {
+        let needed: usize = slots.iter().map(|(c, n)| n * self.pool.slot_bytes(*c)).sum();
+        let room = self.prefix.evictable_bytes(&self.pool)
+            + self.sharing_index_bytes()
+            + self.lowerable_bytes();
+        let pinned = self.pool.physical_bytes().saturating_sub(room);
+        pinned + needed + metadata > self.pool.budget_bytes()
     }
 
     /// Slots that a sequence needs to hold `end` tokens, beside what it has.
@@ -240,7 +246,7 @@ pub(crate) fn tail_capacity(tokens: usize, block_size: usize) -> usize {
 /// Brings values that cannot be stored to the nearest that can, NaN to 0: one infinite value would turn
 /// the scores of other tokens into NaN. Returns how many there were.
 #[inline]
-fn clamp(row: &mut [f32], largest: f32) -> u64 {
+pub(crate) fn clamp(row: &mut [f32], largest: f32) -> u64 {
     // A count of comparisons vectorises; rows that need mending are rare. NaN is not below anything.
     let good = row.iter().filter(|x| x.abs() <= largest).count();
     let bad = (row.len() - good) as u64;

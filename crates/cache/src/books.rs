@@ -46,6 +46,8 @@ pub struct CacheStats {
     pub seal_nanos: u64,
     /// Nanoseconds spent in attention, decoding of tiles included.
     pub attention_nanos: u64,
+    /// Nanoseconds, of all threads together, spent on decoding blocks for attention.
+    pub decode_nanos: u64,
 }
 
 impl KvCache {
@@ -84,8 +86,8 @@ impl KvCache {
                 }
             }
             if !sealed_only {
-                let residual = &sequence.residual.values;
-                physical += residual.iter().map(|e| self.pool.size_of(e.slot)).sum::<usize>();
+                let residual = sequence.residual.values.iter().filter(|e| seen.insert(e.slot));
+                physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
             }
             physical += range.len() * self.geometry.table_bytes_per_block();
             logical += tokens * self.geometry.logical_bytes_per_token();
@@ -112,6 +114,7 @@ impl KvCache {
                         }
                     }
                     let residual = sequence.residual.values.iter().skip(first).take(l.kv_heads);
+                    let residual = residual.filter(|e| seen.insert(e.slot));
                     physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
                 }
                 (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)
@@ -153,6 +156,7 @@ impl KvCache {
             sharing: self.sharing_counts,
             seal_nanos: self.seal_nanos,
             attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
+            decode_nanos: self.decode_nanos.load(Ordering::Relaxed),
         }
     }
 

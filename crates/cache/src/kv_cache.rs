@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use kvasir_kernels::RopeTable;
+use kvasir_kernels::{AlignedBytes, RopeTable};
 
 use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
@@ -61,7 +61,9 @@ pub struct KvCache {
     pub(crate) sharing_counts: SharingCounts,
     /// Classes of tails by format: `[groups][log2 of their tokens]`.
     tail_classes: Vec<(FormatId, Vec<[ClassId; 7]>)>,
-    /// Slots on their way: one while its tail grows, those of a block while it is sealed.
+    /// Slots of a block while it is sealed.
+    pub(crate) sealed_bytes: AlignedBytes,
+    /// One slot while its tail grows.
     pub(crate) slot_bytes: Vec<u8>,
     /// Rows that leave a window of exact values: `[block_size, head_dim]`.
     pub(crate) residual_rows: Vec<f32>,
@@ -75,6 +77,7 @@ pub struct KvCache {
     pub(crate) num_lowered: u64,
     pub(crate) seal_nanos: u64,
     pub(crate) attention_nanos: AtomicU64,
+    pub(crate) decode_nanos: AtomicU64,
 }
 
 impl KvCache {
@@ -118,6 +121,7 @@ impl KvCache {
             sketch_index: SketchIndex::default(),
             sharing_counts: SharingCounts::default(),
             tail_classes: Vec::new(),
+            sealed_bytes: AlignedBytes::zeroed(0),
             slot_bytes: Vec::new(),
             residual_rows: Vec::new(),
             clamped_blocks: Vec::new(),
@@ -138,6 +142,7 @@ impl KvCache {
             num_lowered: 0,
             seal_nanos: 0,
             attention_nanos: AtomicU64::new(0),
+            decode_nanos: AtomicU64::new(0),
         };
         cache.prepare(recipe)?;
         Ok(cache)
@@ -322,6 +327,18 @@ impl KvCache {
             sequence.num_reserved = sequence.num_tokens;
             cache.frame.grow(sequence.num_tokens + 1);
             Ok(sequence.num_tokens)
+        })
+    }
+
+    /// Lets blocks with values that were no numbers be coded like all others. Kept as they are, they take more
+    /// than [`Self::bytes_alone`] says: for sequences that found no room once.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn code_odd_blocks(&mut self, id: SequenceId) -> Result<()> {
+        self.with_sequence(id, |_, sequence| {
+            sequence.codes_odd_blocks = true;
+            Ok(())
         })
     }
 

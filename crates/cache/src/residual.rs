@@ -3,8 +3,10 @@
 //!
 //! A block is coded and published whole when it is sealed, as with every recipe. What is kept besides is the
 //! tail's slots of its values: the sequence reads those, and row by row, as tokens leave the window, they
-//! are overwritten with what was stored. Prefixes that are found in the cache are read as stored.
+//! are overwritten with what was stored, rounded to the tail's precision. Prefixes that are found in the cache
+//! are read as stored.
 
+use crate::append::clamp;
 use crate::error::Result;
 use crate::kv_cache::KvCache;
 use crate::sequence::Sequence;
@@ -59,10 +61,12 @@ impl KvCache {
             rows.resize(to * dim, 0.0);
             codec.decode(self.pool.bytes(stored.slot), block_size, dim, &mut rows);
             let slot = self.pool.bytes_mut(kept.slot)?;
+            let tail = sequence.recipe.tail();
             for row in from..to {
                 let values = &mut rows[row * dim..(row + 1) * dim];
                 values.iter_mut().for_each(|v| *v *= stored.gain.to_f32());
-                sequence.recipe.tail().write_row(row, values, slot);
+                clamp(values, tail.largest());
+                tail.write_row(row, values, slot);
             }
         }
         self.residual_rows = rows;

@@ -34,14 +34,16 @@ impl KvCache {
             sequence.chain = Some(hash);
             hash
         });
-        let hash = hash.filter(|_| publishable);
-        let known = hash.as_ref().and_then(|hash| self.prefix.find(hash));
-        self.keep_residual(sequence, block)?;
-        let clamped = self.clamped_blocks.contains(&(id, block));
-        if clamped {
-            // Values that were no numbers say that the rest of the block may be odd, too: it is kept as it is.
+        // Values that were no numbers say that the rest of the block may be odd, too: it is kept as it is,
+        // and for this sequence only.
+        let odd = self.clamped_blocks.contains(&(id, block));
+        if odd {
             self.clamped_blocks.retain(|clamped| *clamped != (id, block));
         }
+        let clamped = odd && !sequence.codes_odd_blocks;
+        let hash = hash.filter(|_| publishable && !clamped);
+        let known = hash.as_ref().and_then(|hash| self.prefix.find(hash));
+        self.keep_residual(sequence, block)?;
         if clamped || known.is_some() {
             for slot in slots {
                 self.pool.release(slot)?;

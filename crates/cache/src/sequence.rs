@@ -56,6 +56,8 @@ pub(crate) struct Sequence {
     pub(crate) tail_capacity: usize,
     /// Values of the last sealed block as they are read while its tokens leave the window of exact values.
     pub(crate) residual: Residual,
+    /// Whether blocks with values that were no numbers are coded like others.
+    pub(crate) codes_odd_blocks: bool,
     /// Whose blocks it may share.
     pub(crate) tenant: BlockHash,
     /// Leading sealed blocks that the tree has seen.
@@ -85,6 +87,7 @@ impl Sequence {
             sealed_formats,
             tail_capacity: 0,
             residual: Residual::default(),
+            codes_odd_blocks: false,
             tenant,
             num_fused: 0,
         }

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use kvasir_kernels::AlignedBytes;
 use rayon::prelude::*;
 
 use crate::codec::JointCodec;
@@ -94,8 +95,12 @@ impl KvCache {
             self.sketch_index.prepare(tokens * widest);
         }
         let sizes = units.iter().map(|u| u.own.map_or(0, |own| self.pool.size_of(own)));
-        let mut bytes = std::mem::take(&mut self.slot_bytes);
-        bytes.resize(sizes.clone().sum(), 0);
+        let mut bytes = std::mem::replace(&mut self.sealed_bytes, AlignedBytes::zeroed(0));
+        let needed = sizes.clone().sum();
+        if bytes.len() < needed {
+            bytes = AlignedBytes::zeroed(needed);
+        }
+        // Aligned as slots are: their sizes are whole cache lines.
         let mut rest = bytes.as_mut_slice();
         let outputs: Vec<&mut [u8]> = sizes
             .map(|size| {
@@ -119,7 +124,7 @@ impl KvCache {
                 self.carry_out(sequence, (block, format), unit, &decision, bytes, sharing)?;
             parts.push((entry.slot, self.pool.stamp(entry.slot)));
         }
-        self.slot_bytes = bytes;
+        self.sealed_bytes = bytes;
         if let Some(content) = content.filter(|_| !all_shared) {
             self.sharing_index.publish(content, format, parts.into(), &mut self.pool);
         }

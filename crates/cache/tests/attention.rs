@@ -378,11 +378,18 @@ fn company_does_not_change_a_bit() {
             cache.attend(0, slices, queries, &mut out, &mut scratch).unwrap();
             out
         };
-        let together = attend(&slices, &queries);
-        for slice in &slices {
-            let rows = slice.row * 192..(slice.row + slice.len) * 192;
-            let alone = attend(&[BatchSlice { row: 0, ..*slice }], &queries[rows.clone()]);
-            assert_eq!(alone, together[rows], "{slice:?}, window {window:?}");
+        // The fewer threads, the more sequences an item has.
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let together = pool.install(|| attend(&slices, &queries));
+            for slice in &slices {
+                let rows = slice.row * 192..(slice.row + slice.len) * 192;
+                let alone = attend(&[BatchSlice { row: 0, ..*slice }], &queries[rows.clone()]);
+                assert_eq!(
+                    alone, together[rows],
+                    "{slice:?}, window {window:?}, {threads} threads"
+                );
+            }
         }
     }
 }

@@ -120,35 +120,47 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
     }
 }
 
-/// Every recipe, one token at a time, in exactly the bytes that it is said to take alone: growing tails, slots
-/// for blocks to come and residual windows are all in them.
+/// Every recipe, in steps of one token and of more, in exactly the bytes that it is said to take alone:
+/// growing tails, slots for blocks to come and residual windows are all in them.
 #[test]
-fn what_fits_alone_can_grow_token_by_token() {
-    for recipe in Recipe::ALL {
-        for tokens in [1, 20, 32, 33, 64, 100] {
-            let layers = || vec![layer(2, 2, 32); 3];
-            let probe = cache(layers(), 32, recipe, 4 << 20, true);
+fn what_fits_alone_can_grow_to_its_length() {
+    let shapes = [(2, 2, 32, 3), (1, 1, 16, 1)];
+    for (recipe, chunk, shape) in Recipe::ALL
+        .into_iter()
+        .flat_map(|r| [1, 7, 40, 72].map(|c| (r, c)))
+        .flat_map(|(r, c)| shapes.map(|s| (r, c, s)))
+    {
+        let (query_heads, kv_heads, dim, layers) = shape;
+        for tokens in [1, 20, 32, 33, 64, 112, 200] {
+            let of = |budget| {
+                let layers = vec![layer(query_heads, kv_heads, dim); layers];
+                let mut cache = cache(layers, 32, recipe, budget, true);
+                cache.set_max_chunk(chunk);
+                cache
+            };
             // The slab size depends on the budget: ask until the budget in place is enough.
-            let mut budget = probe.bytes_alone(recipe, tokens);
+            let mut budget = of(4 << 20).bytes_alone(recipe, tokens);
             let mut cache = loop {
-                let cache = cache(layers(), 32, recipe, budget, true);
+                let cache = of(budget);
                 match cache.bytes_alone(recipe, tokens) {
                     needed if needed <= budget => break cache,
                     needed => budget = needed,
                 }
             };
-            cache.set_max_chunk(1);
             let id = cache.add_sequence(None).unwrap();
-            let x = vec![0.5; 64];
-            for start in 0..tokens {
-                let reserved = cache.reserve(id, 1);
-                assert!(reserved.is_ok(), "{recipe}: token {start} of {tokens}: {reserved:?}");
-                let slices = [BatchSlice { sequence: id, row: 0, start, len: 1 }];
-                for layer in 0..3 {
+            let x = vec![0.5; chunk * kv_heads * dim];
+            let mut start = 0;
+            while start < tokens {
+                let len = chunk.min(tokens - start);
+                let reserved = cache.reserve(id, len);
+                assert!(reserved.is_ok(), "{recipe}, {start} + {len} of {tokens}: {reserved:?}");
+                let slices = [BatchSlice { sequence: id, row: 0, start, len }];
+                for layer in 0..layers {
                     cache.write(layer, &slices, &x, &x).unwrap();
                 }
-                cache.commit(id, &[start as u32]).unwrap();
+                cache.commit(id, &vec![3; len]).unwrap();
                 cache.check_integrity().unwrap();
+                start += len;
             }
         }
     }
@@ -189,7 +201,19 @@ fn blocks_with_odd_values_are_not_coded() {
         let mut scratch = kvasir_cache::AttentionScratch::default();
         cache.attend(0, &slices, &x[..32], &mut out, &mut scratch).unwrap();
         assert!(out.iter().all(|x| x.is_finite()), "{recipe}: {out:?}");
-        cache.remove_sequence(id).unwrap();
+        // Told that there must be room, it codes them like all others.
+        let told = cache.add_sequence(None).unwrap();
+        cache.code_odd_blocks(told).unwrap();
+        for start in [0, 32, 64] {
+            cache.reserve(told, 32).unwrap();
+            let slices = [BatchSlice { sequence: told, row: 0, start, len: 32 }];
+            cache.write(0, &slices, &[f32::NAN; 1024], &x).unwrap();
+            cache.commit(told, &[1; 32]).unwrap();
+        }
+        assert_eq!(cache.bytes_of(&[told], true).unwrap().1, 2 * coded, "{recipe}");
+        for id in [id, told] {
+            cache.remove_sequence(id).unwrap();
+        }
         assert_eq!(cache.stats().physical_bytes, 0);
     }
 }

@@ -376,6 +376,7 @@ impl Engine {
             kv_lowered: cache.num_lowered,
             kv_seal_seconds: cache.seal_nanos as f64 * 1e-9,
             kv_attention_seconds: cache.attention_nanos as f64 * 1e-9,
+            kv_decode_seconds: cache.decode_nanos as f64 * 1e-9,
             ..self.stats.clone()
         }
     }

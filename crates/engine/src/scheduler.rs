@@ -199,7 +199,7 @@ impl Scheduler {
             if !alone && !cache.fits_new(sequence.recipe, salt, &sequence.tokens, reuse, headroom) {
                 return Ok(());
             }
-            let id = cache.add_sequence_with(sequence.recipe, salt)?;
+            let id = add_sequence(sequence, cache)?;
             let cached = if reuse { cache.match_prefix(id, &sequence.tokens)? } else { 0 };
             let mut admitted = (id, cached);
             let len = (sequence.tokens.len() - cached).min(*budget);
@@ -214,7 +214,7 @@ impl Scheduler {
                 Err(CacheError::Exhausted { .. }) => {
                     cache.remove_sequence(id)?;
                     cache.reset_prefix_cache()?;
-                    let id = cache.add_sequence_with(sequence.recipe, salt)?;
+                    let id = add_sequence(sequence, cache)?;
                     admitted = (id, 0);
                     cache.reserve(id, sequence.tokens.len().min(*budget))?;
                 }
@@ -263,4 +263,14 @@ impl Scheduler {
         }
         Ok(())
     }
+}
+
+/// A place in the cache for a sequence that is admitted, for the first time or again.
+fn add_sequence(sequence: &Sequence, cache: &mut KvCache) -> Result<SequenceId> {
+    let id = cache.add_sequence_with(sequence.recipe, sequence.cache_salt.as_deref())?;
+    if sequence.num_preemptions > 0 {
+        // It must fit now: alone, nobody else can be asked to make room.
+        cache.code_odd_blocks(id)?;
+    }
+    Ok(id)
 }

@@ -41,6 +41,8 @@ pub struct EngineStats {
     pub kv_seal_seconds: f64,
     /// Counter: seconds spent in attention, decoding of tiles included.
     pub kv_attention_seconds: f64,
+    /// Counter: seconds, of all threads together, spent on decoding blocks for attention.
+    pub kv_decode_seconds: f64,
     /// Logical and physical bytes of every layer over the running sequences, shared blocks once; refreshed
     /// now and then.
     pub kv_layer_bytes: Vec<(usize, usize)>,

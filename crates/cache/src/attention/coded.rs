@@ -4,6 +4,8 @@
 //! An item's sequences walk their blocks side by side. Where neighbours read the same slots (a common
 //! prefix), the tile is decoded once and meets the queries of all of them in one product.
 
+use std::time::Instant;
+
 use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 
 use super::tile::Tile;
@@ -128,8 +130,9 @@ impl KvCache {
         first_row: usize,
     ) -> Option<Batch<'a>> {
         let entries = |work: &Work<'_>| {
-            let table = &work.sequence.tables[self.geometry.group(work.layer, work.kv_head)];
-            (block < work.sequence.num_sealed).then(|| [table.keys[block], table.values[block]])
+            let group = self.geometry.group(work.layer, work.kv_head);
+            let entry = |part| work.sequence.entry(group, part, block);
+            (block < work.sequence.num_sealed).then(|| [entry(0), entry(1)])
         };
         let all_see = |work: &Work<'_>| {
             let v = work.visible(block, self.geometry.block_size());
@@ -198,6 +201,7 @@ impl KvCache {
             sums,
             states,
             bases,
+            decode_nanos,
             ..
         } = tile;
         bases[0].load(keys.basis());
@@ -219,7 +223,9 @@ impl KvCache {
         }
         let [key, value] = entries;
         let tile_keys = &mut tile_keys[..tokens * width];
+        let clock = Instant::now();
         keys.decode_coded(self.pool.bytes(key.slot), key.gain.to_f32(), tile_keys);
+        *decode_nanos += clock.elapsed().as_nanos() as u64;
         let scores = &mut scores[..heads * n * tokens];
         gemm_nt((heads * n, tokens, width), folded, width, tile_keys, width, scores, tokens);
         scale_in_place(scores, l.score_scale * self.frame.score_factor(l.rope));
@@ -237,7 +243,9 @@ impl KvCache {
             }
         }
         let tile_values = &mut tile_values[..tokens * width];
+        let clock = Instant::now();
         values.decode_coded(self.pool.bytes(value.slot), value.gain.to_f32(), tile_values);
+        *decode_nanos += clock.elapsed().as_nanos() as u64;
         // Rows of all heads follow each other if they are all there.
         let (products, n) = if n == rows { (1, heads * n) } else { (heads, n) };
         for i in 0..products {

@@ -1,9 +1,9 @@
 //! HOT PATH. Attention over block tables: prefill and decode are the same code with more or fewer
 //! query rows.
 //!
-//! A work item is some query tokens of a sequence against a KV head. It walks the blocks in order of
-//! position, decodes each tile once into L1-sized scratch and uses it for all its query rows, with an
-//! online softmax. What one row computes over uncompressed blocks depends on its own position only, never
+//! A work item is some query tokens of a sequence against a KV head, or of several sequences against the heads
+//! of a coded block. It walks the blocks in order of position, decodes each tile once into L1-sized scratch
+//! and uses it for all its query rows, with an online softmax. What one row computes over uncompressed blocks depends on its own position only, never
 //! on the other rows of the step or on how the prompt was cut: masked keys contribute exact zeros.
 //!
 //! Two paths: [`plain`] turns a tile into plain rows first, which pays where many queries meet it
@@ -127,7 +127,8 @@ impl KvCache {
             .collect();
         items.par_iter().with_max_len(1).zip(outputs).try_for_each(|(item, mixed)| {
             let tile = &tiles[rayon::current_thread_index().unwrap_or(0) % tiles.len()];
-            // A poisoned tile is only scratch: its contents are written before they are read.
+            // A poisoned tile is only scratch: its contents are written before they are read, but for
+            // bases, which are whole or not noted as held.
             let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
             let parts = &parts[item.parts.0..item.parts.1];
             let work = |part: &Part| {
@@ -164,6 +165,10 @@ impl KvCache {
                 }
             }
         }
+        for tile in tiles {
+            let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
+            self.decode_nanos.fetch_add(std::mem::take(&mut tile.decode_nanos), Ordering::Relaxed);
+        }
         self.attention_nanos.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -181,7 +186,7 @@ impl KvCache {
         coded.clear();
         let l = &self.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
-        for (slice, s) in slices.iter().enumerate() {
+        for (slice, s) in slices.iter().enumerate().filter(|(_, s)| s.len > 0) {
             let sequence = self.sequence(s.sequence)?;
             if let Some(affinity) = self.affinity(layer, sequence, s.len * group) {
                 coded.push((affinity, slice));

@@ -1,5 +1,7 @@
 //! HOT PATH. Tiles as plain rows, one KV head at a time.
 
+use std::time::Instant;
+
 use kvasir_kernels::{gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 
 use super::tile::Tile;
@@ -13,7 +15,6 @@ impl KvCache {
     pub(super) fn attend_plain(&self, work: &Work<'_>, mixed: &mut [f32], tile: &mut Tile) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
         tile.resize(work.rows(), dim, dim, block_size);
-        tile.absolute.clear();
         mixed.fill(0.0);
         let blocks = work.blocks(block_size);
         for v in blocks.filter_map(|block| work.visible(block, block_size)) {
@@ -47,10 +48,12 @@ impl KvCache {
         let l = work.l;
         let dim = l.head_dim;
         let index = self.geometry.group(work.layer, kv_head);
+        let clock = Instant::now();
         for part in 0..2 {
             let entry = work.sequence.entry(index, part, v.block);
             self.decode(work, part, kv_head, entry, v.filled, tile);
         }
+        tile.decode_nanos += clock.elapsed().as_nanos() as u64;
         let n = (v.t1 - v.t0) * work.group;
         let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
         let format = work.sequence.entry(index, 0, v.block).format;

@@ -23,6 +23,8 @@ pub(super) struct Tile {
     pub(super) coded: Vec<f32>, // [block_size, width]
     /// Bases of keys and of values as f32, kept while items use the same.
     pub(super) bases: [HeldBasis; 2],
+    /// Time spent on decoding blocks since it was last asked for.
+    pub(super) decode_nanos: u64,
 }
 
 /// A basis as f32.
@@ -46,6 +48,7 @@ impl HeldBasis {
 impl Tile {
     /// Room for `rows` query rows against blocks of `block_size` rows of `width` channels.
     pub(super) fn resize(&mut self, rows: usize, dim: usize, width: usize, block_size: usize) {
+        self.absolute.clear();
         self.keys.resize(block_size * width, 0.0);
         self.values.resize(block_size * width, 0.0);
         self.queries.resize(rows * dim, 0.0);

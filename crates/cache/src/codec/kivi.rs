@@ -5,7 +5,7 @@
 //! its recipes store keys in the absolute frame, as the paper does, and its residual window R is a block: keys
 //! are coded when their block is full, of the values the last R are exact (`residual.rs`). Differences: a
 //! group of equal values has s = 0 instead of 0/0; a prompt longer than a chunk attends to its earlier
-//! chunks as they are stored.
+//! chunks as decode does, and a prefix found in the cache is read as it is stored.
 
 use half::f16;
 

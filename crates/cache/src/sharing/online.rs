@@ -87,6 +87,8 @@ impl SharingIndex {
             self.len += 1;
             self.num_bytes += new.num_bytes();
             known.push(new);
+        } else if known.is_empty() {
+            self.by_content.remove(&content);
         }
     }
 

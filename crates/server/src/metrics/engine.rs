@@ -44,6 +44,7 @@ pub(super) struct EngineMetrics {
     lowered: Counter,
     seal_seconds: Counter<f64, AtomicU64>,
     attention_seconds: Counter<f64, AtomicU64>,
+    decode_seconds: Counter<f64, AtomicU64>,
     layer_ratio: Family<[(&'static str, String); 1], FloatGauge>,
     sequences_by_recipe: Family<[(&'static str, String); 1], Counter>,
     compression_ratio: FloatGauge,
@@ -157,6 +158,11 @@ impl EngineMetrics {
             m.attention_seconds.clone(),
         );
         r.register(
+            "kvasir_kv_decode_seconds",
+            "Seconds, of all threads together, spent on decoding blocks for attention",
+            m.decode_seconds.clone(),
+        );
+        r.register(
             "kvasir_kv_layer_compression_ratio",
             "Logical by physical bytes of the running sequences, by layer",
             m.layer_ratio.clone(),
@@ -224,6 +230,7 @@ impl EngineMetrics {
         };
         seconds(&self.seal_seconds, stats.kv_seal_seconds);
         seconds(&self.attention_seconds, stats.kv_attention_seconds);
+        seconds(&self.decode_seconds, stats.kv_decode_seconds);
         for (layer, (logical, physical)) in stats.kv_layer_bytes.iter().enumerate() {
             let labels = [("layer", layer.to_string())];
             let gauge = self.layer_ratio.get_or_create_owned(&labels);
