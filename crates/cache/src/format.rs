@@ -174,11 +174,14 @@ impl Formats {
             .map(|(layer, l)| match kind {
                 CodecKind::Joint(rate) => {
                     let bases = &self.bases(shapes)?[layer];
-                    let codec =
-                        |basis: &Arc<Basis>| JointCodec::new(Arc::clone(basis), rate.bits());
+                    let codec = |basis: &Arc<Basis>, part: Part| {
+                        JointCodec::new(Arc::clone(basis), rate.bits(), part)
+                    };
                     let codecs: Result<Vec<_>> = bases
                         .iter()
-                        .map(|[keys, values]| Ok([codec(keys)?, codec(values)?]))
+                        .map(|[keys, values]| {
+                            Ok([codec(keys, Part::Keys)?, codec(values, Part::Values)?])
+                        })
                         .collect();
                     joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
                 }

@@ -70,7 +70,7 @@ fn lowered_blocks_are_read_as_what_they_are() {
     let queries = Random::new(9).values(4 * 32);
     let mut held = Vec::new();
     for (recipe, budget) in
-        [(Recipe::F16, 64 << 20), (Recipe::AUTO, 8 << 20), (Recipe::AUTO, 120 << 10)]
+        [(Recipe::F16, 64 << 20), (Recipe::AUTO, 8 << 20), (Recipe::AUTO, 136 << 10)]
     {
         let mut cache = cache(vec![l.clone(); LAYERS], 32, recipe, budget, false);
         let id = cache.add_sequence(None).unwrap();

@@ -14,9 +14,9 @@ use half::f16;
 use kvasir_kernels::trellis::{DISTORTION, Layout, SEGMENT};
 use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
 
-use super::Codec;
+use super::{Codec, Part};
 use crate::error::{CacheError, Result};
-use crate::stats::{MAX_WIDTH, PartStatistics, allocate};
+use crate::stats::{MAX_WIDTH, PartStatistics, allocate, part_budget};
 
 /// Bytes of a row beside its codes: its scale, and its boosted segment.
 const ROW_HEADER_BITS: usize = 16;
@@ -110,14 +110,15 @@ fn transposed(rows: &[f16], width: usize) -> Vec<f16> {
 }
 
 impl JointCodec {
-    /// A codec that stores at most `rate` bits a channel, row headers included.
+    /// The codec of one of two parts that together store at most `rate` bits a channel, row headers
+    /// included.
     ///
     /// # Errors
     /// [`CacheError::Statistics`] if the basis is wider than a row can be.
-    pub(crate) fn new(basis: Arc<Basis>, rate: f32) -> Result<Self> {
+    pub(crate) fn new(basis: Arc<Basis>, rate: f32, part: Part) -> Result<Self> {
         let bits = (rate * basis.width as f32) as usize;
         let budget = bits.saturating_sub(ROW_HEADER_BITS) / SEGMENT;
-        let bits = allocate(&basis.scales, budget);
+        let bits = allocate(&basis.scales, part_budget(part, basis.width, budget));
         Self::with_bits(basis, bits)
     }
 
@@ -285,7 +286,7 @@ mod tests {
         for (width, spread) in [(64, 30.0), (192, 30.0), (256, 5.0)] {
             let (basis, rows) = example(width, spread, 1.0);
             for rate in [1.5, 2.0, 2.75, 3.0, 4.0] {
-                let codec = JointCodec::new(Arc::clone(&basis), rate).unwrap();
+                let codec = JointCodec::new(Arc::clone(&basis), rate, Part::Keys).unwrap();
                 let x = rows(512, 17);
                 let (mut z, mut got) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 codec.coefficients(&x, &mut z);
@@ -304,7 +305,7 @@ mod tests {
     #[test]
     fn conforms() {
         let (basis, _) = example(192, 1.0, 0.0);
-        let codec = JointCodec::new(basis, 4.0).unwrap();
+        let codec = JointCodec::new(basis, 4.0, Part::Keys).unwrap();
         conformance::check_shapes(&codec, &[(16, 192), (32, 192), (64, 192)]);
     }
 
@@ -314,8 +315,11 @@ mod tests {
             let (basis, _) = example(width, 10.0, 1.0);
             for hundredths in (100..=600).step_by(25) {
                 let rate = hundredths as f32 / 100.0;
-                let codec = JointCodec::new(Arc::clone(&basis), rate).unwrap();
-                let bits = 8.0 * codec.slot_bytes(32, width) as f32 / (32 * width) as f32;
+                let bits = [Part::Keys, Part::Values].map(|part| {
+                    let codec = JointCodec::new(Arc::clone(&basis), rate, part).unwrap();
+                    8.0 * codec.slot_bytes(32, width) as f32 / (32 * width) as f32
+                });
+                let bits = (bits[0] + bits[1]) / 2.0;
                 let most = rate.max(ROW_HEADER_BITS as f32 / width as f32);
                 assert!(bits <= most, "{bits} bits a channel at {rate}, width {width}");
                 assert!(
@@ -329,7 +333,7 @@ mod tests {
     #[test]
     fn gain_scales_what_is_not_the_mean() {
         let (basis, rows) = example(64, 3.0, 1.0);
-        let codec = JointCodec::new(basis, 4.0).unwrap();
+        let codec = JointCodec::new(basis, 4.0, Part::Keys).unwrap();
         let x = rows(16, 5);
         let mut slot = vec![0; codec.slot_bytes(16, 64)];
         codec.encode(&x, 64, &mut slot);

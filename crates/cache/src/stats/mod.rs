@@ -12,7 +12,7 @@ mod allocate;
 mod basis;
 mod moments;
 
-pub(crate) use allocate::allocate;
+pub(crate) use allocate::{allocate, part_budget};
 pub use moments::Moments;
 pub(crate) use moments::group_heads;
 
