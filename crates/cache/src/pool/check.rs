@@ -7,7 +7,7 @@ impl BlockPool {
     /// Recounts everything. O(slots).
     ///
     /// # Errors
-    /// [`CacheError::Integrity`] naming the first numbers that disagree.
+    /// [`crate::CacheError::Integrity`] naming the first numbers that disagree.
     pub fn check(&self) -> Result<()> {
         let (mut used_bytes, mut idle_bytes) = (0, 0);
         let mut free_slots = vec![0; self.classes.len()];
