@@ -1,14 +1,28 @@
 //! How tokens get into the cache: reserve → write (layer by layer) → commit → seal.
 
+use std::ops::Range;
+
 use crate::attention::BatchSlice;
 use crate::codec::TailCodec;
 use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
-use crate::format::{FormatId, add_class};
+use crate::format::{Format, FormatId, Formats, add_class};
 use crate::kv_cache::{KvCache, find};
 use crate::pool::ClassId;
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
+
+/// What a sequence lacks to hold more tokens.
+struct Growth {
+    /// What the last block must have room for, if it is a tail that is too small.
+    last: Option<usize>,
+    /// Blocks to come.
+    tails: Range<usize>,
+    /// Blocks that will be full, and have no slots to be encoded into yet.
+    filled: Range<usize>,
+    /// Tokens then.
+    end: usize,
+}
 
 impl KvCache {
     /// Makes room for the next `count` tokens of a sequence, evicting unused prefixes as needed. All or
@@ -19,11 +33,9 @@ impl KvCache {
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         self.with_sequence(id, |cache, sequence| {
             let end = sequence.num_tokens + count;
-            let block_size = cache.geometry.block_size();
-            let old = sequence.num_blocks();
-            let new = cache.geometry.blocks_for(end).saturating_sub(old);
-            let metadata = new * cache.geometry.table_bytes_per_block();
-            let slots = cache.slots_to_reserve(sequence, end);
+            let growth = cache.growth(sequence, end);
+            let metadata = growth.tails.len() * cache.geometry.table_bytes_per_block();
+            let slots = cache.slots_of(sequence, &growth);
             let fits = |cache: &Self| slots.is_empty() || cache.pool.can_allocate(&slots, metadata);
             // Nothing is given up for what would not fit without it either.
             let hopeless = !fits(cache) && cache.is_hopeless(&slots, metadata);
@@ -41,13 +53,14 @@ impl KvCache {
                     });
                 }
             }
-            if new > 0 {
+            if metadata > 0 {
                 cache.pool.charge_metadata(metadata)?;
             }
-            cache.grow_tail(sequence, end)?;
-            for block in old..old + new {
-                let tokens = (end - block * block_size).min(block_size);
-                let capacity = tail_capacity(tokens, block_size);
+            if let Some(capacity) = growth.last {
+                cache.grow_tail(sequence, capacity)?;
+            }
+            for block in growth.tails.clone() {
+                let capacity = cache.tail_capacity(block, end);
                 for group in 0..sequence.tables.len() {
                     let class = cache.tail_class(sequence.tail_format, group, capacity);
                     let [key, value] = [cache.pool.allocate(class)?, cache.pool.allocate(class)?];
@@ -58,16 +71,12 @@ impl KvCache {
                 sequence.tail_capacity = capacity;
             }
             // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
-            let prepared = sequence.num_sealed + sequence.seal_slots.len();
-            for block in prepared..end / block_size {
-                let mut slots = Vec::new();
-                let format = sequence.sealed_format(block);
-                if format != sequence.tail_format {
-                    for part in cache.formats.get(format).parts() {
-                        slots.push(cache.pool.allocate(part.class)?);
-                    }
-                }
-                sequence.seal_slots.push_back(slots);
+            for block in growth.filled.clone() {
+                let Self { formats, pool, .. } = &mut *cache;
+                let parts =
+                    new_format(formats, sequence, block).into_iter().flat_map(Format::parts);
+                let slots = parts.map(|part| pool.allocate(part.class));
+                sequence.seal_slots.push_back(slots.collect::<Result<_>>()?);
             }
             sequence.num_reserved = sequence.num_reserved.max(end);
             cache.frame.grow(end);
@@ -85,34 +94,43 @@ impl KvCache {
         pinned + needed + metadata > self.pool.budget_bytes()
     }
 
-    /// Slots that a sequence needs to hold `end` tokens, beside what it has.
-    fn slots_to_reserve(&self, sequence: &Sequence, end: usize) -> Vec<(ClassId, usize)> {
-        let block_size = self.geometry.block_size();
-        let old = sequence.num_blocks();
+    /// What a sequence lacks to hold `end` tokens.
+    fn growth(&self, sequence: &Sequence, end: usize) -> Growth {
+        let (block_size, blocks) = (self.geometry.block_size(), sequence.num_blocks());
+        let open = blocks.checked_sub(1).filter(|last| *last >= sequence.num_sealed);
+        let capacity = open.map(|last| self.tail_capacity(last, end));
+        let prepared = sequence.num_sealed + sequence.seal_slots.len();
+        Growth {
+            last: capacity.filter(|capacity| *capacity > sequence.tail_capacity),
+            tails: blocks..self.geometry.blocks_for(end).max(blocks),
+            filled: prepared..(end / block_size).max(prepared),
+            end,
+        }
+    }
+
+    /// The slots of that, by class. A tail that moves needs its new ones while it has the old.
+    fn slots_of(&self, sequence: &Sequence, growth: &Growth) -> Vec<(ClassId, usize)> {
         let mut slots = Vec::new();
-        let mut tails = |capacity: usize| {
+        let tails = growth.tails.clone().map(|block| self.tail_capacity(block, growth.end));
+        for capacity in growth.last.into_iter().chain(tails) {
             for group in 0..sequence.tables.len() {
                 let class = self.tail_class(sequence.tail_format, group, capacity);
                 add_class(&mut slots, class, 2);
             }
-        };
-        if let Some(capacity) = self.grown_capacity(sequence, end) {
-            tails(capacity);
         }
-        for block in old..self.geometry.blocks_for(end).max(old) {
-            let tokens = (end - block * block_size).min(block_size);
-            tails(tail_capacity(tokens, block_size));
-        }
-        let prepared = sequence.num_sealed + sequence.seal_slots.len();
-        for block in prepared..end / block_size {
-            let format = sequence.sealed_format(block);
-            if format != sequence.tail_format {
-                for (class, n) in &self.formats.get(format).slots {
-                    add_class(&mut slots, *class, *n);
-                }
+        for block in growth.filled.clone() {
+            let format = new_format(&self.formats, sequence, block);
+            for (class, n) in format.into_iter().flat_map(|f| &f.slots) {
+                add_class(&mut slots, *class, *n);
             }
         }
         slots
+    }
+
+    /// Tokens that the slots of a block have room for while a sequence has `end` tokens.
+    fn tail_capacity(&self, block: usize, end: usize) -> usize {
+        let block_size = self.geometry.block_size();
+        tail_capacity(end.saturating_sub(block * block_size).min(block_size), block_size)
     }
 
     /// The class of a group's tails with room for `capacity` tokens. Sizes of tails are whole fractions
@@ -121,22 +139,9 @@ impl KvCache {
         self.tail_classes(format)[group][capacity.trailing_zeros() as usize]
     }
 
-    /// What the last block must grow to for `end` tokens, if it is a tail that is too small.
-    fn grown_capacity(&self, sequence: &Sequence, end: usize) -> Option<usize> {
-        let block_size = self.geometry.block_size();
-        let last = sequence.num_blocks().checked_sub(1)?;
-        if last < sequence.num_sealed {
-            return None;
-        }
-        let tokens = end.saturating_sub(last * block_size).min(block_size);
-        let capacity = tail_capacity(tokens, block_size);
-        (capacity > sequence.tail_capacity).then_some(capacity)
-    }
-
     /// Moves the last block into larger slots, so that short tails are cheap. All slots were found to be
     /// there.
-    fn grow_tail(&mut self, sequence: &mut Sequence, end: usize) -> Result<()> {
-        let Some(capacity) = self.grown_capacity(sequence, end) else { return Ok(()) };
+    fn grow_tail(&mut self, sequence: &mut Sequence, capacity: usize) -> Result<()> {
         let last = sequence.num_blocks() - 1;
         for group in 0..sequence.tables.len() {
             let class = self.tail_class(sequence.tail_format, group, capacity);
@@ -235,6 +240,12 @@ impl KvCache {
             cache.fade_residual(sequence)
         })
     }
+}
+
+/// The format that a block is encoded in when it is full; `None` if it stays as it is.
+fn new_format<'a>(formats: &'a Formats, sequence: &Sequence, block: usize) -> Option<&'a Format> {
+    let format = sequence.sealed_format(block);
+    (format != sequence.tail_format).then(|| formats.get(format))
 }
 
 /// Tokens that a tail of `tokens` has room for: growing in steps of two from an eighth of the largest
