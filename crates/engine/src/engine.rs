@@ -350,6 +350,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Sequences in the batch, those that the next step admits not included.
+    pub fn num_running(&self) -> usize {
+        self.scheduler.num_running()
+    }
+
     /// Whether any request is waiting or running.
     pub fn has_unfinished(&self) -> bool {
         !self.requests.is_empty()

@@ -103,7 +103,7 @@ fn run(engine: &mut Engine, kind: Kind, seed: u64) -> Result<f64> {
 }
 
 /// The same tokens for the same seed on every machine.
-fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let next = || {
         state =

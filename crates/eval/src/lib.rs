@@ -1,7 +1,7 @@
 //! Measurements on the engine's public API: speed and quality, always with the uncompressed cache as
 //! control.
 //!
-//! Read first: [`latency`] (`kvasir bench latency`), [`quality`] (`kvasir eval quality`),
+//! Read first: [`latency`] and [`throughput`] (`kvasir bench`), [`quality`] (`kvasir eval quality`),
 //! [`perplexity`] (`kvasir eval perplexity`),
 //! [`corpus`] (what texts may come in).
 //!
@@ -13,5 +13,6 @@ mod error;
 pub mod latency;
 pub mod perplexity;
 pub mod quality;
+pub mod throughput;
 
 pub use error::{EvalError, Result};

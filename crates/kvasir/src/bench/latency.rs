@@ -1,7 +1,7 @@
-//! `kvasir bench`: speed.
+//! `kvasir bench latency`: one sequence.
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::Args;
 use kvasir_eval::latency::{self, Kind, Test};
 use serde::Serialize;
 
@@ -9,22 +9,6 @@ use crate::options::{CacheArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::Progress;
 use crate::session::load_engine;
-
-/// Measure speed
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  kvasir bench latency
-  kvasir bench latency --test pp512,pp2048,tg128 --repetitions 5 --json")]
-pub(crate) struct BenchCommand {
-    #[command(subcommand)]
-    what: Benchmark,
-}
-
-#[derive(Debug, Subcommand)]
-enum Benchmark {
-    Latency(Box<LatencyCommand>),
-}
 
 /// Prompt and generation speed of one sequence
 #[derive(Debug, Args)]
@@ -36,7 +20,7 @@ Examples:
   kvasir bench latency
   kvasir bench latency --test pp512,pp2048,tg128 --repetitions 5 --json
   kvasir bench latency --model gemma3-270m --threads 1")]
-struct LatencyCommand {
+pub(super) struct LatencyCommand {
     /// What to measure: ppN or tgN, comma separated
     #[arg(long, value_name = "TESTS", default_value = "pp512,tg128", value_delimiter = ',', value_parser = parse_kind)]
     test: Vec<Kind>,
@@ -74,8 +58,7 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 }
 
 /// Runs the command.
-pub(crate) fn execute(command: BenchCommand) -> Result<()> {
-    let Benchmark::Latency(command) = command.what;
+pub(super) fn execute(command: &LatencyCommand) -> Result<()> {
     if command.repetitions == 0 {
         bail!("--repetitions must be at least 1");
     }

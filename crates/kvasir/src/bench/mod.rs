@@ -1,0 +1,32 @@
+//! `kvasir bench`: speed.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+mod latency;
+mod throughput;
+
+/// Measure speed
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kvasir bench latency --test pp512,pp2048,tg128 --repetitions 5 --json
+  kvasir bench throughput --kv-cache joint3 --kv-cache-memory 180MiB")]
+pub(crate) struct BenchCommand {
+    #[command(subcommand)]
+    what: Benchmark,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    Latency(Box<latency::LatencyCommand>),
+    Throughput(Box<throughput::ThroughputCommand>),
+}
+
+/// Runs the command.
+pub(crate) fn execute(command: BenchCommand) -> Result<()> {
+    match command.what {
+        Benchmark::Latency(command) => latency::execute(&command),
+        Benchmark::Throughput(command) => throughput::execute(&command),
+    }
+}
