@@ -71,7 +71,7 @@ impl KvCache {
                 sequence.tail_capacity = capacity;
             }
             // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
-            for block in growth.filled.clone() {
+            for block in growth.filled {
                 let Self { formats, pool, .. } = &mut *cache;
                 let parts =
                     new_format(formats, sequence, block).into_iter().flat_map(Format::parts);
