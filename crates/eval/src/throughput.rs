@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_load_is_done_whole_and_a_small_cache_shows() {
         let load = Load { num_prompts: 6, input_len: 40, output_len: 9, seed: 3 };
-        let mut run = |kv_cache_memory| {
+        let run = |kv_cache_memory| {
             let config = EngineConfig {
                 threads: 1,
                 block_size: 16,
