@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
+use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place};
 
 use super::tile::Tile;
 use super::{CODED_QUERY_TOKENS, QUERY_TOKENS, Visible, Work, mask};
@@ -187,8 +187,7 @@ impl KvCache {
     fn coded_block(&self, batch: &Batch<'_>, rows: usize, tile: &mut Tile) {
         let Batch { works, first_row, entries, codecs: [keys, values], block } = batch;
         let Some(work) = works.first() else { return };
-        let l = work.l;
-        let (dim, heads, tokens) = (l.head_dim, work.heads, self.geometry.block_size());
+        let (dim, heads, tokens) = (work.l.head_dim, work.heads, self.geometry.block_size());
         let (width, stride) = (heads * dim, dim + heads * dim);
         let n: usize = works.iter().map(Work::rows).sum();
         let p = block * tokens;
@@ -228,10 +227,7 @@ impl KvCache {
         *decode_nanos += clock.elapsed().as_nanos() as u64;
         let scores = &mut scores[..heads * n * tokens];
         gemm_nt((heads * n, tokens, width), folded, width, tile_keys, width, scores, tokens);
-        scale_in_place(scores, l.score_scale * self.frame.score_factor(l.rope));
-        if let Some(cap) = l.score_cap {
-            soft_cap(scores, cap);
-        }
+        self.scale_scores(work, scores);
         let mut own_scores = &mut scores[..];
         for head in 0..heads {
             let mut first = head * rows + first_row;

@@ -73,7 +73,8 @@ impl KvCache {
         self.scale_scores(work, &mut tile.scores[..n * v.filled]);
     }
 
-    fn scale_scores(&self, work: &Work<'_>, scores: &mut [f32]) {
+    /// Brings scores to the layer's scale, and under its cap.
+    pub(super) fn scale_scores(&self, work: &Work<'_>, scores: &mut [f32]) {
         scale_in_place(scores, work.l.score_scale * self.frame.score_factor(work.l.rope));
         if let Some(cap) = work.l.score_cap {
             soft_cap(scores, cap);
