@@ -33,3 +33,4 @@ pub use model::{CacheOptions, LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;
 pub use tokenizer::{TokenDecoder, Tokenizer};
+pub use weights::Dtype;

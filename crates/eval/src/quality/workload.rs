@@ -186,7 +186,7 @@ mod tests {
         let file =
             tiny_gguf(1).metadata("tokenizer.ggml.add_bos_token", Value::Bool(add_bos)).build();
         let file = GgufFile::from_bytes(file, Path::new("tiny.gguf")).unwrap();
-        Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).unwrap()
+        Model::from_gguf(&file, &LoadOptions { threads: 1, ..LoadOptions::default() }).unwrap()
     }
 
     /// A text of `len` characters that no other `seed` has 4 in a row of.
