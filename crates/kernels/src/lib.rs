@@ -37,5 +37,5 @@ pub use linear::{
 };
 pub use norm::{rms_norm, rms_norm_rows};
 pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};
-pub use softmax::{OnlineSoftmax, log_sum_exp};
-pub use threads::{Threads, ThreadsError, num_threads, parallel_for};
+pub use softmax::{OnlineSoftmax, argmax, log_sum_exp};
+pub use threads::{Threads, ThreadsError, num_threads, parallel_for, parallel_zip};

@@ -116,10 +116,53 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(max) + sum.ln()
 }
 
+dispatch! {
+    /// Index of the largest number; of equals the first; 0 if there is none but NaN.
+    pub fn argmax / argmax_on(x: &[f32]) -> usize = argmax_body;
+}
+
+#[inline(always)]
+fn argmax_body<const FMA: bool>(x: &[f32]) -> usize {
+    let mut lanes = [f32::NEG_INFINITY; 64];
+    let (chunks, rest) = x.as_chunks::<64>();
+    for chunk in chunks {
+        for l in 0..64 {
+            // A comparison that NaN loses.
+            lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+        }
+    }
+    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    // Chunks are compared whole, which vectorises; a search for the first would not.
+    let chunk =
+        chunks.iter().position(|chunk| chunk.iter().fold(false, |any, x| any | (*x == max)));
+    let from = chunk.map_or(64 * chunks.len(), |chunk| 64 * chunk);
+    x[from..].iter().position(|x| *x == max).map_or(0, |at| from + at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Isa;
+
+    #[test]
+    fn argmax_is_the_first_of_the_largest() {
+        for isa in Isa::available() {
+            for n in [1, 63, 64, 65, 300] {
+                let mut x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 - 200.0).collect();
+                for at in [0, n / 2, n - 1] {
+                    let before = std::mem::replace(&mut x[at], 7.0);
+                    assert_eq!(argmax_on(isa, &x), at, "{isa} {n}");
+                    let last = std::mem::replace(&mut x[n - 1], 7.0);
+                    assert_eq!(argmax_on(isa, &x), at, "{isa} {n}");
+                    (x[n - 1], x[at]) = (last, before);
+                }
+            }
+            assert_eq!(argmax_on(isa, &[f32::NAN, 1.0, f32::NAN, 2.0]), 3);
+            assert_eq!(argmax_on(isa, &[f32::NAN; 70]), 0);
+            assert_eq!(argmax_on(isa, &[f32::NEG_INFINITY; 70]), 0);
+            assert_eq!(argmax_on(isa, &[]), 0);
+        }
+    }
 
     #[test]
     fn exp_is_accurate_on_every_isa() {

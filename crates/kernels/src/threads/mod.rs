@@ -99,6 +99,25 @@ pub fn parallel_for(num_tasks: usize, body: impl Fn(usize, usize) + Sync) {
     });
 }
 
+/// [`parallel_for`] over the parts of two slices: `body(part, thread, a, b)` has part `part` of each.
+///
+/// # Panics
+/// If the slices are not equally many whole parts of `len_a` and `len_b` elements.
+pub fn parallel_zip<A: Send, B: Send>(
+    (a, len_a): (&mut [A], usize),
+    (b, len_b): (&mut [B], usize),
+    body: impl Fn(usize, usize, &mut [A], &mut [B]) + Sync,
+) {
+    let parts = a.len() / len_a;
+    assert!(a.len() == parts * len_a && b.len() == parts * len_b, "{} and {}", a.len(), b.len());
+    let (a, b) = (Disjoint::new(a), Disjoint::new(b));
+    parallel_for(parts, |part, thread| {
+        // SAFETY: parts do not overlap, and each is one task's.
+        let (a, b) = unsafe { (a.slice(part * len_a, len_a), b.slice(part * len_b, len_b)) };
+        body(part, thread, a, b);
+    });
+}
+
 /// A slice whose parts are written by several tasks at once, each its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Disjoint<'a, T> {
@@ -138,6 +157,20 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn parts_of_two_slices_meet() {
+        let threads = Threads::new(3).unwrap();
+        let (mut a, mut b) = (vec![0; 60], vec![0; 20]);
+        threads.run(|| {
+            parallel_zip((&mut a, 3), (&mut b, 1), |part, _, a, b| {
+                a.fill(part);
+                b[0] = a.len() + part;
+            });
+        });
+        assert!(a.iter().enumerate().all(|(i, a)| *a == i / 3));
+        assert!(b.iter().enumerate().all(|(i, b)| *b == 3 + i));
+    }
 
     #[test]
     fn loops_use_the_team_they_are_in() {
