@@ -1,7 +1,7 @@
 //! Measurements on the engine's public API: speed and quality, always with the uncompressed cache as
 //! control.
 //!
-//! Read first: [`latency`] and [`throughput`] (`kvasir bench`), [`quality`] (`kvasir eval quality`),
+//! Read first: [`latency`], [`throughput`] and [`kernels`] (`kvasir bench`), [`quality`] (`kvasir eval quality`),
 //! [`perplexity`] (`kvasir eval perplexity`),
 //! [`corpus`] (what texts may come in).
 //!
@@ -10,6 +10,7 @@
 
 pub mod corpus;
 mod error;
+pub mod kernels;
 pub mod latency;
 pub mod perplexity;
 pub mod quality;

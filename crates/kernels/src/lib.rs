@@ -21,6 +21,7 @@ mod gemm;
 mod isa;
 mod linear;
 mod norm;
+mod peak;
 mod rope;
 mod softmax;
 mod threads;
@@ -36,6 +37,7 @@ pub use linear::{
     ActivationKind, Activations, CodeFormat, GROUP, GroupCodes, Linear, forward_all, forward_gated,
 };
 pub use norm::{rms_norm, rms_norm_rows};
+pub use peak::{Product, peak_operations, peak_read_bytes};
 pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};
 pub use softmax::{OnlineSoftmax, argmax, log_sum_exp};
 pub use threads::{Threads, ThreadsError, num_threads, parallel_for, parallel_zip};

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+mod kernels;
 mod latency;
 mod throughput;
 
@@ -11,7 +12,8 @@ mod throughput;
 #[command(after_help = "\
 Examples:
   kvasir bench latency --test pp512,pp2048,tg128 --repetitions 5 --json
-  kvasir bench throughput --kv-cache joint3 --kv-cache-memory 180MiB")]
+  kvasir bench throughput --kv-cache joint3 --kv-cache-memory 180MiB
+  kvasir bench kernels")]
 pub(crate) struct BenchCommand {
     #[command(subcommand)]
     what: Benchmark,
@@ -19,6 +21,7 @@ pub(crate) struct BenchCommand {
 
 #[derive(Debug, Subcommand)]
 enum Benchmark {
+    Kernels(kernels::KernelsCommand),
     Latency(Box<latency::LatencyCommand>),
     Throughput(Box<throughput::ThroughputCommand>),
 }
@@ -26,6 +29,7 @@ enum Benchmark {
 /// Runs the command.
 pub(crate) fn execute(command: BenchCommand) -> Result<()> {
     match command.what {
+        Benchmark::Kernels(command) => kernels::execute(&command),
         Benchmark::Latency(command) => latency::execute(&command),
         Benchmark::Throughput(command) => throughput::execute(&command),
     }
