@@ -323,4 +323,4 @@ fn acc_rows<const FMA: bool>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
