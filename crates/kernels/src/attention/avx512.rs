@@ -486,6 +486,79 @@ unsafe fn mix_tile<T: Element, const R: usize, const NV: usize>(
     }
 }
 
+/// See [`super::portable::turn_on`]; `dim` is a multiple of 32.
+pub(super) fn turn(
+    rows: &[f32],
+    (first, group): (usize, usize),
+    dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    out: &mut [f32],
+) {
+    let pairs = dim / 2;
+    assert!(dim.is_multiple_of(2 * LANES) && rows.len() == out.len());
+    assert!(rows.len().is_multiple_of(dim) && group > 0);
+    let (mut token, mut member) = (first / group, first % group);
+    let mut row = 0;
+    while row < rows.len() / dim {
+        let n = (group - member).min(rows.len() / dim - row);
+        let (cos, sin) = (&cos[token * pairs..][..pairs], &sin[token * pairs..][..pairs]);
+        // SAFETY: the processor has AVX-512; rows `row .. row + n` are inside, and angles for all their pairs.
+        unsafe {
+            let (from, to) = (rows.as_ptr().add(row * dim), out.as_mut_ptr().add(row * dim));
+            turn_token(from, n, pairs, cos.as_ptr(), sin.as_ptr(), to);
+        }
+        (token, member, row) = (token + 1, 0, row + n);
+    }
+}
+
+/// Rotates `n` rows by the same angles.
+///
+/// # Safety
+/// The processor must have AVX-512; `from` and `to` point to `n` rows of twice `pairs` floats, `cos` and `sin` to
+/// `pairs`, a multiple of 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn turn_token(
+    from: *const f32,
+    n: usize,
+    pairs: usize,
+    cos: *const f32,
+    sin: *const f32,
+    to: *mut f32,
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        for i in (0..pairs).step_by(LANES) {
+            let (c, s) = (_mm512_loadu_ps(cos.add(i)), _mm512_loadu_ps(sin.add(i)));
+            for r in 0..n {
+                let at = r * 2 * pairs + i;
+                let (a, b) = (_mm512_loadu_ps(from.add(at)), _mm512_loadu_ps(from.add(at + pairs)));
+                let x = _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s));
+                let y = _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s));
+                _mm512_storeu_ps(to.add(at), x);
+                _mm512_storeu_ps(to.add(at + pairs), y);
+            }
+        }
+    }
+}
+
+/// Widens whole vectors.
+pub(super) fn widen(from: &[f16], to: &mut [f32]) {
+    assert!(from.len() == to.len() && from.len().is_multiple_of(LANES));
+    // SAFETY: the processor has AVX-512, and both are as long.
+    unsafe { widen_vectors(from.as_ptr(), from.len() / LANES, to.as_mut_ptr()) }
+}
+
+/// # Safety
+/// The processor must have AVX-512; `from` and `to` point to so many vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn widen_vectors(from: *const f16, vectors: usize, to: *mut f32) {
+    for i in 0..vectors {
+        // SAFETY: forwarded from the caller.
+        unsafe { _mm512_storeu_ps(to.add(i * LANES), f16::load(from.add(i * LANES))) };
+    }
+}
+
 /// See [`super::tile::prepare`]; `dim` is a multiple of 4.
 pub(super) fn transpose(
     rows: &[f32],

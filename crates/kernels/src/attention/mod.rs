@@ -96,12 +96,21 @@ impl QueryRows<'_> {
         self.rows.len() / self.dim
     }
 
-    /// Tokens of the block that a row sees.
+    /// Tokens of the block that rows `first .. first + n` see; the others are those of the last one.
     #[inline(always)]
-    fn visible(&self, row: usize, filled: usize) -> (usize, usize) {
-        let end = self.offset + row / self.group + 1;
-        let first = self.window.map_or(0, |w| end.saturating_sub(w));
-        (first.min(filled), end.min(filled))
+    fn visible(&self, first: usize, n: usize, filled: usize) -> [(usize, usize); ROWS] {
+        let (mut end, mut member) = (self.offset + first / self.group + 1, first % self.group);
+        std::array::from_fn(|i| {
+            let from = self.window.map_or(0, |w| end.saturating_sub(w));
+            let seen = (from.min(filled), end.min(filled));
+            if i + 1 < n {
+                member += 1;
+                if member == self.group {
+                    (end, member) = (end + 1, 0);
+                }
+            }
+            seen
+        })
     }
 }
 
@@ -164,8 +173,7 @@ fn attend_block_on(
     tile::prepare(isa, &plan, block, dim, capacity, scratch);
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
-        let visible: [(usize, usize); ROWS] =
-            std::array::from_fn(|i| queries.visible(first + i.min(n - 1), filled));
+        let visible = queries.visible(first, n, filled);
         let (from, to) = (visible[0].0, visible[n - 1].1);
         if from >= to {
             continue;
@@ -207,10 +215,17 @@ fn turn_rows(isa: Isa, queries: &QueryRows<'_>, first: usize, n: usize, out: &mu
     let dim = queries.dim;
     let rows = &queries.rows[first * dim..(first + n) * dim];
     let out = &mut out.as_mut_slice()[..n * dim];
-    match queries.turn {
-        Some((cos, sin)) => portable::turn_on(isa, rows, (first, queries.group), dim, cos, sin, out),
-        None => out.copy_from_slice(rows),
+    let Some((cos, sin)) = queries.turn else {
+        out.copy_from_slice(rows);
+        return;
+    };
+    let place = (first, queries.group);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && dim.is_multiple_of(2 * LANES) {
+        avx512::turn(rows, place, dim, cos, sin, out);
+        return;
     }
+    portable::turn_on(isa, rows, place, dim, cos, sin, out);
 }
 
 /// Scores of a part's rows, in its vectors.

@@ -224,3 +224,63 @@ fn merging_gives_the_whole() {
         assert_eq!(sums[dim + d], second[dim + d]);
     }
 }
+
+/// Nanoseconds of one block, at best.
+#[test]
+#[ignore = "prints times"]
+fn speed() {
+    let (dim, capacity, group) = (64, 32, 3);
+    let only = std::env::var("ONLY").ok().and_then(|x| x.parse::<usize>().ok());
+    for (i, (blocks, tokens)) in [(4, 1), (2048, 1), (4, 4), (4, 64)].into_iter().enumerate() {
+        if only.is_some_and(|o| o != i) {
+            continue;
+        }
+        let mut stored = vec![f16::ZERO; 2 * blocks * capacity * dim];
+        f32_to_f16(&values(stored.len(), 1), &mut stored);
+        let rows = values(tokens * group * dim, 2);
+        let (cos, sin) = (values(tokens * dim / 2, 3), values(tokens * dim / 2, 4));
+        let mut states = vec![OnlineSoftmax::default(); tokens * group];
+        let mut sums = vec![0.0; rows.len()];
+        let mut scratch = BlockScratch::default();
+        let queries = QueryRows {
+            rows: &rows,
+            dim,
+            group,
+            turn: Some((&cos, &sin)),
+            offset: 64,
+            window: None,
+            cap: None,
+        };
+        let slot = |i: usize| {
+            // Scattered, so that only what is asked for is fetched.
+            let at = (i * 1007 % (2 * blocks)) * capacity * dim;
+            &stored[at..at + capacity * dim]
+        };
+        let bytes = |x: &[f16]| -> &[u8] {
+            // SAFETY: any bytes are bytes.
+            unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), 2 * x.len()) }
+        };
+        let mut best = f64::MAX;
+        for _ in 0..(200_000 / blocks / tokens).min(2000) {
+            let clock = std::time::Instant::now();
+            for i in 0..blocks {
+                let next = (i + 1) % blocks;
+                let block = KvBlock {
+                    keys: StoredRows::F16(slot(2 * i)),
+                    values: StoredRows::F16(slot(2 * i + 1)),
+                    filled: capacity,
+                    next: [bytes(slot(2 * next)), bytes(slot(2 * next + 1))],
+                };
+                attend_block(&queries, &block, &mut states, &mut sums, dim, &mut scratch);
+            }
+            best = best.min(clock.elapsed().as_secs_f64() * 1e9 / blocks as f64);
+        }
+        let flops = 4 * tokens * group * capacity * dim;
+        println!(
+            "{blocks} blocks, {} rows: {best:.0} ns a block, {:.1} GFLOP/s, {:.1} GB/s",
+            tokens * group,
+            flops as f64 / best,
+            (4 * capacity * dim) as f64 / best
+        );
+    }
+}

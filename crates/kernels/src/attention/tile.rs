@@ -71,7 +71,7 @@ pub(super) fn prepare(
     let filled = block.filled * dim;
     if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
         values.resize(capacity * dim);
-        f16_to_f32(&stored[..filled], &mut values.as_mut_slice()[..filled]);
+        widen(isa, &stored[..filled], values.as_mut_slice());
     }
     if plan.keys_in_registers {
         return;
@@ -83,14 +83,22 @@ pub(super) fn prepare(
         StoredRows::F32(rows) => rows,
         StoredRows::F16(stored) => {
             rows.resize(capacity * dim);
-            widen(&stored[..filled], rows.as_mut_slice())
+            widen(isa, &stored[..filled], rows.as_mut_slice())
         }
     };
     transpose(isa, rows, (block.filled, dim), tokens, keys);
 }
 
-fn widen<'a>(stored: &[f16], rows: &'a mut [f32]) -> &'a [f32] {
-    f16_to_f32(stored, &mut rows[..stored.len()]);
+/// The first rows as f32.
+fn widen<'a>(isa: Isa, stored: &[f16], rows: &'a mut [f32]) -> &'a [f32] {
+    let rows = &mut rows[..stored.len()];
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && stored.len().is_multiple_of(LANES) {
+        super::avx512::widen(stored, rows);
+        return rows;
+    }
+    let _ = isa;
+    f16_to_f32(stored, rows);
     rows
 }
 
