@@ -22,8 +22,8 @@ macro_rules! by_rows {
     }};
 }
 
-/// Scores against keys as stored, transposed in registers; `next` is fetched meanwhile. For at most 8 rows, a
-/// capacity of whole pairs of vectors, and a dimension of whole vectors.
+/// Scores against keys as stored, transposed in registers 32 at a time; `next` is fetched meanwhile. For at most
+/// 8 rows, and a dimension of whole vectors.
 pub(super) fn scores_of_stored(
     part: &Part,
     keys: &[f16],
@@ -32,24 +32,21 @@ pub(super) fn scores_of_stored(
     next: &[u8],
 ) {
     let &Part { dim, n, tokens, vectors, .. } = part;
-    assert!(dim.is_multiple_of(8) && tokens.is_multiple_of(2 * LANES));
-    assert!(vectors.1 * LANES <= tokens && keys.len() >= tokens * dim);
+    assert!(dim.is_multiple_of(8) && vectors.1 * LANES <= tokens);
+    assert!(keys.len() >= vectors.1.next_multiple_of(2) * LANES * dim);
     assert!(queries.len() >= n * dim && scores.len() >= n * tokens);
     let mut next = Fetch::new(next, vectors.1.div_ceil(2) * dim / 8);
     for pair in vectors.0 / 2..vectors.1.div_ceil(2) {
         let t = pair * 2 * LANES;
         by_rows!(n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| {
-            // SAFETY: the processor has AVX-512; the asserts cover 2 · LANES keys from `t` on (tokens is whole
-            // pairs of vectors), and rows `first .. first + R` of queries and scores.
+            // SAFETY: the processor has AVX-512; the asserts cover 2 · LANES keys from `t` on, rows
+            // `first .. first + R` of queries, and of scores one vector, or two if `tokens` has room for them.
             unsafe {
-                stored_tile::<R>(
-                    dim,
-                    keys.as_ptr().add(t * dim).cast(),
-                    queries.as_ptr().add(first * dim),
-                    scores.as_mut_ptr().add(first * tokens + t),
-                    tokens,
-                    &mut next,
-                );
+                let keys = keys.as_ptr().add(t * dim).cast();
+                let queries = queries.as_ptr().add(first * dim);
+                let scores = scores.as_mut_ptr().add(first * tokens + t);
+                let both = t + LANES < tokens;
+                stored_tile::<R>(dim, keys, queries, scores, tokens, both, &mut next);
             }
         });
     }
@@ -80,11 +77,12 @@ impl Fetch {
     }
 }
 
-/// R rows against 32 keys of `dim` channels: 8 channels at a time are transposed.
+/// R rows against 32 keys of `dim` channels: 8 channels at a time are transposed. Scores of the first 16, or of
+/// `both` halves, are stored.
 ///
 /// # Safety
 /// The processor must have AVX-512; `keys` points to 32 · `dim` f16, `queries` to R · `dim` floats, `scores` to R
-/// rows of 32 floats every `stride`.
+/// rows of 16 floats, or 32, every `stride`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn stored_tile<const R: usize>(
     dim: usize,
@@ -92,6 +90,7 @@ unsafe fn stored_tile<const R: usize>(
     queries: *const f32,
     scores: *mut f32,
     stride: usize,
+    both: bool,
     next: &mut Fetch,
 ) {
     // SAFETY: forwarded from the caller.
@@ -114,7 +113,9 @@ unsafe fn stored_tile<const R: usize>(
         }
         for r in 0..R {
             _mm512_storeu_ps(scores.add(r * stride), sums[r][0]);
-            _mm512_storeu_ps(scores.add(r * stride + LANES), sums[r][1]);
+            if both {
+                _mm512_storeu_ps(scores.add(r * stride + LANES), sums[r][1]);
+            }
         }
     }
 }
@@ -567,7 +568,9 @@ pub(super) fn transpose(
     out: &mut [f32],
 ) {
     assert!(dim.is_multiple_of(4) && filled > 0 && filled <= tokens);
-    assert!(tokens.is_multiple_of(LANES) && rows.len() >= filled * dim && out.len() >= dim * tokens);
+    assert!(
+        tokens.is_multiple_of(LANES) && rows.len() >= filled * dim && out.len() >= dim * tokens
+    );
     for t in (0..filled).step_by(LANES) {
         for c in (0..dim).step_by(4) {
             // SAFETY: the processor has AVX-512; rows are not read past the last filled one, and four rows of a
@@ -591,13 +594,7 @@ pub(super) fn transpose(
 /// The processor must have AVX-512; `rows` points to `filled.min(16)` rows of 4 floats every `dim`, `out` to 4 rows
 /// of 16 floats every `tokens`; `filled` > 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn transpose4(
-    rows: *const f32,
-    dim: usize,
-    filled: usize,
-    out: *mut f32,
-    tokens: usize,
-) {
+unsafe fn transpose4(rows: *const f32, dim: usize, filled: usize, out: *mut f32, tokens: usize) {
     // Quarter q of the i-th register is token 4 q + i.
     let mut a = [_mm512_setzero_ps(); 4];
     for i in 0..4 {

@@ -3,14 +3,8 @@
 use crate::isa::mul_add;
 
 /// Coefficients of `(2^f - 1) / f` for |f| ≤ ½, highest power first (Cephes `exp2f`).
-pub(super) const POLYNOMIAL: [f32; 6] = [
-    1.535_336_2e-4,
-    1.339_887_4e-3,
-    9.618_437e-3,
-    5.550_332_5e-2,
-    2.402_264_8e-1,
-    6.931_472e-1,
-];
+pub(super) const POLYNOMIAL: [f32; 6] =
+    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
 
 /// Below it `2^x` is taken to be 0, so that results are never denormal by more than a bit.
 pub(super) const LEAST: f32 = -126.0;

@@ -15,7 +15,7 @@
 
 use half::f16;
 
-use crate::elementwise::soft_cap;
+use crate::elementwise::{scale_in_place, soft_cap};
 use crate::isa::Isa;
 use crate::softmax::OnlineSoftmax;
 
@@ -64,7 +64,7 @@ pub struct KvBlock<'a> {
     pub keys: StoredRows<'a>,
     /// `[capacity, dim]`.
     pub values: StoredRows<'a>,
-    /// Leading rows that hold tokens; the others may hold anything.
+    /// Leading rows that hold tokens; the others may hold anything. Room for 32 or 64 tokens is read fastest.
     pub filled: usize,
     /// Bytes that will be read after this block, to be fetched meanwhile; may be empty.
     pub next: [&'a [u8]; 2],
@@ -117,16 +117,16 @@ impl QueryRows<'_> {
 /// One thread's buffers for [`attend_block`].
 #[derive(Debug, Default)]
 pub struct BlockScratch {
-    keys: Lines,    // [dim, capacity]
-    values: Lines,  // [capacity, dim]
-    rows: Lines,    // [capacity, dim], keys as f32 before they are transposed
+    keys: Lines,    // [dim, tokens]
+    values: Lines,  // [tokens, dim]
+    rows: Lines,    // [tokens, dim], keys as f32 before they are transposed
     queries: Lines, // [ROWS, dim]
-    scores: Lines,  // [ROWS, capacity]
+    scores: Lines,  // [ROWS, tokens]
 }
 
 /// Takes one block into the online softmax of every query row: `states` (one a row) and
-/// `sums` (`[rows, dim]`, a row every `stride` elements) become those over all blocks so far,
-/// not normalised.
+/// `sums` (`[rows, stride]`) become those over all blocks so far, not normalised. Values are added to the first
+/// `dim` elements of a row; what stands behind them is brought to the new maximum with them.
 ///
 /// # Panics
 /// If a slice is shorter than its shape says.
@@ -155,22 +155,22 @@ fn attend_block_on(
     if rows == 0 || filled == 0 {
         return;
     }
-    let capacity = block.keys.len() / dim;
-    assert!(filled <= capacity && capacity * dim <= block.values.len(), "block of {filled} tokens");
-    assert!(stride >= dim && sums.len() >= (rows - 1) * stride + dim, "sums are {}", sums.len());
+    let capacity = (block.keys.len() / dim).min(block.values.len() / dim);
+    assert!(filled <= capacity, "{filled} tokens in a block for {capacity}");
+    assert!(stride >= dim && sums.len() >= rows * stride, "sums are {}", sums.len());
     assert!(states.len() >= rows && queries.group > 0);
     if let Some((cos, sin)) = queries.turn {
         let needed = rows.div_ceil(queries.group) * (dim / 2);
         assert!(dim.is_multiple_of(2) && cos.len() >= needed && sin.len() >= needed, "rotations");
     }
-    // The AVX-512 way is for whole vectors only.
-    let whole = capacity.is_multiple_of(LANES) && dim.is_multiple_of(LANES);
+    let tokens = filled.next_multiple_of(LANES);
+    // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
+    let whole = dim.is_multiple_of(LANES) && tokens <= 64;
     let isa = if whole { isa } else { isa.max(Isa::Avx2) };
-    let tokens = capacity.next_multiple_of(LANES);
     scratch.queries.resize(ROWS * dim);
     scratch.scores.resize(ROWS * tokens);
     let plan = tile::Plan::new(isa, queries, block, capacity);
-    tile::prepare(isa, &plan, block, dim, capacity, scratch);
+    tile::prepare(isa, &plan, block, dim, scratch);
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
         let visible = queries.visible(first, n, filled);
@@ -191,7 +191,12 @@ fn attend_block_on(
         }
         let mut factors = [1.0; ROWS];
         weigh(isa, &part, &visible, scores, &mut states[first..first + n], &mut factors);
-        let sums = &mut sums[first * stride..];
+        let sums = &mut sums[first * stride..(first + n) * stride];
+        if stride > dim {
+            for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
+                scale_in_place(&mut row[dim..], factor);
+            }
+        }
         mix(isa, &plan, &part, block, &factors, scratch, sums, stride);
     }
 }
@@ -201,7 +206,7 @@ struct Part {
     dim: usize,
     /// Rows, at most [`ROWS`].
     n: usize,
-    /// Stride of scores and of transposed keys.
+    /// Stride of scores and of transposed keys: the filled rows, in whole vectors.
     tokens: usize,
     /// Vectors of tokens that some row sees.
     vectors: (usize, usize),

@@ -89,10 +89,8 @@ fn weights_body<const FMA: bool>(
             }
         }
         factors[i] = exp2::<FMA>((state.max - base) * std::f32::consts::LOG2_E);
-        *state = OnlineSoftmax {
-            max,
-            sum: mul_add::<FMA>(state.sum, factors[i], sum_lanes(&lanes)),
-        };
+        *state =
+            OnlineSoftmax { max, sum: mul_add::<FMA>(state.sum, factors[i], sum_lanes(&lanes)) };
     }
 }
 

@@ -48,11 +48,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>, tokens: usize) -> Self {
+    pub(super) fn new(
+        isa: Isa,
+        queries: &QueryRows<'_>,
+        block: &KvBlock<'_>,
+        capacity: usize,
+    ) -> Self {
         let few = isa == Isa::Avx512 && queries.num() <= FEW_ROWS;
         let halves = |rows| matches!(rows, StoredRows::F16(_));
+        // Keys are read 32 at a time.
+        let readable = block.filled.next_multiple_of(2 * LANES) <= capacity;
         Self {
-            keys_in_registers: few && halves(block.keys) && tokens.is_multiple_of(2 * LANES),
+            keys_in_registers: few && halves(block.keys) && readable,
             values_in_registers: few && halves(block.values),
         }
     }
@@ -64,25 +71,24 @@ pub(super) fn prepare(
     plan: &Plan,
     block: &KvBlock<'_>,
     dim: usize,
-    capacity: usize,
     scratch: &mut BlockScratch,
 ) {
     let BlockScratch { keys, values, rows, .. } = scratch;
     let filled = block.filled * dim;
     if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
-        values.resize(capacity * dim);
+        values.resize(filled);
         widen(isa, &stored[..filled], values.as_mut_slice());
     }
     if plan.keys_in_registers {
         return;
     }
-    let tokens = capacity.next_multiple_of(LANES);
+    let tokens = block.filled.next_multiple_of(LANES);
     keys.resize(dim * tokens);
     let keys = keys.as_mut_slice();
     let rows: &[f32] = match block.keys {
         StoredRows::F32(rows) => rows,
         StoredRows::F16(stored) => {
-            rows.resize(capacity * dim);
+            rows.resize(filled);
             widen(isa, &stored[..filled], rows.as_mut_slice())
         }
     };
