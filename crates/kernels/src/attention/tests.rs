@@ -78,7 +78,9 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
         let block = KvBlock { keys: part(0), values: part(1), filled, next: [&[0; 100], &[]] };
         attend_block_on(isa, &queries, &block, &mut states, &mut sums, stride, &mut scratch);
     }
-    for (row, state) in sums.chunks(stride).zip(&states).filter(|(row, _)| (1e-30..1e30).contains(&row[dim])) {
+    for (row, state) in
+        sums.chunks(stride).zip(&states).filter(|(row, _)| (1e-30..1e30).contains(&row[dim]))
+    {
         assert!((row[dim] * f32::exp(state.max) - 1.0).abs() < 1e-5);
     }
     let sums = sums.chunks(stride).flat_map(|row| row[..dim].to_vec()).collect();
