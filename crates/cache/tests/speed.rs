@@ -1,4 +1,5 @@
-//! `cargo test --release -p kvasir-cache --test speed -- --ignored --nocapture`
+//! `cargo test --release -p kvasir-cache --test speed -- --ignored --nocapture --test-threads 1`, of one recipe with
+//! `KVASIR_RECIPE=f16`.
 //!
 //! Times are of the thread's own processor time (one thread), the least of many runs, so that they mean something
 //! on a machine that does other things too.
@@ -19,6 +20,11 @@ const HEADS: (usize, usize, usize) = (9, 3, 64);
 fn thread_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Whether `KVASIR_RECIPE`, if set, names this one.
+fn wanted(recipe: Recipe) -> bool {
+    std::env::var("KVASIR_RECIPE").map_or(true, |name| name == recipe.to_string())
 }
 
 /// A pool that runs on this thread only.
@@ -75,7 +81,7 @@ fn decode_attention() {
     let l = layer(HEADS.0, HEADS.1, HEADS.2);
     let recipes =
         [Recipe::F16, Recipe::F32, Recipe::JOINT4, Recipe::JOINT3, Recipe::JOINT2, Recipe::KIVI4];
-    for recipe in recipes {
+    for recipe in recipes.into_iter().filter(|recipe| wanted(*recipe)) {
         // Many sequences are more than the last cache holds.
         for (context, readers, shared) in [
             (512, 64, false),
@@ -116,7 +122,8 @@ fn decode_attention() {
 #[ignore = "prints times"]
 fn prefill_attention() {
     let l = layer(HEADS.0, HEADS.1, HEADS.2);
-    for recipe in [Recipe::F16, Recipe::F32, Recipe::JOINT4, Recipe::JOINT3, Recipe::KIVI4] {
+    let recipes = [Recipe::F16, Recipe::F32, Recipe::JOINT4, Recipe::JOINT3, Recipe::KIVI4];
+    for recipe in recipes.into_iter().filter(|recipe| wanted(*recipe)) {
         for tokens in [512, 2048] {
             let mut cpu = 0.0;
             for start in (0..tokens).step_by(512) {

@@ -99,10 +99,11 @@ unsafe fn stored_tile<const R: usize>(
         let mut c = 0;
         while c < dim {
             next.step();
-            let channels = transposed_halves(keys.add(c), dim);
+            let lows = transposed(keys.add(c), dim);
+            let highs = transposed(keys.add(c + LANES * dim), dim);
             for i in 0..8 {
-                let low = _mm512_cvtph_ps(_mm512_castsi512_si256(channels[i]));
-                let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(channels[i]));
+                let low = _mm512_cvtph_ps(lows[i]);
+                let high = _mm512_cvtph_ps(highs[i]);
                 for r in 0..R {
                     let q = _mm512_set1_ps(*queries.add(r * dim + c + i));
                     sums[r][0] = _mm512_fmadd_ps(q, low, sums[r][0]);
@@ -120,46 +121,41 @@ unsafe fn stored_tile<const R: usize>(
     }
 }
 
-/// 8 channels of 32 tokens: element `t` of the `c`-th result is channel `c` of token `t`.
+/// 8 channels of 16 tokens: element `t` of the `c`-th result is channel `c` of token `t`.
 ///
 /// # Safety
-/// `keys` points to 8 f16 of the first of 32 rows, `dim` apart.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+/// The processor must have AVX-512; `keys` points to 8 f16 of the first of 16 rows, `dim` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 #[inline]
-unsafe fn transposed_halves(keys: *const u16, dim: usize) -> [__m512i; 8] {
-    // Quarter q of the i-th register is token 8 q + i.
-    let mut a = [_mm512_setzero_si512(); 8];
+unsafe fn transposed(keys: *const u16, dim: usize) -> [__m256i; 8] {
+    // The halves of the i-th register are tokens i and 8 + i.
+    let mut a = [_mm256_setzero_si256(); 8];
     for i in 0..8 {
-        // SAFETY: rows up to 31 of 8 halves each, by contract.
+        // SAFETY: rows up to 15 of 8 elements each, by contract.
         unsafe {
             let row = keys.add(i * dim);
-            let v = _mm512_broadcast_i32x4(_mm_loadu_si128(row.cast()));
-            let quarter = _mm_loadu_si128(row.add(8 * dim).cast());
-            let v = _mm512_mask_broadcast_i32x4(v, 0x00f0, quarter);
-            let quarter = _mm_loadu_si128(row.add(16 * dim).cast());
-            let v = _mm512_mask_broadcast_i32x4(v, 0x0f00, quarter);
-            let quarter = _mm_loadu_si128(row.add(24 * dim).cast());
-            a[i] = _mm512_mask_broadcast_i32x4(v, 0xf000, quarter);
+            let low = _mm256_castsi128_si256(_mm_loadu_si128(row.cast()));
+            a[i] = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(row.add(8 * dim).cast()));
         }
     }
-    // 8 × 8 halves in each quarter: pairs of tokens × channels 0-3 and 4-7, ...
+    // 8 × 8 elements in each half: pairs of tokens × channels 0-3 and 4-7, ...
     let mut b = a;
     for i in 0..4 {
-        b[2 * i] = _mm512_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
-        b[2 * i + 1] = _mm512_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+        b[2 * i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
     }
     // ... fours × channels 01, 23, 45, 67, ...
     for i in 0..2 {
         let (x, y) = ([b[4 * i], b[4 * i + 1]], [b[4 * i + 2], b[4 * i + 3]]);
         for half in 0..2 {
-            a[4 * i + 2 * half] = _mm512_unpacklo_epi32(x[half], y[half]);
-            a[4 * i + 2 * half + 1] = _mm512_unpackhi_epi32(x[half], y[half]);
+            a[4 * i + 2 * half] = _mm256_unpacklo_epi32(x[half], y[half]);
+            a[4 * i + 2 * half + 1] = _mm256_unpackhi_epi32(x[half], y[half]);
         }
     }
     // ... and eights × one channel.
     for i in 0..4 {
-        b[2 * i] = _mm512_unpacklo_epi64(a[i], a[4 + i]);
-        b[2 * i + 1] = _mm512_unpackhi_epi64(a[i], a[4 + i]);
+        b[2 * i] = _mm256_unpacklo_epi64(a[i], a[4 + i]);
+        b[2 * i + 1] = _mm256_unpackhi_epi64(a[i], a[4 + i]);
     }
     b
 }
