@@ -165,6 +165,9 @@ impl Step<'_> {
     ) -> Result<()> {
         let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
         let stride = self.l.head_dim * if job.coded { 1 + job.heads } else { 1 };
+        if let (false, [work, ..]) = (job.coded, works) {
+            self.cache.begin_plain(work, tile);
+        }
         let [mut all, mut range] = std::mem::take(&mut tile.sums);
         if job.items.1 - job.items.0 == 1 {
             let block_size = self.cache.geometry.block_size();

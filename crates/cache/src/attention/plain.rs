@@ -13,7 +13,14 @@ use crate::kv_cache::KvCache;
 use crate::table::Entry;
 
 impl KvCache {
-    /// Some blocks of one plain job. `sums`: `[len · group, head_dim]`, to which they are added.
+    /// Makes ready for blocks of one plain job.
+    pub(super) fn begin_plain(&self, work: &Work<'_>, tile: &mut Tile) {
+        let dim = work.l.head_dim;
+        tile.resize(work.rows(), dim, dim, self.geometry.block_size());
+        self.load_queries(work, work.kv_head, tile);
+    }
+
+    /// Some blocks of the plain job that was begun. `sums`: `[len · group, head_dim]`, to which they are added.
     pub(super) fn attend_plain(
         &self,
         work: &Work<'_>,
@@ -22,8 +29,6 @@ impl KvCache {
         tile: &mut Tile,
     ) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
-        tile.resize(work.rows(), dim, dim, block_size);
-        self.load_queries(work, work.kv_head, tile);
         for v in (blocks.0..blocks.1).filter_map(|block| work.visible(block, block_size)) {
             let next = (v.block + 1 < blocks.1).then_some(v.block + 1);
             self.attend_visible(

@@ -96,21 +96,20 @@ impl QueryRows<'_> {
         self.rows.len() / self.dim
     }
 
-    /// Tokens of the block that rows `first .. first + n` see; the others are those of the last one.
+    /// Tokens of the block that rows `first .. first + n` see.
     #[inline(always)]
     fn visible(&self, first: usize, n: usize, filled: usize) -> [(usize, usize); ROWS] {
         let (mut end, mut member) = (self.offset + first / self.group + 1, first % self.group);
-        std::array::from_fn(|i| {
+        let mut all = [(0, 0); ROWS];
+        for seen in &mut all[..n] {
             let from = self.window.map_or(0, |w| end.saturating_sub(w));
-            let seen = (from.min(filled), end.min(filled));
-            if i + 1 < n {
-                member += 1;
-                if member == self.group {
-                    (end, member) = (end + 1, 0);
-                }
+            *seen = (from.min(filled), end.min(filled));
+            member += 1;
+            if member == self.group {
+                (end, member) = (end + 1, 0);
             }
-            seen
-        })
+        }
+        all
     }
 }
 

@@ -85,6 +85,13 @@ pub(super) fn prepare(
     let tokens = block.filled.next_multiple_of(LANES);
     keys.resize(dim * tokens);
     let keys = keys.as_mut_slice();
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512, StoredRows::F16(stored)) = (isa, block.keys)
+        && stored.len() >= tokens * dim
+    {
+        super::avx512::transpose_stored(stored, dim, tokens, keys);
+        return;
+    }
     let rows: &[f32] = match block.keys {
         StoredRows::F32(rows) => rows,
         StoredRows::F16(stored) => {
