@@ -38,6 +38,18 @@ impl Frame {
         rope.map_or(1.0, |r| self.tables[r].score_factor())
     }
 
+    /// Cosines and sines of `len` distances from `first` on, `[len, head_dim / 2]` each; `None` for layers
+    /// without positions.
+    #[inline]
+    pub(crate) fn span(
+        &self,
+        rope: Option<usize>,
+        first: usize,
+        len: usize,
+    ) -> Option<(&[f32], &[f32])> {
+        rope.map(|rope| self.tables[rope].span(first, len))
+    }
+
     /// Rotates a key by its offset in the block, or a query by its distance from the block's start.
     /// `x`, `out`: `[head_dim]`.
     #[inline]

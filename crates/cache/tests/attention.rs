@@ -225,6 +225,38 @@ fn chunking_does_not_change_a_bit() {
     }
 }
 
+/// Contexts of several ranges, which threads may share or not.
+#[test]
+fn neither_threads_nor_chunks_change_a_bit_of_long_contexts() {
+    for window in [None, Some(400)] {
+        let l = LayerGeometry { window, ..layer(4, 2, 32) };
+        let tokens = 1100;
+        let mut random = Random::new(13);
+        let q = random.values(tokens * 4 * 32);
+        let k = random.values(tokens * 2 * 32);
+        let v = random.values(tokens * 2 * 32);
+        let expected = dense(&l, &q, &k, &v);
+        for (recipe, limit) in [(Recipe::F32, 1e-5), (Recipe::F16, 2e-3)] {
+            let run = |threads: usize, chunks: &[usize]| {
+                let mut cache = cache(vec![l.clone()], 32, recipe, 8 << 20, false);
+                let id = cache.add_sequence(None).unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| paged(&mut cache, id, &l, 0, chunks, &q, &k, &v))
+            };
+            let whole = run(1, &[tokens]);
+            let error = worst(&whole, &expected);
+            assert!(error < limit, "{recipe}, {window:?}: {error}");
+            // The last tokens one by one, whose jobs more threads cut into ranges.
+            let single: Vec<usize> = [1000, 70].into_iter().chain([1; 30]).collect();
+            for threads in [1, 2, 5] {
+                for chunks in [&single[..], &[300, 800], &[1030, 70]] {
+                    assert_eq!(whole, run(threads, chunks), "{recipe}, {window:?}, {threads}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_prefix_hit_does_not_change_a_bit_and_shares_bytes() {
     let l = layer(6, 2, 16);
@@ -354,6 +386,9 @@ fn company_does_not_change_a_bit() {
             (same, 0, 160, 1),
             (Recipe::JOINT3, 1000, 200, 3),
             (Recipe::JOINT3, 0, 201, 2),
+            // Of several ranges.
+            (Recipe::JOINT3, 2000, 1100, 1),
+            (Recipe::F16, 2000, 1100, 1),
         ] {
             let id = cache.add_sequence_with(recipe, None).unwrap();
             let ids: Vec<u32> = (prefix..).take(tokens).collect();

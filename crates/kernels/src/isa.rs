@@ -63,8 +63,17 @@ macro_rules! dispatch {
             $name_on($crate::isa::Isa::best(), $($arg),*)
         }
 
+        $crate::isa::dispatch_on! { fn $name_on($($arg: $ty),*) $(-> $ret)? = $body; }
+    };
+}
+pub(crate) use dispatch;
+
+/// As [`dispatch!`], with the instruction set as first argument.
+macro_rules! dispatch_on {
+    ($(#[$meta:meta])* $vis:vis fn $name_on:ident ( $($arg:ident : $ty:ty),* $(,)? ) $(-> $ret:ty)? = $body:ident;) => {
+        $(#[$meta])*
         #[inline]
-        fn $name_on(isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name_on(isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -84,7 +93,7 @@ macro_rules! dispatch {
         }
     };
 }
-pub(crate) use dispatch;
+pub(crate) use dispatch_on;
 
 /// `a * b + c`, fused where the instruction set can (calling libm for it would be slow).
 #[inline(always)]

@@ -157,7 +157,16 @@ impl RopeTable {
     /// If the distance is not held.
     #[inline]
     pub fn at(&self, distance: usize) -> (&[f32], &[f32]) {
-        let range = distance * self.pairs()..(distance + 1) * self.pairs();
+        self.span(distance, 1)
+    }
+
+    /// (cosines, sines) of `len` distances from `first` on, `[len, pairs]` each.
+    ///
+    /// # Panics
+    /// If one of them is not held.
+    #[inline]
+    pub fn span(&self, first: usize, len: usize) -> (&[f32], &[f32]) {
+        let range = first * self.pairs()..(first + len) * self.pairs();
         (&self.cos[range.clone()], &self.sin[range])
     }
 }

@@ -59,8 +59,8 @@ fn exp_body<const FMA: bool>(scores: &mut [f32], max: f32) -> f32 {
 /// Running maximum and sum of one query's softmax (Milakov & Gimelshein, arXiv 1805.02867).
 #[derive(Debug, Clone, Copy)]
 pub struct OnlineSoftmax {
-    max: f32,
-    sum: f32,
+    pub(crate) max: f32,
+    pub(crate) sum: f32,
 }
 
 impl Default for OnlineSoftmax {

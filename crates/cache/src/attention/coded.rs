@@ -1,15 +1,15 @@
 //! HOT PATH (decode). Jointly coded tiles in their own basis: the basis is folded into the query once per
-//! block, values are summed as coefficients, and the sum is turned back once per query head.
+//! block, values are summed as coefficients, and the sum is turned back once per query head, after all ranges.
 //!
 //! An item's sequences walk their blocks side by side. Where neighbours read the same slots (a common
 //! prefix), the tile is decoded once and meets the queries of all of them in one product.
 
 use std::time::Instant;
 
-use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place};
+use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
 
-use super::tile::Tile;
-use super::{CODED_QUERY_TOKENS, QUERY_TOKENS, Visible, Work, mask};
+use super::tile::{Sums, Tile};
+use super::{Visible, Work, mask};
 use crate::codec::JointCodec;
 use crate::kv_cache::KvCache;
 use crate::pool::SlotId;
@@ -65,50 +65,66 @@ impl KvCache {
         })
     }
 
-    /// Query tokens of a plain work item of a sequence.
-    pub(super) fn query_tokens(&self, layer: usize, sequence: &Sequence) -> usize {
-        self.joint_keys(layer, sequence).map_or(QUERY_TOKENS, |_| CODED_QUERY_TOKENS)
+    /// Whether a sequence's blocks are jointly coded.
+    pub(super) fn is_coded(&self, layer: usize, sequence: &Sequence) -> bool {
+        self.joint_keys(layer, sequence).is_some()
     }
 
-    /// One work item over all heads of a head group. `mixed`: `[heads, rows of all works, head_dim]`.
-    pub(super) fn attend_coded(&self, works: &[Work<'_>], mixed: &mut [f32], tile: &mut Tile) {
+    /// Some blocks of one job over all heads of a head group. `sums`: `[heads · rows of all works, head_dim +
+    /// width]`, plain channels before coded ones, to which they are added.
+    pub(super) fn attend_coded(
+        &self,
+        works: &[Work<'_>],
+        (from, to): (usize, usize),
+        sums: &mut Sums,
+        tile: &mut Tile,
+    ) {
         let Some(first) = works.first() else { return };
         let (dim, heads, block_size) = (first.l.head_dim, first.heads, self.geometry.block_size());
         let width = heads * dim;
-        let stride = dim + width;
         let rows: usize = works.iter().map(Work::rows).sum();
         tile.resize(heads * rows, dim, width, block_size);
         tile.folded.resize(heads * rows * width, 0.0);
-        tile.sums.clear();
-        tile.sums.resize(heads * rows * stride, 0.0);
-        let mut basis = None;
-        let blocks = works.iter().map(|w| w.blocks(block_size));
-        let (from, to) = blocks.fold((usize::MAX, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
         for block in from..to {
             let (mut at, mut first_row) = (0, 0);
             while let Some(work) = works.get(at) {
                 let batch = self.batch(&works[at..], block, first_row);
                 let taken = batch.as_ref().map_or(1, |batch| batch.works.len());
                 if let Some(batch) = batch {
-                    basis = Some(batch.codecs[1].basis());
-                    self.coded_block(&batch, rows, tile);
+                    self.coded_block(&batch, rows, sums, tile);
                 } else if let Some(v) = work.visible(block, block_size) {
-                    self.plain_block(work, &v, first_row, rows, tile);
+                    self.plain_block(work, &v, first_row, rows, sums, tile);
                 }
                 first_row += works[at..at + taken].iter().map(Work::rows).sum::<usize>();
                 at += taken;
             }
         }
+    }
+
+    /// Turns the sums of one job over all its blocks back. `tile.mixed` becomes `[heads, rows of all works,
+    /// head_dim]`.
+    pub(super) fn finish_coded(&self, works: &[Work<'_>], sums: &Sums, tile: &mut Tile) {
+        let Some(first) = works.first() else { return };
+        let (dim, width) = (first.l.head_dim, first.heads * first.l.head_dim);
+        let stride = dim + width;
+        let rows: usize = works.iter().map(Work::rows).sum();
+        let Tile { mixed, bases, .. } = tile;
+        mixed.resize(first.heads * rows * dim, 0.0);
+        let format = &self.formats.get(first.sequence.sealed_formats[1]).layers[first.layer];
+        let values = format.groups[first.kv_head / format.heads][1].joint();
+        // The first block never is.
+        let any_coded = works.iter().any(|work| work.sequence.num_sealed > 1);
+        let basis = values.map(JointCodec::basis).filter(|_| any_coded);
         if let Some(basis) = basis {
-            tile.bases[1].load(basis);
+            bases[1].load(basis);
         }
-        let states = tile.states.chunks_exact(rows).zip(tile.sums.chunks_exact(rows * stride));
+        let states = sums.states.chunks_exact(rows).zip(sums.values.chunks_exact(rows * stride));
         for (head, ((states, sums), mixed)) in
             states.zip(mixed.chunks_exact_mut(rows * dim)).enumerate()
         {
             match basis {
                 Some(_) => {
-                    let columns = &tile.bases[1].columns[head * dim * width..];
+                    let columns = &bases[1].columns[head * dim * width..];
                     gemm_nt((rows, dim, width), &sums[dim..], stride, columns, width, mixed, dim);
                 }
                 None => mixed.fill(0.0),
@@ -158,33 +174,31 @@ impl KvCache {
         v: &Visible,
         first_row: usize,
         rows: usize,
+        sums: &mut Sums,
         tile: &mut Tile,
     ) {
         let dim = work.l.head_dim;
         let stride = dim + work.heads * dim;
-        let n = (v.t1 - v.t0) * work.group;
         for head in 0..work.heads {
-            self.plain_scores(work, v, work.kv_head + head, tile);
-            let first = head * rows + first_row + v.t0 * work.group;
-            push(
-                work,
-                v.t0,
-                v.p,
-                (first, n, v.filled),
-                &mut tile.scores,
-                &mut tile.states,
-                &mut tile.sums,
-            );
-            let sums = &mut tile.sums[first * stride..];
-            let values = &tile.values[..v.filled * dim];
-            let shape = (n, dim, v.filled);
-            gemm_nn_acc(shape, &tile.scores, v.filled, values, dim, sums, stride);
+            let first = head * rows + first_row;
+            let (states, values) = (&mut sums.states[first..], &mut sums.values[first * stride..]);
+            self.load_queries(work, work.kv_head + head, tile);
+            let kv_head = work.kv_head + head;
+            self.attend_visible(work, v, None, kv_head, states, values, stride, tile);
+        }
+    }
+
+    /// Brings scores to the layer's scale, and under its cap.
+    fn scale_scores(&self, work: &Work<'_>, scores: &mut [f32]) {
+        scale_in_place(scores, work.l.score_scale * self.frame.score_factor(work.l.rope));
+        if let Some(cap) = work.l.score_cap {
+            soft_cap(scores, cap);
         }
     }
 
     /// A jointly coded block: all heads and all its readers at once, into the coded channels of the sums.
     /// `rows`: of a KV head over the whole item.
-    fn coded_block(&self, batch: &Batch<'_>, rows: usize, tile: &mut Tile) {
+    fn coded_block(&self, batch: &Batch<'_>, rows: usize, sums: &mut Sums, tile: &mut Tile) {
         let Batch { works, first_row, entries, codecs: [keys, values], block } = batch;
         let Some(work) = works.first() else { return };
         let (dim, heads, tokens) = (work.l.head_dim, work.heads, self.geometry.block_size());
@@ -197,12 +211,11 @@ impl KvCache {
             queries,
             folded,
             scores,
-            sums,
-            states,
             bases,
             decode_nanos,
             ..
         } = tile;
+        let Sums { states, values: sums } = sums;
         bases[0].load(keys.basis());
         for head in 0..heads {
             let mut at = 0;

@@ -1,20 +1,21 @@
 //! HOT PATH. Attention over block tables: prefill and decode are the same code with more or fewer
 //! query rows.
 //!
-//! A work item is some query tokens of a sequence against a KV head, or of several sequences against the heads
-//! of a coded block. It walks the blocks in order of position, decodes each tile once into L1-sized scratch
-//! and uses it for all its query rows, with an online softmax. What one row computes over uncompressed blocks depends on its own position only, never
+//! A job is some query tokens of a sequence against a KV head, or of several sequences against the heads
+//! of a coded block; an item is what a thread does of it at a time ([`plan`]). It walks blocks in order of position, with
+//! an online softmax per range of them. What one row computes over uncompressed blocks depends on its own position only, never
 //! on the other rows of the step or on how the prompt was cut: masked keys contribute exact zeros.
 //!
-//! Two paths: [`plain`] turns a tile into plain rows first, which pays where many queries meet it
-//! (prefill), and always where its codec knows no other way; [`coded`] reads jointly coded tiles in their
-//! own basis, for few queries (decode), of several sequences side by side.
+//! Two paths: [`plain`] reads rows as they are stored, or turns a tile to rows first, which pays where many
+//! queries meet it (prefill), and always where its codec knows no other way; [`coded`] reads jointly coded tiles in
+//! their own basis, for few queries (decode), of several sequences side by side.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use kvasir_kernels::{merge_rows, scale_in_place};
 use rayon::prelude::*;
 
 use crate::error::Result;
@@ -25,22 +26,18 @@ use crate::sequence::{Sequence, SequenceId};
 
 mod coded;
 mod plain;
+mod plan;
 mod tile;
 
-use tile::Tile;
+use plan::{Item, Job, MAX_PARTS, Part, Plan, ranges};
+use tile::{Sums, Tile};
 
-/// Query tokens of one work item: with three query heads to a KV head, 192 rows whose scores, queries
+/// Query tokens of a plain job: with three query heads to a KV head, 192 rows whose queries
 /// and sums stay in L2.
 const QUERY_TOKENS: usize = 64;
 
 /// The same where every tile costs a product to decode: as many queries as L2 holds share it.
 const CODED_QUERY_TOKENS: usize = 256;
-
-/// Coded items a thread should have to choose from, so that none waits long for the last.
-const ITEMS_PER_THREAD: usize = 2;
-
-/// Most sequences of an item: their sums stay in L2.
-const MAX_PARTS: usize = 32;
 
 /// The part of a step's flat batch that belongs to one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,34 +52,37 @@ pub struct BatchSlice {
     pub len: usize,
 }
 
-/// Query tokens of one sequence.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    slice: usize,
-    first: usize,
-    len: usize,
-}
-
-/// What one thread does at a time: parts `parts.0 .. parts.1` against KV heads `kv_head .. kv_head + heads`.
-#[derive(Debug, Clone, Copy)]
-struct Item {
-    /// One on the plain path.
-    parts: (usize, usize),
-    kv_head: usize,
-    /// One on the plain path.
-    heads: usize,
-    coded: bool,
-}
-
-/// Buffers that attention reuses from step to step. One per runner.
+/// Buffers that attention reuses from step to step. One per runner. Nothing is allocated once they have grown to what
+/// steps need.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
-    parts: Vec<Part>,
-    items: Vec<Item>,
-    /// Slices of the coded path, with what puts those together that may share tiles.
-    coded: Vec<(coded::Affinity, usize)>,
-    mixed: Vec<f32>, // [rows of all items, head_dim], item by item
+    plan: Plan,
+    /// One a thread.
     tiles: Vec<Mutex<Tile>>,
+    /// One an item, for jobs of several.
+    partial: Vec<Mutex<Sums>>,
+    /// Of every job, items that are not done.
+    left: Vec<AtomicUsize>,
+}
+
+/// What the threads of a step share.
+struct Step<'a> {
+    cache: &'a KvCache,
+    layer: usize,
+    l: &'a LayerGeometry,
+    slices: &'a [BatchSlice],
+    queries: &'a [f32],
+    /// Threads copy finished rows in turn: their places are strided.
+    out: Mutex<&'a mut [f32]>,
+    plan: &'a Plan,
+    partial: &'a [Mutex<Sums>],
+    left: &'a [AtomicUsize],
+}
+
+/// Scratch that a panic poisoned is as good as any: its contents are written before they are read, but for
+/// bases, which are whole or not noted as held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl KvCache {
@@ -103,132 +103,168 @@ impl KvCache {
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
         let clock = Instant::now();
-        let l = &self.geometry.layers()[layer];
-        let group = l.query_heads / l.kv_heads;
-        self.plan(layer, slices, scratch)?;
-        let AttentionScratch { parts, items, mixed, tiles, .. } = scratch;
-        let width = group * l.head_dim;
-        let tokens = |i: &Item| parts[i.parts.0..i.parts.1].iter().map(|p| p.len).sum::<usize>();
-        mixed.resize(items.iter().map(|i| tokens(i) * i.heads).sum::<usize>() * width, 0.0);
         let threads = rayon::current_num_threads();
+        let AttentionScratch { plan, tiles, partial, left } = scratch;
+        plan.make(self, layer, slices, threads)?;
         if tiles.len() < threads {
             tiles.resize_with(threads, Mutex::default);
         }
-        let tiles = &*tiles;
-        let mut rest = mixed.as_mut_slice();
-        let outputs: Vec<&mut [f32]> = items
-            .iter()
-            .map(|item| {
-                let len = tokens(item) * item.heads * width;
-                let (own, others) = std::mem::take(&mut rest).split_at_mut(len);
-                rest = others;
-                own
-            })
-            .collect();
-        items.par_iter().with_max_len(1).zip(outputs).try_for_each(|(item, mixed)| {
-            let tile = &tiles[rayon::current_thread_index().unwrap_or(0) % tiles.len()];
-            // A poisoned tile is only scratch: its contents are written before they are read, but for
-            // bases, which are whole or not noted as held.
-            let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
-            let parts = &parts[item.parts.0..item.parts.1];
-            let work = |part: &Part| {
-                let slice = &slices[part.slice];
-                Ok::<_, crate::CacheError>(Work {
-                    layer,
-                    l,
-                    group,
-                    sequence: self.sequence(slice.sequence)?,
-                    start: slice.start + part.first,
-                    len: part.len,
-                    kv_head: item.kv_head,
-                    heads: item.heads,
-                    queries: &queries[(slice.row + part.first) * l.query_heads * l.head_dim..],
-                })
-            };
-            if item.coded {
-                let works = parts.iter().map(work).collect::<Result<Vec<_>>>()?;
-                self.attend_coded(&works, mixed, &mut tile);
-            } else {
-                self.attend_plain(&work(&parts[0])?, mixed, &mut tile);
-            }
-            Ok::<(), crate::CacheError>(())
-        })?;
-        let mut mixed = mixed.chunks_exact(width);
-        for item in items.iter() {
-            for head in item.kv_head..item.kv_head + item.heads {
-                for part in &parts[item.parts.0..item.parts.1] {
-                    let row = slices[part.slice].row + part.first;
-                    for (t, mixed) in mixed.by_ref().take(part.len).enumerate() {
-                        let at = ((row + t) * l.query_heads + head * group) * l.head_dim;
-                        out[at..at + width].copy_from_slice(mixed);
-                    }
-                }
-            }
+        if partial.len() < plan.items.len() && plan.items.len() > plan.jobs.len() {
+            partial.resize_with(plan.items.len(), Mutex::default);
         }
-        for tile in tiles {
-            let mut tile = tile.lock().unwrap_or_else(PoisonError::into_inner);
-            self.decode_nanos.fetch_add(std::mem::take(&mut tile.decode_nanos), Ordering::Relaxed);
+        left.clear();
+        left.extend(plan.jobs.iter().map(|job| AtomicUsize::new(job.items.1 - job.items.0)));
+        let l = &self.geometry.layers()[layer];
+        let out = Mutex::new(out);
+        let step = Step { cache: self, layer, l, slices, queries, out, plan, partial, left };
+        let next = AtomicUsize::new(0);
+        let run = |tile: &Mutex<Tile>| {
+            let mut tile = lock(tile);
+            while let Some(item) = plan.order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                step.run(*item, &mut tile)?;
+            }
+            let nanos = std::mem::take(&mut tile.decode_nanos);
+            self.decode_nanos.fetch_add(nanos, Ordering::Relaxed);
+            Ok::<(), crate::CacheError>(())
+        };
+        match threads.min(plan.items.len()) {
+            0 | 1 => tiles.iter().take(1).try_for_each(run)?,
+            n => tiles[..n].par_iter().with_max_len(1).try_for_each(run)?,
         }
         self.attention_nanos.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    /// Cuts a step's queries into work items.
-    fn plan(
+impl Step<'_> {
+    /// Does one item, and its job's last touches if it is the last of it.
+    fn run(&self, number: usize, tile: &mut Tile) -> Result<()> {
+        let item = &self.plan.items[number];
+        let job = &self.plan.jobs[item.job];
+        let parts = &self.plan.parts[job.parts.0..job.parts.1];
+        let first = self.work(job, &parts[0])?;
+        if let [_] = parts {
+            return self.run_works(job, item, number, &[first], tile);
+        }
+        // On the stack: works borrow, so they cannot be kept in the scratch.
+        let mut works = [first; MAX_PARTS];
+        let works = &mut works[..parts.len()];
+        for (work, part) in works.iter_mut().zip(parts) {
+            *work = self.work(job, part)?;
+        }
+        self.run_works(job, item, number, works, tile)
+    }
+
+    fn run_works(
         &self,
-        layer: usize,
-        slices: &[BatchSlice],
-        scratch: &mut AttentionScratch,
+        job: &Job,
+        item: &Item,
+        number: usize,
+        works: &[Work<'_>],
+        tile: &mut Tile,
     ) -> Result<()> {
-        let AttentionScratch { parts, items, coded, .. } = scratch;
-        parts.clear();
-        items.clear();
-        coded.clear();
-        let l = &self.geometry.layers()[layer];
-        let group = l.query_heads / l.kv_heads;
-        for (slice, s) in slices.iter().enumerate().filter(|(_, s)| s.len > 0) {
-            let sequence = self.sequence(s.sequence)?;
-            if let Some(affinity) = self.affinity(layer, sequence, s.len * group) {
-                coded.push((affinity, slice));
-                continue;
+        let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
+        let stride = self.l.head_dim * if job.coded { 1 + job.heads } else { 1 };
+        if let (false, [work, ..]) = (job.coded, works) {
+            self.cache.begin_plain(work, tile);
+        }
+        let [mut all, mut range] = std::mem::take(&mut tile.sums);
+        if job.items.1 - job.items.0 == 1 {
+            let block_size = self.cache.geometry.block_size();
+            for (i, blocks) in ranges(job.coded, block_size, item.blocks).enumerate() {
+                let sums = if i == 0 { &mut all } else { &mut range };
+                sums.reset(rows, stride);
+                self.attend(job, works, blocks, sums, tile);
+                if i > 0 {
+                    merge(&mut all, &range, stride);
+                }
             }
-            let most = self.query_tokens(layer, sequence);
-            for first in (0..s.len).step_by(most) {
-                let part = parts.len();
-                parts.push(Part { slice, first, len: most.min(s.len - first) });
-                items.extend((0..l.kv_heads).map(|kv_head| Item {
-                    parts: (part, part + 1),
-                    kv_head,
-                    heads: 1,
-                    coded: false,
-                }));
+            self.finish(job, works, &mut all, tile);
+        } else {
+            let mut sums = lock(&self.partial[number]);
+            sums.reset(rows, stride);
+            self.attend(job, works, item.blocks, &mut sums, tile);
+            drop(sums);
+            // The last one sees what the others have done.
+            if self.left[item.job].fetch_sub(1, Ordering::AcqRel) == 1 {
+                let mut all = lock(&self.partial[job.items.0]);
+                for range in &self.partial[job.items.0 + 1..job.items.1] {
+                    merge(&mut all, &lock(range), stride);
+                }
+                self.finish(job, works, &mut all, tile);
             }
         }
-        coded.sort_unstable();
-        let most = coded.len().div_ceil(ITEMS_PER_THREAD * rayon::current_num_threads());
-        for like in coded.chunk_by(|(a, _), (b, _)| a.basis == b.basis) {
-            for members in like.chunks(most.clamp(1, MAX_PARTS)) {
-                let first = parts.len();
-                let part = |(_, slice): &(_, usize)| Part {
-                    slice: *slice,
-                    first: 0,
-                    len: slices[*slice].len,
-                };
-                parts.extend(members.iter().map(part));
-                let heads = members.first().map_or(1, |(affinity, _)| affinity.heads);
-                items.extend((0..l.kv_heads).step_by(heads).map(|kv_head| Item {
-                    parts: (first, parts.len()),
-                    kv_head,
-                    heads,
-                    coded: true,
-                }));
-            }
-        }
+        tile.sums = [all, range];
         Ok(())
+    }
+
+    fn attend(
+        &self,
+        job: &Job,
+        works: &[Work<'_>],
+        blocks: (usize, usize),
+        sums: &mut Sums,
+        tile: &mut Tile,
+    ) {
+        match (job.coded, works) {
+            (true, works) => self.cache.attend_coded(works, blocks, sums, tile),
+            (false, [work, ..]) => self.cache.attend_plain(work, blocks, sums, tile),
+            (false, []) => {}
+        }
+    }
+
+    /// Normalises a job's rows and puts them in their places.
+    fn finish(&self, job: &Job, works: &[Work<'_>], sums: &mut Sums, tile: &mut Tile) {
+        let dim = self.l.head_dim;
+        let mut mixed = if job.coded {
+            self.cache.finish_coded(works, sums, tile);
+            &tile.mixed[..]
+        } else {
+            for (state, row) in sums.states.iter().zip(sums.values.chunks_exact_mut(dim)) {
+                scale_in_place(row, state.normaliser());
+            }
+            &sums.values[..]
+        };
+        let parts = &self.plan.parts[job.parts.0..job.parts.1];
+        let mut out = lock(&self.out);
+        for head in job.kv_head..job.kv_head + job.heads {
+            for (work, part) in works.iter().zip(parts) {
+                let width = work.group * dim;
+                let row = self.slices[part.slice].row + part.first;
+                for t in 0..part.len {
+                    let at = ((row + t) * self.l.query_heads + head * work.group) * dim;
+                    let (own, others) = mixed.split_at(width);
+                    out[at..at + width].copy_from_slice(own);
+                    mixed = others;
+                }
+            }
+        }
+    }
+
+    fn work(&self, job: &Job, part: &Part) -> Result<Work<'_>> {
+        let slice = &self.slices[part.slice];
+        Ok(Work {
+            layer: self.layer,
+            l: self.l,
+            group: self.l.query_heads / self.l.kv_heads,
+            sequence: self.cache.sequence(slice.sequence)?,
+            start: slice.start + part.first,
+            len: part.len,
+            kv_head: job.kv_head,
+            heads: job.heads,
+            queries: &self.queries
+                [(slice.row + part.first) * self.l.query_heads * self.l.head_dim..],
+        })
     }
 }
 
-/// What a part of an item is about.
+/// Takes the tokens of a range into those before it.
+fn merge(all: &mut Sums, range: &Sums, stride: usize) {
+    merge_rows(&mut all.states, &mut all.values, &range.states, &range.values, stride);
+}
+
+/// What a part of a job is about.
+#[derive(Clone, Copy)]
 struct Work<'a> {
     layer: usize,
     l: &'a LayerGeometry,
@@ -262,12 +298,6 @@ impl Work<'_> {
     /// Query rows of a KV head.
     fn rows(&self) -> usize {
         self.len * self.group
-    }
-
-    /// Blocks that may be visible.
-    fn blocks(&self, block_size: usize) -> Range<usize> {
-        let oldest = self.l.window.map_or(0, |w| (self.start + 1).saturating_sub(w));
-        oldest / block_size..(self.start + self.len - 1) / block_size + 1
     }
 
     /// A block, if any query sees any of it.

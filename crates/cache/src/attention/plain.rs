@@ -1,96 +1,169 @@
-//! HOT PATH. Tiles as plain rows, one KV head at a time.
+//! HOT PATH. One KV head at a time: rows as they are stored where attention can read them, and tiles decoded to f32
+//! where not.
 
 use std::time::Instant;
 
-use kvasir_kernels::{gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
+use kvasir_kernels::{KvBlock, OnlineSoftmax, QueryRows, StoredRows, attend_block, scale_in_place};
 
-use super::tile::Tile;
-use super::{Visible, Work, mask};
+use super::tile::{Sums, Tile};
+use super::{Visible, Work};
 use crate::config::KeyFrame;
+use crate::format::GroupPart;
 use crate::kv_cache::KvCache;
 use crate::table::Entry;
 
 impl KvCache {
-    /// One work item. `mixed`: `[len, group, head_dim]`.
-    pub(super) fn attend_plain(&self, work: &Work<'_>, mixed: &mut [f32], tile: &mut Tile) {
+    /// Makes ready for blocks of one plain job.
+    pub(super) fn begin_plain(&self, work: &Work<'_>, tile: &mut Tile) {
+        let dim = work.l.head_dim;
+        tile.resize(work.rows(), dim, dim, self.geometry.block_size());
+        self.load_queries(work, work.kv_head, tile);
+    }
+
+    /// Some blocks of the plain job that was begun. `sums`: `[len · group, head_dim]`, to which they are added.
+    pub(super) fn attend_plain(
+        &self,
+        work: &Work<'_>,
+        blocks: (usize, usize),
+        sums: &mut Sums,
+        tile: &mut Tile,
+    ) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
-        tile.resize(work.rows(), dim, dim, block_size);
-        mixed.fill(0.0);
-        let blocks = work.blocks(block_size);
-        for v in blocks.filter_map(|block| work.visible(block, block_size)) {
-            let n = (v.t1 - v.t0) * work.group;
-            self.plain_scores(work, &v, work.kv_head, tile);
-            let scores = &mut tile.scores[..n * v.filled];
-            for (i, scores) in scores.chunks_exact_mut(v.filled).enumerate() {
-                let row = v.t0 * work.group + i;
-                mask(scores, work.l, work.start + row / work.group, v.p);
-                let mixed = &mut mixed[row * dim..(row + 1) * dim];
-                tile.states[row].push(scores, mixed);
-            }
-            let mixed = &mut mixed[v.t0 * work.group * dim..v.t1 * work.group * dim];
-            let values = &tile.values[..v.filled * dim];
-            gemm_nn_acc((n, dim, v.filled), scores, v.filled, values, dim, mixed, dim);
-        }
-        for (state, mixed) in tile.states.iter().zip(mixed.chunks_exact_mut(dim)) {
-            scale_in_place(mixed, state.normaliser());
+        for v in (blocks.0..blocks.1).filter_map(|block| work.visible(block, block_size)) {
+            let next = (v.block + 1 < blocks.1).then_some(v.block + 1);
+            self.attend_visible(
+                work,
+                &v,
+                next,
+                work.kv_head,
+                &mut sums.states,
+                &mut sums.values,
+                dim,
+                tile,
+            );
         }
     }
 
-    /// Decodes a block of one KV head into `tile.keys` and `tile.values` (`[filled, head_dim]`), and
-    /// scores its keys into `tile.scores` (`[(t1 - t0) · group, filled]`), scaled and capped, not masked.
-    pub(super) fn plain_scores(
+    /// The queries of one KV head, scaled, into `tile.queries`: `[len · group, head_dim]`.
+    pub(super) fn load_queries(&self, work: &Work<'_>, kv_head: usize, tile: &mut Tile) {
+        let width = work.group * work.l.head_dim;
+        let scale = work.l.score_scale * self.frame.score_factor(work.l.rope);
+        let tokens = work.queries.chunks(work.l.query_heads * work.l.head_dim).take(work.len);
+        for (token, rows) in tokens.zip(tile.queries.chunks_exact_mut(width)) {
+            let heads = &token[kv_head * width..(kv_head + 1) * width];
+            for (row, query) in rows.iter_mut().zip(heads) {
+                *row = query * scale;
+            }
+        }
+    }
+
+    /// One KV head's block against the queries in `tile.queries`. `states`, `sums`: of the item's rows, a row
+    /// every `stride`. `next`: the block that comes after it.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attend_visible(
         &self,
         work: &Work<'_>,
         v: &Visible,
+        next: Option<usize>,
         kv_head: usize,
+        states: &mut [OnlineSoftmax],
+        sums: &mut [f32],
+        stride: usize,
         tile: &mut Tile,
     ) {
-        let l = work.l;
-        let dim = l.head_dim;
-        let index = self.geometry.group(work.layer, kv_head);
-        let clock = Instant::now();
-        for part in 0..2 {
-            let entry = work.sequence.entry(index, part, v.block);
-            self.decode(work, part, kv_head, entry, v.filled, tile);
+        let (l, dim, group) = (work.l, work.l.head_dim, work.group);
+        let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
+        let [own_keys, own_values] = [0, 1].map(|part| self.stored(work, part, kv_head, v.block));
+        for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
+            if stored.is_none() {
+                self.decode(work, part, kv_head, v, tile);
+            }
         }
-        tile.decode_nanos += clock.elapsed().as_nanos() as u64;
-        let n = (v.t1 - v.t0) * work.group;
         let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
-        let format = work.sequence.entry(index, 0, v.block).format;
-        let coded = self.formats.get(format).layers[work.layer].groups[0][0].joint().is_some();
-        if coded && relative && n > v.filled {
-            self.turn_tile(work, v, kv_head, tile);
-            let (queries, keys) = (&tile.absolute[v.t0 * work.group * dim..], &tile.keys);
-            gemm_nt((n, v.filled, dim), queries, dim, keys, dim, &mut tile.scores, v.filled);
-            self.scale_scores(work, &mut tile.scores[..n * v.filled]);
-            return;
+        let coded = self.part(work, 0, kv_head, v.block).1.joint().is_some();
+        let turned = coded && relative && n > v.filled;
+        if turned {
+            self.turn_tile(work, v, tile);
         }
-        let origin = if relative { v.p } else { 0 };
-        let rotated = &mut tile.queries;
-        work.rotate_queries(&self.frame, kv_head, v.t0..v.t1, origin, rotated);
-        let keys = &tile.keys[..v.filled * dim];
-        gemm_nt((n, v.filled, dim), &tile.queries, dim, keys, dim, &mut tile.scores, v.filled);
-        self.scale_scores(work, &mut tile.scores[..n * v.filled]);
+        let Tile { keys, values, queries, absolute, block, .. } = tile;
+        let queries = QueryRows {
+            rows: &if turned { absolute } else { queries }[first * dim..(first + n) * dim],
+            dim,
+            group,
+            turn: if turned {
+                None
+            } else {
+                let origin = if relative { v.p } else { 0 };
+                self.frame.span(l.rope, work.start + v.t0 - origin, v.t1 - v.t0)
+            },
+            offset: work.start + v.t0 - v.p,
+            window: l.window,
+            cap: l.score_cap,
+        };
+        let bytes = |part: usize| {
+            next.map_or(&[][..], |next| {
+                self.pool.bytes(self.part(work, part, kv_head, next).0.slot)
+            })
+        };
+        let kv = KvBlock {
+            keys: own_keys.unwrap_or(StoredRows::F32(keys)),
+            values: own_values.unwrap_or(StoredRows::F32(values)),
+            filled: v.filled,
+            next: [bytes(0), bytes(1)],
+        };
+        attend_block(
+            &queries,
+            &kv,
+            &mut states[first..],
+            &mut sums[first * stride..],
+            stride,
+            block,
+        );
     }
 
-    /// Brings scores to the layer's scale, and under its cap.
-    pub(super) fn scale_scores(&self, work: &Work<'_>, scores: &mut [f32]) {
-        scale_in_place(scores, work.l.score_scale * self.frame.score_factor(work.l.rope));
-        if let Some(cap) = work.l.score_cap {
-            soft_cap(scores, cap);
-        }
+    /// A block's entry, what it is stored by, and how many heads together.
+    #[inline]
+    fn part(
+        &self,
+        work: &Work<'_>,
+        part: usize,
+        kv_head: usize,
+        block: usize,
+    ) -> (Entry, &GroupPart, usize) {
+        let entry = work.sequence.entry(self.geometry.group(work.layer, kv_head), part, block);
+        let format = &self.formats.get(entry.format).layers[work.layer];
+        (entry, &format.groups[kv_head / format.heads][part], format.heads)
+    }
+
+    /// Rows as they are stored, where they can be read so.
+    #[inline]
+    fn stored(
+        &self,
+        work: &Work<'_>,
+        part: usize,
+        kv_head: usize,
+        block: usize,
+    ) -> Option<StoredRows<'_>> {
+        let (entry, stored, _) = self.part(work, part, kv_head, block);
+        let plain = entry.gain == half::f16::ONE && stored.joint().is_none();
+        let bytes = self.pool.bytes(entry.slot);
+        plain.then(|| stored.codec().stored_rows(bytes, work.l.head_dim)).flatten()
     }
 
     /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
     /// item's queries, once, to theirs. (Only coded tiles: for uncompressed ones a row must not depend on
     /// how many others there are.)
-    fn turn_tile(&self, work: &Work<'_>, v: &Visible, kv_head: usize, tile: &mut Tile) {
+    fn turn_tile(&self, work: &Work<'_>, v: &Visible, tile: &mut Tile) {
         let (l, dim) = (work.l, work.l.head_dim);
-        let Tile { keys, absolute, queries: row, .. } = tile;
+        let Tile { keys, absolute, queries, scores: row, .. } = tile;
         if absolute.is_empty() {
             absolute.resize(work.rows() * dim, 0.0);
-            work.rotate_queries(&self.frame, kv_head, 0..work.len, 0, absolute);
+            let rows = queries.chunks_exact(dim).zip(absolute.chunks_exact_mut(dim));
+            for (i, (query, row)) in rows.enumerate() {
+                self.frame.rotate(l.rope, work.start + i / work.group, query, row);
+            }
         }
+        row.resize(row.len().max(dim), 0.0);
         for key in keys[..v.filled * dim].chunks_exact_mut(dim) {
             row[..dim].copy_from_slice(key);
             self.frame.rotate(l.rope, v.p, &row[..dim], key);
@@ -98,33 +171,25 @@ impl KvCache {
     }
 
     /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`.
-    #[inline]
-    fn decode(
-        &self,
-        work: &Work<'_>,
-        part: usize,
-        kv_head: usize,
-        entry: Entry,
-        filled: usize,
-        tile: &mut Tile,
-    ) {
-        let format = &self.formats.get(entry.format).layers[work.layer];
-        let codec = &format.groups[kv_head / format.heads][part];
+    fn decode(&self, work: &Work<'_>, part: usize, kv_head: usize, v: &Visible, tile: &mut Tile) {
+        let clock = Instant::now();
+        let (entry, stored, heads) = self.part(work, part, kv_head, v.block);
         let bytes = self.pool.bytes(entry.slot);
         let dim = work.l.head_dim;
         let Tile { keys, values, coded, bases, .. } = tile;
         let out = if part == 0 { keys } else { values };
-        let out = &mut out[..filled * dim];
+        let out = &mut out[..v.filled * dim];
         let gain = entry.gain.to_f32();
-        if let Some(codec) = codec.joint() {
+        if let Some(codec) = stored.joint() {
             bases[part].load(codec.basis());
-            let head = kv_head % format.heads;
+            let head = kv_head % heads;
             codec.decode_head(bytes, gain, head, dim, &bases[part].columns, coded, out);
-            return;
+        } else {
+            stored.codec().decode(bytes, self.geometry.block_size(), dim, out);
+            if gain != 1.0 {
+                scale_in_place(out, gain);
+            }
         }
-        codec.codec().decode(bytes, self.geometry.block_size(), dim, out);
-        if gain != 1.0 {
-            scale_in_place(out, gain);
-        }
+        tile.decode_nanos += clock.elapsed().as_nanos() as u64;
     }
 }

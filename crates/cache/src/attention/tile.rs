@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_kernels::OnlineSoftmax;
+use kvasir_kernels::{BlockScratch, OnlineSoftmax};
 
 use crate::codec::Basis;
 
@@ -16,15 +16,35 @@ pub(super) struct Tile {
     pub(super) absolute: Vec<f32>, // [rows, head_dim]
     pub(super) folded: Vec<f32>, // [rows, width]
     pub(super) scores: Vec<f32>, // [rows, block_size]
-    /// Sums of the coded path, plain channels before coded ones: `[rows, head_dim + width]`.
-    pub(super) sums: Vec<f32>,
-    pub(super) states: Vec<OnlineSoftmax>,
     /// Coded rows before they are turned into plain ones.
     pub(super) coded: Vec<f32>, // [block_size, width]
     /// Bases of keys and of values as f32, kept while items use the same.
     pub(super) bases: [HeldBasis; 2],
+    /// What the kernel needs for one block.
+    pub(super) block: BlockScratch,
+    /// Over all ranges of an item, and over the one it is at.
+    pub(super) sums: [Sums; 2],
+    /// An item's rows when they are finished.
+    pub(super) mixed: Vec<f32>, // [heads, rows, head_dim]
     /// Time spent on decoding blocks since it was last asked for.
     pub(super) decode_nanos: u64,
+}
+
+/// The online softmax of some rows over some tokens: not normalised.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    pub(super) states: Vec<OnlineSoftmax>, // [rows]
+    pub(super) values: Vec<f32>,           // [rows, stride]
+}
+
+impl Sums {
+    /// Those of `rows` rows that have seen nothing.
+    pub(super) fn reset(&mut self, rows: usize, stride: usize) {
+        self.states.clear();
+        self.states.resize(rows, OnlineSoftmax::default());
+        self.values.clear();
+        self.values.resize(rows * stride, 0.0);
+    }
 }
 
 /// A basis as f32.
@@ -53,7 +73,5 @@ impl Tile {
         self.values.resize(block_size * width, 0.0);
         self.queries.resize(rows * dim, 0.0);
         self.scores.resize(rows * block_size, 0.0);
-        self.states.resize(rows, OnlineSoftmax::default());
-        self.states.fill(OnlineSoftmax::default());
     }
 }

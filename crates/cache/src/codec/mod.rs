@@ -19,6 +19,8 @@ pub use joint::JointCodec;
 pub use kivi::{KiviKeys, KiviValues};
 pub use raw::{RawF16, RawF32};
 
+use kvasir_kernels::StoredRows;
+
 use crate::error::{CacheError, Result};
 
 /// Stores blocks of rows.
@@ -36,6 +38,12 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
 
     /// Decodes the first `out.len() / dim` rows of a block of `tokens` rows. `out`: `[n, dim]`.
     fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]);
+
+    /// The rows of a slot as they lie there, `[n, dim]`, if they are numbers that attention reads without
+    /// decoding.
+    fn stored_rows<'a>(&self, _slot: &'a [u8], _dim: usize) -> Option<StoredRows<'a>> {
+        None
+    }
 
     /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
     /// conformance suite holds the codec to it.

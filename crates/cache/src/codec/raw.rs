@@ -2,7 +2,7 @@
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
-use kvasir_kernels::{f16_to_f32, f32_to_f16};
+use kvasir_kernels::{StoredRows, f16_to_f32, f32_to_f16};
 
 use super::{Codec, TailCodec};
 
@@ -30,6 +30,11 @@ impl Codec for RawF16 {
     fn decode(&self, slot: &[u8], _tokens: usize, _dim: usize, out: &mut [f32]) {
         let stored: &[f16] = cast_slice(&slot[..2 * out.len()]);
         f16_to_f32(stored, out);
+    }
+
+    fn stored_rows<'a>(&self, slot: &'a [u8], dim: usize) -> Option<StoredRows<'a>> {
+        let rows = slot.len() / (2 * dim);
+        Some(StoredRows::F16(cast_slice(&slot[..2 * rows * dim])))
     }
 
     fn expected_error(&self) -> f32 {
@@ -64,6 +69,11 @@ impl Codec for RawF32 {
     fn decode(&self, slot: &[u8], _tokens: usize, _dim: usize, out: &mut [f32]) {
         let bytes = 4 * out.len();
         cast_slice_mut::<f32, u8>(out).copy_from_slice(&slot[..bytes]);
+    }
+
+    fn stored_rows<'a>(&self, slot: &'a [u8], dim: usize) -> Option<StoredRows<'a>> {
+        let rows = slot.len() / (4 * dim);
+        Some(StoredRows::F32(cast_slice(&slot[..4 * rows * dim])))
     }
 
     fn expected_error(&self) -> f32 {

@@ -1,0 +1,30 @@
+//! `2^x` for x ≤ 0, as softmax needs it.
+
+use crate::isa::mul_add;
+
+/// Coefficients of `(2^f - 1) / f` for |f| ≤ ½, highest power first (Cephes `exp2f`).
+pub(super) const POLYNOMIAL: [f32; 6] =
+    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
+
+/// Below it `2^x` is taken to be 0, so that results are never denormal by more than a bit.
+pub(super) const LEAST: f32 = -126.0;
+
+/// `2^x` to about 2e-7 relative for x ≤ 0, 0 for x < [`LEAST`]. Branch free, so that loops over it
+/// vectorise; the same operations as the AVX-512 one.
+#[inline(always)]
+pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
+    // Adding 1.5 · 2^23 rounds to an integer without a rounding instruction.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.max(LEAST);
+    let n = (clamped + ROUND) - ROUND;
+    let f = clamped - n;
+    let mut p = POLYNOMIAL[0];
+    for coefficient in &POLYNOMIAL[1..] {
+        p = mul_add::<FMA>(p, f, *coefficient);
+    }
+    p = mul_add::<FMA>(p, f, 1.0);
+    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let y = p * scale;
+    // NaN passes.
+    if x < LEAST { 0.0 } else { y + (x - x) }
+}

@@ -1,0 +1,308 @@
+use super::*;
+use crate::convert::f32_to_f16;
+use crate::gemm::tests::values;
+
+/// One call's operands.
+struct Case {
+    dim: usize,
+    tokens: usize,
+    group: usize,
+    capacity: usize,
+    filled: usize,
+    offset: usize,
+    window: Option<usize>,
+    cap: Option<f32>,
+    turned: bool,
+    half: bool,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            dim: 64,
+            tokens: 1,
+            group: 3,
+            capacity: 32,
+            filled: 32,
+            offset: 40,
+            window: None,
+            cap: None,
+            turned: true,
+            half: true,
+        }
+    }
+}
+
+type Output = (Vec<(f32, f32)>, Vec<f32>);
+
+/// Two blocks one after the other, for query tokens `some`.
+fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
+    let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, half } = case;
+    let rows = values(tokens * group * dim, 1);
+    let (cos, sin) = (values(tokens * dim / 2, 2), values(tokens * dim / 2, 3));
+    let stride = dim + 3;
+    let n = some.len() * group;
+    let mut states = vec![OnlineSoftmax::default(); n];
+    let mut sums = vec![0.0; n * stride];
+    let mut scratch = BlockScratch::default();
+    for block in 0..2 {
+        // Stands for another kind of sums, relative to the same maximum: of a token with score 0.
+        for (row, state) in sums.chunks_mut(stride).zip(&states) {
+            row[dim] = f32::exp(-state.max);
+        }
+        let stored: Vec<Vec<f16>> = (0..2)
+            .map(|part| {
+                let mut halves = vec![f16::ZERO; capacity * dim];
+                f32_to_f16(&values(capacity * dim, 4 + 2 * block + part), &mut halves);
+                // What is not filled may be anything.
+                halves[filled * dim..].fill(f16::NAN);
+                halves
+            })
+            .collect();
+        let wide: Vec<Vec<f32>> =
+            stored.iter().map(|s| s.iter().map(|x| x.to_f32()).collect()).collect();
+        let part = |i: usize| match half {
+            true => StoredRows::F16(&stored[i]),
+            false => StoredRows::F32(&wide[i]),
+        };
+        let at = some.start * dim / 2;
+        let queries = QueryRows {
+            rows: &rows[some.start * group * dim..some.end * group * dim],
+            dim,
+            group,
+            turn: turned.then_some((&cos[at..], &sin[at..])),
+            offset: offset + some.start,
+            window,
+            cap,
+        };
+        let block = KvBlock { keys: part(0), values: part(1), filled, next: [&[0; 100], &[]] };
+        attend_block_on(isa, &queries, &block, &mut states, &mut sums, stride, &mut scratch);
+    }
+    for (row, state) in
+        sums.chunks(stride).zip(&states).filter(|(row, _)| (1e-30..1e30).contains(&row[dim]))
+    {
+        assert!((row[dim] * f32::exp(state.max) - 1.0).abs() < 1e-5);
+    }
+    let sums = sums.chunks(stride).flat_map(|row| row[..dim].to_vec()).collect();
+    (states.iter().map(|s| (s.max, s.sum)).collect(), sums)
+}
+
+/// Normalised output by the definition, in f64.
+fn exact(case: &Case) -> Vec<f64> {
+    let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
+    let rows = values(tokens * group * dim, 1);
+    let (cos, sin) = (values(tokens * dim / 2, 2), values(tokens * dim / 2, 3));
+    let f64s = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let halves = |seed| -> Vec<f64> {
+        values(capacity * dim, seed).iter().map(|x| f16::from_f32(*x).to_f64()).collect()
+    };
+    let mut out = Vec::new();
+    for (row, query) in rows.chunks(dim).enumerate() {
+        let token = row / group;
+        let mut query = f64s(query);
+        for i in (0..dim / 2).filter(|_| turned) {
+            let at = token * dim / 2 + i;
+            let (c, s) = (f64::from(cos[at]), f64::from(sin[at]));
+            let (a, b) = (query[i], query[i + dim / 2]);
+            (query[i], query[i + dim / 2]) = (a * c - b * s, b * c + a * s);
+        }
+        let end = offset + token + 1;
+        let seen = window.map_or(0, |w| end.saturating_sub(w))..end;
+        let (mut sum, mut mixed) = (0.0, vec![0.0; dim]);
+        for block in 0..2 {
+            let (keys, values) = (halves(4 + 2 * block), halves(5 + 2 * block));
+            for t in (0..filled).filter(|t| seen.contains(t)) {
+                let key = &keys[t * dim..(t + 1) * dim];
+                let score: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                let cap = cap.map(f64::from);
+                let weight = cap.map_or(score, |c| c * (score / c).tanh()).exp();
+                sum += weight;
+                for (m, v) in mixed.iter_mut().zip(&values[t * dim..]) {
+                    *m += weight * v;
+                }
+            }
+        }
+        out.extend(mixed.iter().map(|m| if sum > 0.0 { m / sum } else { 0.0 }));
+    }
+    out
+}
+
+fn cases() -> Vec<Case> {
+    let base = Case::default;
+    let mut cases = vec![
+        base(),
+        Case { group: 1, filled: 5, ..base() },
+        Case { group: 8, offset: 3, ..base() },
+        Case { group: 11, filled: 20, ..base() },
+        Case { tokens: 70, offset: 0, ..base() },
+        Case { tokens: 70, offset: 0, window: Some(9), ..base() },
+        Case { tokens: 5, offset: 20, cap: Some(2.0), ..base() },
+        Case { tokens: 9, turned: false, ..base() },
+        Case { tokens: 9, offset: 60, window: Some(3), ..base() },
+        Case { dim: 48, tokens: 7, capacity: 64, filled: 49, ..base() },
+        Case { dim: 128, group: 7, capacity: 16, filled: 16, ..base() },
+        Case { dim: 256, group: 4, ..base() },
+        Case { dim: 20, tokens: 3, ..base() },
+        Case { tokens: 4, capacity: 24, filled: 19, ..base() },
+    ];
+    let single = cases.iter().map(|case| Case { half: false, ..*case }).collect::<Vec<_>>();
+    cases.extend(single);
+    cases
+}
+
+#[test]
+fn equals_the_definition_on_every_isa() {
+    for isa in Isa::available() {
+        for (i, case) in cases().iter().enumerate() {
+            let (states, sums) = run(isa, case, 0..case.tokens);
+            let exact = exact(case);
+            for (j, (got, exact)) in sums.iter().zip(&exact).enumerate() {
+                let (_, sum) = states[j / case.dim];
+                let got = if sum > 0.0 { f64::from(got / sum) } else { 0.0 };
+                assert!((got - exact).abs() < 2e-5, "{isa} case {i} at {j}: {got}, not {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_the_batch_or_on_storage() {
+    for isa in Isa::available() {
+        for (i, case) in cases().iter().enumerate() {
+            let (states, sums) = run(isa, case, 0..case.tokens);
+            let all = (case.group, case.group * case.dim);
+            for half in [false, true] {
+                for token in 0..case.tokens {
+                    let (state, sum) = run(isa, &Case { half, ..*case }, token..token + 1);
+                    assert_eq!(state, states[token * all.0..][..all.0], "{isa} case {i}: {token}");
+                    assert_eq!(sum, sums[token * all.1..][..all.1], "{isa} case {i}: {token}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_paths_agree_bit_for_bit() {
+    if Isa::best() == Isa::Avx512 {
+        for (i, case) in cases().iter().enumerate() {
+            let all = 0..case.tokens;
+            assert_eq!(run(Isa::Avx512, case, all.clone()), run(Isa::Avx2, case, all), "case {i}");
+        }
+    }
+}
+
+#[test]
+fn exp2_is_accurate() {
+    for i in 0..=130_000 {
+        let x = -i as f32 * 1e-3;
+        let exact = f64::from(x).exp2();
+        for got in [exp2::exp2::<true>(x), exp2::exp2::<false>(x)] {
+            assert!((f64::from(got) - exact).abs() <= exact * 2e-7 + 1.2e-38, "2^{x}: {got}");
+        }
+    }
+    assert_eq!(exp2::exp2::<true>(0.0), 1.0);
+    assert_eq!(exp2::exp2::<true>(f32::NEG_INFINITY), 0.0);
+    assert!(exp2::exp2::<true>(f32::NAN).is_nan());
+}
+
+#[test]
+fn merging_gives_the_whole() {
+    let dim = 8;
+    let state = |max: f32, sum: f32| OnlineSoftmax { max, sum };
+    let mut states = [OnlineSoftmax::default(); 2];
+    let mut sums = vec![0.0; 2 * dim];
+    let first = values(2 * dim, 1);
+    let seen = [state(1.5, 2.25), OnlineSoftmax::default()];
+    merge_rows(&mut states, &mut sums, &seen, &first, dim);
+    // The second row has seen nothing: whatever its sums are, they do not count.
+    assert_eq!((states[0].max, states[0].sum), (1.5, 2.25));
+    assert_eq!((states[1].max, states[1].sum), (f32::NEG_INFINITY, 0.0));
+    assert_eq!(sums[..dim], first[..dim]);
+    let second = values(2 * dim, 2);
+    merge_rows(&mut states, &mut sums, &[state(2.5, 1.0), state(0.5, 3.0)], &second, dim);
+    let factor = (-1.0f64).exp();
+    assert!((f64::from(states[0].sum) - (2.25 * factor + 1.0)).abs() < 1e-6);
+    for d in 0..dim {
+        let exact = f64::from(first[d]) * factor + f64::from(second[d]);
+        assert!((f64::from(sums[d]) - exact).abs() < 1e-6);
+        assert_eq!(sums[dim + d], second[dim + d]);
+    }
+}
+
+/// Nanoseconds of one block, at best.
+#[test]
+#[ignore = "prints times"]
+fn speed() {
+    let (dim, capacity, group) = (64, 32, 3);
+    let only = std::env::var("ONLY").ok().and_then(|x| x.parse::<usize>().ok());
+    for (i, (blocks, tokens)) in
+        [(4, 1), (2048, 1), (16384, 1), (4, 4), (4, 64)].into_iter().enumerate()
+    {
+        if only.is_some_and(|o| o != i) {
+            continue;
+        }
+        let mut stored = vec![f16::ZERO; 2 * blocks * capacity * dim];
+        f32_to_f16(&values(stored.len(), 1), &mut stored);
+        let rows = values(tokens * group * dim, 2);
+        let (cos, sin) = (values(tokens * dim / 2, 3), values(tokens * dim / 2, 4));
+        let mut states = vec![OnlineSoftmax::default(); tokens * group];
+        let mut sums = vec![0.0; rows.len()];
+        let mut scratch = BlockScratch::default();
+        let queries = QueryRows {
+            rows: &rows,
+            dim,
+            group,
+            turn: Some((&cos, &sin)),
+            offset: 64,
+            window: None,
+            cap: None,
+        };
+        let slot = |i: usize| {
+            // Scattered, so that only what is asked for is fetched.
+            let at = (i * 1007 % (2 * blocks)) * capacity * dim;
+            &stored[at..at + capacity * dim]
+        };
+        let bytes = |x: &[f16]| -> &[u8] {
+            // SAFETY: any bytes are bytes.
+            unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), 2 * x.len()) }
+        };
+        if blocks == 16384 {
+            let mut best = f64::MAX;
+            for _ in 0..5 {
+                let clock = std::time::Instant::now();
+                let mut x = 0u64;
+                for i in 0..2 * blocks {
+                    for w in slot(i).chunks_exact(32) {
+                        x = x.wrapping_add(w[0].to_bits() as u64);
+                    }
+                }
+                std::hint::black_box(x);
+                best = best.min(clock.elapsed().as_secs_f64() * 1e9 / blocks as f64);
+            }
+            println!("plain reads {best:.0} ns a block {:.1} GB/s", 8192.0 / best);
+        }
+        let mut best = f64::MAX;
+        for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000) {
+            let clock = std::time::Instant::now();
+            for i in 0..blocks {
+                let next = (i + std::env::var("DIST").map_or(1, |d| d.parse().unwrap())) % blocks;
+                let block = KvBlock {
+                    keys: StoredRows::F16(slot(2 * i)),
+                    values: StoredRows::F16(slot(2 * i + 1)),
+                    filled: capacity,
+                    next: [bytes(slot(2 * next)), bytes(slot(2 * next + 1))],
+                };
+                attend_block(&queries, &block, &mut states, &mut sums, dim, &mut scratch);
+            }
+            best = best.min(clock.elapsed().as_secs_f64() * 1e9 / blocks as f64);
+        }
+        let flops = 4 * tokens * group * capacity * dim;
+        println!(
+            "{blocks} blocks, {} rows: {best:.0} ns a block, {:.1} GFLOP/s, {:.1} GB/s",
+            tokens * group,
+            flops as f64 / best,
+            (4 * capacity * dim) as f64 / best
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! Tiles of keys and values in f32.
+
+use half::f16;
+
+use super::{BlockScratch, FEW_ROWS, KvBlock, LANES, QueryRows, StoredRows};
+use crate::convert::f16_to_f32;
+use crate::isa::Isa;
+
+/// Floats that begin on a cache line.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    lines: Vec<Line>,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Lines {
+    /// Makes room for `len` floats; keeps what was there.
+    pub(super) fn resize(&mut self, len: usize) {
+        let lines = len.div_ceil(LANES);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0.0; LANES]));
+        }
+    }
+
+    #[inline]
+    pub(super) fn as_slice(&self) -> &[f32] {
+        // SAFETY: `Line` is `LANES` floats without padding, so `lines` owns this many initialised ones.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LANES) }
+    }
+
+    #[inline]
+    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        let len = self.lines.len() * LANES;
+        // SAFETY: as in `as_slice`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+    }
+}
+
+/// How a block is read.
+pub(super) struct Plan {
+    /// Keys are transposed on the way into registers.
+    pub(super) keys_in_registers: bool,
+    /// Values are widened on the way into registers.
+    pub(super) values_in_registers: bool,
+}
+
+impl Plan {
+    pub(super) fn new(
+        isa: Isa,
+        queries: &QueryRows<'_>,
+        block: &KvBlock<'_>,
+        capacity: usize,
+    ) -> Self {
+        let few = isa == Isa::Avx512 && queries.num() <= FEW_ROWS;
+        let halves = |rows| matches!(rows, StoredRows::F16(_));
+        // Keys are read 32 at a time.
+        let readable = block.filled.next_multiple_of(2 * LANES) <= capacity;
+        Self {
+            keys_in_registers: few && halves(block.keys) && readable,
+            values_in_registers: few && halves(block.values),
+        }
+    }
+}
+
+/// Fills the tiles that the plan needs.
+pub(super) fn prepare(
+    isa: Isa,
+    plan: &Plan,
+    block: &KvBlock<'_>,
+    dim: usize,
+    scratch: &mut BlockScratch,
+) {
+    let BlockScratch { keys, values, rows, .. } = scratch;
+    let filled = block.filled * dim;
+    if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
+        values.resize(filled);
+        widen(isa, &stored[..filled], values.as_mut_slice());
+    }
+    if plan.keys_in_registers {
+        return;
+    }
+    let tokens = block.filled.next_multiple_of(LANES);
+    keys.resize(dim * tokens);
+    let keys = keys.as_mut_slice();
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512, StoredRows::F16(stored)) = (isa, block.keys)
+        && stored.len() >= tokens * dim
+    {
+        super::avx512::transpose_stored(stored, dim, tokens, keys);
+        return;
+    }
+    let rows: &[f32] = match block.keys {
+        StoredRows::F32(rows) => rows,
+        StoredRows::F16(stored) => {
+            rows.resize(filled);
+            widen(isa, &stored[..filled], rows.as_mut_slice())
+        }
+    };
+    transpose(isa, rows, (block.filled, dim), tokens, keys);
+}
+
+/// The first rows as f32.
+fn widen<'a>(isa: Isa, stored: &[f16], rows: &'a mut [f32]) -> &'a [f32] {
+    let rows = &mut rows[..stored.len()];
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && stored.len().is_multiple_of(LANES) {
+        super::avx512::widen(stored, rows);
+        return rows;
+    }
+    let _ = isa;
+    f16_to_f32(stored, rows);
+    rows
+}
+
+/// `out[c, t] = rows[t, c]` for `t < filled`; `out`: `[dim, tokens]`, other columns become anything.
+fn transpose(
+    isa: Isa,
+    rows: &[f32],
+    (filled, dim): (usize, usize),
+    tokens: usize,
+    out: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && dim.is_multiple_of(4) {
+        super::avx512::transpose(rows, (filled, dim), tokens, out);
+        return;
+    }
+    let _ = isa;
+    for (c, out) in out.chunks_exact_mut(tokens).take(dim).enumerate() {
+        for (t, out) in out.iter_mut().take(filled).enumerate() {
+            *out = rows[t * dim + c];
+        }
+    }
+}
