@@ -106,8 +106,7 @@ impl Decoder {
             scale_in_place(hidden, s.embedding_scale);
         }
 
-        // Attention uses the rayon pool for now.
-        let layers = || {
+        threads.run(|| {
             for (layer, w) in self.weights.layers.iter().enumerate() {
                 inputs.set_normed(w.q.activation_kind(), hidden, &w.attention_norm, s.norm_eps);
                 forward_all([&w.q, &w.k, &w.v], inputs, [q, k, v]);
@@ -140,8 +139,7 @@ impl Decoder {
                 add_output(&w.down, ffn, norm, s.norm_eps, hidden, between);
             }
             Ok(())
-        };
-        threads.install(|| threads.run(layers))
+        })
     }
 
     /// Shows some bytes of every layer's weights, which tell models apart.
