@@ -13,7 +13,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let clamped = x.clamp(-87.0, 88.0);
     // Adding 1.5 · 2^23 rounds to an integer without a rounding instruction.
     const ROUND: f32 = 12_582_912.0;
-    let n = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = mul_add::<FMA>(n, -LN2_LO, mul_add::<FMA>(n, -LN2_HI, clamped));
     let mut p = 1.987_569_1e-4;
     p = mul_add::<FMA>(p, r, 1.398_2e-3);
@@ -22,7 +23,9 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p = mul_add::<FMA>(p, r, 1.666_666_5e-1);
     p = mul_add::<FMA>(p, r, 5e-1);
     let y = mul_add::<FMA>(p, r * r, r) + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The integer is in the low bits; a cast would be checked lane by lane.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(n.wrapping_add(127) << 23);
     let y = y * scale;
     if x < -87.0 {
         0.0

@@ -328,13 +328,14 @@ fn forward_gated_on(
     for_passes(rows, tiles, |rows, tile| {
         let features = TILE.min(width - tile * TILE);
         // A tile of features is a group of the next layer's inputs.
-        let put = |row: usize, gates: &[f32; TILE], ups: &[f32; TILE]| {
-            let (mut gates, mut ups) = (*gates, *ups);
-            for (linear, products) in [(gate, &mut gates), (up, &mut ups)] {
-                let bias = linear.bias.iter().flat_map(|b| &b[tile * TILE..]);
-                products[..features].iter_mut().zip(bias).for_each(|(p, b)| *p += b);
+        let put = |row: usize, gates: &mut [f32; TILE], ups: &mut [f32; TILE]| {
+            for (linear, products) in [(gate, &mut *gates), (up, &mut *ups)] {
+                if let Some(bias) = &linear.bias {
+                    let bias = &bias[tile * TILE..];
+                    products[..features].iter_mut().zip(bias).for_each(|(p, b)| *p += b);
+                }
             }
-            gated(activation, &mut gates, &ups);
+            gated(activation, gates, ups);
             // What is beyond the last feature stays out of sums.
             gates[features..].fill(0.0);
             // SAFETY: this group of this row belongs to this task alone.
@@ -344,7 +345,7 @@ fn forward_gated_on(
                     out.copy_from_slice(&gates[..features]);
                 } else {
                     let group = row * num_groups + tile;
-                    let sum = activations::round_group(&gates, bits.slice(group * GROUP, GROUP));
+                    let sum = activations::round_group(gates, bits.slice(group * GROUP, GROUP));
                     sums.slice(group, 1)[0] = sum;
                 }
             }
@@ -352,16 +353,16 @@ fn forward_gated_on(
         match (&gate.weight, &up.weight) {
             (Weight::Packed(a), Weight::Packed(b)) => {
                 multiply_tile(path, [a, b], tile, x, rows, |first, n, [gates, ups]| {
-                    let products = gates.iter().zip(ups).take(n);
+                    let products = gates.iter_mut().zip(ups).take(n);
                     (first..).zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
                 });
             }
             (Weight::F32(a), Weight::F32(b)) => {
                 for first in rows.clone().step_by(ROWS) {
                     let block = first..rows.end.min(first + ROWS);
-                    let gates = plain_tile(path, gate, a, tile, x, block.clone());
-                    let ups = plain_tile(path, up, b, tile, x, block.clone());
-                    let products = gates.iter().zip(&ups);
+                    let mut gates = plain_tile(path, gate, a, tile, x, block.clone());
+                    let mut ups = plain_tile(path, up, b, tile, x, block.clone());
+                    let products = gates.iter_mut().zip(&mut ups);
                     block.zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
                 }
             }

@@ -97,8 +97,9 @@ struct Turned {
 }
 
 thread_local! {
-    /// Two: a gate and its up projection are met by the same rows at the same time.
-    static TURNED: RefCell<[Turned; 2]> = RefCell::default();
+    /// Two: a gate and its up projection are met by the same rows at the same time. With room for what they
+    /// give.
+    static TURNED: RefCell<([Turned; 2], [Block; 2])> = RefCell::default();
 }
 
 /// Calls `each(first row, rows, products)` for up to [`ROWS`] rows at a time with the products of
@@ -109,22 +110,22 @@ pub(super) fn multiply_tile<const WAYS: usize>(
     tile: usize,
     x: &Activations,
     rows: Range<usize>,
-    mut each: impl FnMut(usize, usize, &[Block; WAYS]),
+    mut each: impl FnMut(usize, usize, &mut [Block; WAYS]),
 ) {
     const { assert!(WAYS <= 2) };
-    TURNED.with_borrow_mut(|turned| {
+    TURNED.with_borrow_mut(|(turned, products)| {
         let few = rows.len() <= ROWS;
-        let mut products = [[[0.0; TILE]; ROWS]; WAYS];
+        let Some(products) = products.first_chunk_mut::<WAYS>() else { return };
         for (matrix, turned) in matrices.iter().zip(&mut *turned) {
             turned.prepare(path, matrix, tile, few);
         }
         for first in rows.clone().step_by(ROWS) {
             let end = rows.end.min(first + ROWS);
             let block = Rows::new(x, first..end);
-            for ((matrix, turned), out) in matrices.iter().zip(&*turned).zip(&mut products) {
+            for ((matrix, turned), out) in matrices.iter().zip(&*turned).zip(&mut *products) {
                 turned.multiply(path, matrix, tile, few, &block, out);
             }
-            each(first, end - first, &products);
+            each(first, end - first, products);
         }
     });
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
 use super::product::{Block, Rows};
@@ -19,8 +20,15 @@ const GROUP_BYTES: usize = 2 * TILE * GROUP;
 const PREFETCH_BYTES: usize = 2048;
 
 /// bf16 of the 16 codes of a 4-bit format, twice: a permutation looks at five bits of a lane.
-fn code_table(lowest: i8) -> [u16; 32] {
-    std::array::from_fn(|i| half::bf16::from_f32(f32::from(lowest) + (i % 16) as f32).to_bits())
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+fn code_table(lowest: i8) -> __m512i {
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let codes = _mm512_add_epi32(lanes, _mm512_set1_epi32(i32::from(lowest)));
+    let codes = _mm512_cvtepi32_ps(codes);
+    let both = _mm512_cvtne2ps_pbh(codes, codes);
+    // SAFETY: both are 64 bytes of any bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(both) }
 }
 
 /// Turns the codes of a group into bf16: `[pairs, halves]` registers.
@@ -136,15 +144,16 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
     rows: &Rows<'_>,
     out: &mut Block,
 ) {
+    /// Written before it is read.
     #[repr(align(64))]
-    struct Turned([u8; GROUP_BYTES]);
-    let mut turned = Turned([0; GROUP_BYTES]);
+    struct Turned(MaybeUninit<[u8; GROUP_BYTES]>);
+    let mut turned = Turned(MaybeUninit::uninit());
+    let turned = turned.0.as_mut_ptr().cast::<u8>();
     let table = code_table(format.lowest);
     let (group_bytes, code_bytes) = (format.group_bytes(), format.code_bytes());
     // SAFETY: group g lies at g · group_bytes; codes, scales and minimums are inside it. Prefetches may go
     // past the end: they never fault.
     unsafe {
-        let table = _mm512_loadu_si512(table.as_ptr().cast());
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         for g in 0..rows.num_groups {
             let group = tile.add(g * group_bytes);
@@ -153,14 +162,9 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
                 _mm_prefetch::<_MM_HINT_T0>(group.wrapping_add(PREFETCH_BYTES + line).cast());
                 line += 64;
             }
-            turn_group::<BITS>(group, table, turned.0.as_mut_ptr());
+            turn_group::<BITS>(group, table, turned);
             let mut acc = [[_mm512_setzero_ps(); 2]; MR];
-            group_products::<MR>(
-                turned.0.as_ptr(),
-                rows.bits.add(g * GROUP),
-                rows.stride,
-                &mut acc,
-            );
+            group_products::<MR>(turned, rows.bits.add(g * GROUP), rows.stride, &mut acc);
             let scale = widen(group.add(code_bytes));
             for i in 0..MR {
                 for h in 0..2 {
@@ -303,7 +307,6 @@ pub(super) unsafe fn turn_tile(
     for (group, (weights, scales)) in groups.zip(outs) {
         // SAFETY: a group's codes, scales and minimums are inside its bytes; chunks have the lengths.
         unsafe {
-            let table = _mm512_loadu_si512(table.as_ptr().cast());
             match format.bits {
                 4 => turn_group::<4>(group.as_ptr(), table, weights.as_mut_ptr()),
                 _ => turn_group::<8>(group.as_ptr(), table, weights.as_mut_ptr()),
