@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use kvasir_engine::{Engine, EngineConfig, Request, RequestId, SamplingParams};
+use kvasir_model::arch::DecoderSpec;
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
@@ -53,30 +54,22 @@ impl std::fmt::Display for Kind {
     }
 }
 
-impl Kind {
-    /// Sequences at once, and most tokens of each.
-    fn shape(self) -> (usize, usize) {
-        match self {
-            Self::Prompt(n) => (1, n + 1),
-            Self::Generation(n) => (1, n + 2),
-            Self::Decode { num_seqs, context, tokens } => (num_seqs, context + tokens + 2),
-        }
-    }
-}
-
-/// Raises limits of `config` to what `kinds` need and turns the prefix cache on; what is enough stays.
-/// `bytes_per_token` is that of the uncompressed cache.
-pub fn make_room(config: &mut EngineConfig, kinds: &[Kind], bytes_per_token: usize) {
-    config.enable_prefix_caching = true;
-    for (num_seqs, tokens) in kinds.iter().map(|kind| kind.shape()) {
-        let blocks = tokens.div_ceil(config.block_size.max(1)) + 1;
-        let tokens = num_seqs.saturating_mul(blocks).saturating_mul(config.block_size);
+/// Raises limits of `config` to what decode tests among `kinds` need, and turns the prefix cache on for them;
+/// what is enough stays.
+pub fn make_room(config: &mut EngineConfig, kinds: &[Kind], spec: &DecoderSpec) {
+    let bytes_per_token = spec.layers.len() * spec.kv_heads * spec.head_dim * 2 * size_of::<u16>();
+    for kind in kinds {
+        let Kind::Decode { num_seqs, context, tokens } = *kind else { continue };
+        let block_size = config.block_size.max(1);
+        let blocks = context.div_ceil(block_size) + tokens.div_ceil(block_size) + 1;
         // Twice for f32, and half as much again for tables, tails and slabs that are not full. A budget is
         // a bound: memory that is not needed is not taken.
-        let bytes = tokens.saturating_mul(bytes_per_token).saturating_mul(3);
+        let bytes = [num_seqs, blocks, block_size, bytes_per_token, 3];
+        let bytes = bytes.into_iter().fold(1, usize::saturating_mul);
         config.kv_cache_memory = config.kv_cache_memory.max(bytes);
         config.max_num_seqs = config.max_num_seqs.max(num_seqs);
         config.max_num_batched_tokens = config.max_num_batched_tokens.max(num_seqs);
+        config.enable_prefix_caching = true;
     }
 }
 
@@ -227,12 +220,12 @@ mod tests {
             let error = measure(&mut engine, &kinds, 1, 0, &mut |_, _| {}).unwrap_err();
             assert!(error.to_string().starts_with("tg3@64x6: the sequences"), "{error}");
             let mut enough = short;
-            make_room(&mut enough, &kinds, engine.kv_bytes_per_token());
+            make_room(&mut enough, &kinds, engine.model().spec());
             let mut engine = Engine::new(tiny_model(1), enough).unwrap();
             measure(&mut engine, &kinds, 1, 0, &mut |_, _| {}).unwrap();
         }
         let mut unchanged = config();
-        make_room(&mut unchanged, &[Kind::Prompt(10)], 100);
+        make_room(&mut unchanged, &[Kind::Prompt(10)], tiny_model(1).spec());
         assert_eq!(unchanged, config());
     }
 }

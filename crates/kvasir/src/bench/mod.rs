@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+mod dataset;
 mod latency;
 mod throughput;
 
@@ -11,7 +12,9 @@ mod throughput;
 #[command(after_help = "\
 Examples:
   kvasir bench latency --test pp512,pp2048,tg128 --repetitions 5 --json
-  kvasir bench throughput --kv-cache joint3 --kv-cache-memory 180MiB")]
+  kvasir bench latency --num-seqs 1,32,64 --context 512,1024
+  kvasir bench throughput --kv-cache joint3 --kv-cache-memory 180MiB
+  kvasir bench serve --base-url http://127.0.0.1:8000 --num-prompts 64 --ignore-eos")]
 pub(crate) struct BenchCommand {
     #[command(subcommand)]
     what: Benchmark,
