@@ -74,9 +74,9 @@ enum DatasetName {
 /// The load as reports name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct LoadReport {
-    dataset: &'static str,
+    pub(super) dataset: &'static str,
     pub(super) num_prompts: usize,
-    seed: u64,
+    pub(super) seed: u64,
 }
 
 impl DatasetArgs {

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 mod dataset;
 mod latency;
+mod serve;
 mod throughput;
 
 /// Measure speed
@@ -24,6 +25,7 @@ pub(crate) struct BenchCommand {
 enum Benchmark {
     Latency(Box<latency::LatencyCommand>),
     Throughput(Box<throughput::ThroughputCommand>),
+    Serve(Box<serve::ServeCommand>),
 }
 
 /// Runs the command.
@@ -31,5 +33,6 @@ pub(crate) fn execute(command: BenchCommand) -> Result<()> {
     match command.what {
         Benchmark::Latency(command) => latency::execute(&command),
         Benchmark::Throughput(command) => throughput::execute(&command),
+        Benchmark::Serve(command) => serve::execute(&command),
     }
 }
