@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", default="f16", help="type of keys and values: f16, q8_0, q4_0")
     args = parser.parse_args()
+    # Ended from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for weights in args.weights.split(","):
         if not model(args, weights).is_file():
             sys.exit(f"{model(args, weights)} is not there; run install_llama_cpp.sh with a model")
@@ -105,7 +108,12 @@ def serve(args, common, slots, count, length, output, seed) -> float:
         complete(url, prompts[0][:8], 2)
         begin = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
-            made = list(pool.map(lambda prompt: complete(url, prompt, output), prompts))
+            try:
+                made = list(pool.map(lambda prompt: complete(url, prompt, output), prompts))
+            except BaseException:
+                # Threads end when their answers do.
+                server.kill()
+                raise
         seconds = time.perf_counter() - begin
     finally:
         server.terminate()

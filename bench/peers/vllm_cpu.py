@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--kv-space", type=int, default=3, help="GiB of an ample cache")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    # Ended from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.child is not None:
         measure(args)
         return
