@@ -10,7 +10,7 @@ mod lane;
 mod tests;
 mod workload;
 
-pub use workload::Workload;
+pub use workload::{Encode, Workload};
 
 use std::sync::Arc;
 
@@ -132,7 +132,9 @@ pub fn measure(
 ) -> Result<Vec<RecipeQuality>> {
     settings.check()?;
     let Settings { workload, continuation, block_size, chunk } = *settings;
-    let contexts = workload.contexts(model.tokenizer(), texts, continuation)?;
+    let mut encode =
+        |text: &str, add_special: bool| Ok(model.tokenizer().encode(text, add_special)?);
+    let contexts = workload.contexts(&mut encode, texts, continuation)?;
     let context_len = workload.context_len();
     let control_model = caches.control.unwrap_or(model);
     let lane = |model: &Model, recipe: Recipe, sharing: Sharing| {
