@@ -9,7 +9,7 @@ use kvasir_kernels::{
 };
 use serde::Serialize;
 
-use crate::latency::median;
+use crate::percentiles::median;
 
 /// Sizes of a model's layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
