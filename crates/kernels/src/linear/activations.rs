@@ -1,9 +1,11 @@
 //! Inputs of linear layers in the form in which products read them.
 
+use std::cell::RefCell;
+
 use half::bf16;
 
 use super::packed::GROUP;
-use crate::isa::dispatch;
+use super::product::Path;
 use crate::threads::{Disjoint, parallel_for};
 
 /// In which form a linear layer wants its inputs.
@@ -14,9 +16,6 @@ pub enum ActivationKind {
     /// Rounded to bf16, with the sum of each group.
     Bf16,
 }
-
-/// Makes an input row from a row of numbers.
-type Turn<'a> = dyn Fn(&[f32], &mut [f32]) + Sync + 'a;
 
 /// Rows of inputs, made once and read by all layers that share them.
 #[derive(Debug, Default)]
@@ -62,7 +61,7 @@ impl Activations {
     /// # Panics
     /// If `x` is not whole rows.
     pub fn set(&mut self, kind: ActivationKind, x: &[f32], width: usize) {
-        self.fill(kind, x, width, &|x, out| out.copy_from_slice(x));
+        self.fill(kind, x, width, None);
     }
 
     /// Takes in the RMS norm of `x`: `[rows, weight.len()]`; see [`crate::rms_norm`].
@@ -70,10 +69,10 @@ impl Activations {
     /// # Panics
     /// If `x` is not whole rows.
     pub fn set_normed(&mut self, kind: ActivationKind, x: &[f32], weight: &[f32], eps: f32) {
-        self.fill(kind, x, weight.len(), &|x, out| crate::rms_norm(x, weight, eps, out));
+        self.fill(kind, x, weight.len(), Some((weight, eps)));
     }
 
-    fn fill(&mut self, kind: ActivationKind, x: &[f32], width: usize, turn: &Turn<'_>) {
+    fn fill(&mut self, kind: ActivationKind, x: &[f32], width: usize, norm: Option<(&[f32], f32)>) {
         let rows = x.len() / width;
         assert_eq!(x.len(), rows * width, "input rows of {width}");
         self.resize(kind, rows, width);
@@ -81,12 +80,17 @@ impl Activations {
         let (bits, sums) = (Disjoint::new(&mut self.bits), Disjoint::new(&mut self.sums));
         let plain = Disjoint::new(&mut self.plain);
         let num_groups = self.num_groups;
+        let path = Path::best();
         parallel_for(rows.div_ceil(per_task), |task, _| {
             for row in task * per_task..rows.min((task + 1) * per_task) {
                 let x = &x[row * width..(row + 1) * width];
                 if kind == ActivationKind::F32 {
                     // SAFETY: every row belongs to one task.
-                    turn(x, unsafe { plain.slice(row * width, width) });
+                    let out = unsafe { plain.slice(row * width, width) };
+                    match norm {
+                        Some((weight, eps)) => crate::rms_norm(x, weight, eps, out),
+                        None => out.copy_from_slice(x),
+                    }
                     continue;
                 }
                 // SAFETY: as above.
@@ -94,16 +98,15 @@ impl Activations {
                     let bits = bits.slice(row * num_groups * GROUP, num_groups * GROUP);
                     (bits, sums.slice(row * num_groups, num_groups))
                 };
-                let mut part = [0.0f32; MAX_STACK];
-                if width <= MAX_STACK {
-                    let part = &mut part[..width];
-                    turn(x, part);
-                    round_row(part, bits, sums);
-                } else {
-                    let mut part = vec![0.0; width];
-                    turn(x, &mut part);
-                    round_row(&part, bits, sums);
-                }
+                let Some((weight, eps)) = norm else {
+                    round_row(path, x, bits, sums);
+                    continue;
+                };
+                NORMED.with_borrow_mut(|normed| {
+                    normed.resize(width, 0.0);
+                    crate::rms_norm(x, weight, eps, normed);
+                    round_row(path, normed, bits, sums);
+                });
             }
         });
     }
@@ -113,75 +116,83 @@ impl Activations {
     }
 }
 
-/// Widest row that is turned on the stack.
-const MAX_STACK: usize = 4096;
-
-/// To nearest, ties to even; NaN stays NaN.
-#[inline(always)]
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-    if x.is_nan() { bf16::NAN.to_bits() } else { rounded }
+thread_local! {
+    /// A row between its norm and its rounding.
+    static NORMED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-dispatch! {
-    /// Rounds a group; returns its sum.
-    pub(super) fn round_group / round_group_on(x: &[f32; GROUP], bits: &mut [u16]) -> f32 = round_group_body;
+/// Rounds a group to bf16; returns the sum of what it is then.
+#[inline(always)]
+pub(super) fn round_group(path: Path, x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path says that the processor can.
+        Path::Bf16 => unsafe { super::x86::round_group(x, bits) },
+        Path::Portable(_) => round_group_portable(x, bits),
+    }
 }
 
-#[inline(always)]
-fn round_group_body<const FMA: bool>(x: &[f32; GROUP], bits: &mut [u16]) -> f32 {
+fn round_group_portable(x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
     let mut lanes = [0.0f32; 16];
     for (x, bits) in x.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
         for l in 0..16 {
-            bits[l] = to_bf16(x[l]);
-            lanes[l] += f32::from_bits(u32::from(bits[l]) << 16);
+            let rounded = bf16::from_f32(x[l]);
+            bits[l] = rounded.to_bits();
+            lanes[l] += rounded.to_f32();
         }
     }
     crate::gemm::sum_lanes(&lanes)
 }
 
-dispatch! {
-    fn round_row / round_row_on(x: &[f32], bits: &mut [u16], sums: &mut [f32]) = round_row_body;
-}
-
-#[inline(always)]
-fn round_row_body<const FMA: bool>(x: &[f32], bits: &mut [u16], sums: &mut [f32]) {
+/// Rounds a row, its last group filled up with zeros.
+fn round_row(path: Path, x: &[f32], bits: &mut [u16], sums: &mut [f32]) {
     let (whole, rest) = x.as_chunks::<GROUP>();
-    for ((x, bits), sum) in whole.iter().zip(bits.chunks_exact_mut(GROUP)).zip(&mut *sums) {
-        *sum = round_group_body::<FMA>(x, bits);
+    let (bits, _) = bits.as_chunks_mut::<GROUP>();
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path says that the processor can.
+        Path::Bf16 => unsafe { super::x86::round_groups(whole, bits, sums) },
+        Path::Portable(_) => {
+            for ((x, bits), sum) in whole.iter().zip(&mut *bits).zip(&mut *sums) {
+                *sum = round_group_portable(x, bits);
+            }
+        }
     }
     if !rest.is_empty() {
         let mut last = [0.0; GROUP];
         last[..rest.len()].copy_from_slice(rest);
         let at = whole.len();
-        sums[at] = round_group_body::<FMA>(&last, &mut bits[at * GROUP..]);
+        sums[at] = round_group(path, &last, &mut bits[at]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
 
     #[test]
     fn rounds_like_half_and_sums_what_it_rounded() {
         let x: Vec<f32> = (0..71).map(|i| (i as f32 * 0.7).sin() * 10f32.powi(i % 9 - 4)).collect();
-        for isa in Isa::available() {
+        for path in Path::available() {
             let (mut bits, mut sums) = (vec![1; 96], vec![1.0; 3]);
-            round_row_on(isa, &x, &mut bits, &mut sums);
+            round_row(path, &x, &mut bits, &mut sums);
             for (i, bits) in bits.iter().enumerate() {
                 let exact = bf16::from_f32(x.get(i).copied().unwrap_or(0.0));
-                assert_eq!(*bits, exact.to_bits(), "{isa} {i}");
+                assert_eq!(*bits, exact.to_bits(), "{path:?} {i}");
             }
             for (group, sum) in sums.iter().enumerate() {
                 let exact: f32 =
                     bits[group * 32..][..32].iter().map(|b| bf16::from_bits(*b).to_f32()).sum();
-                assert!((sum - exact).abs() < 1e-3, "{isa} {sum} {exact}");
+                assert!((sum - exact).abs() < 1e-3, "{path:?} {sum} {exact}");
             }
         }
-        assert!(bf16::from_bits(to_bf16(f32::NAN)).is_nan());
-        assert!(bf16::from_bits(to_bf16(-f32::NAN)).is_nan());
-        assert_eq!(to_bf16(f32::INFINITY), bf16::INFINITY.to_bits());
+        for path in Path::available() {
+            let mut odd = [0.0; GROUP];
+            (odd[0], odd[1], odd[2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+            let mut bits = [0; GROUP];
+            round_group(path, &odd, &mut bits);
+            assert!(bf16::from_bits(bits[0]).is_nan());
+            assert_eq!(bits[1..3], [bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits()]);
+        }
     }
 }

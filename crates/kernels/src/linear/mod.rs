@@ -345,8 +345,9 @@ fn forward_gated_on(
                     out.copy_from_slice(&gates[..features]);
                 } else {
                     let group = row * num_groups + tile;
-                    let sum = activations::round_group(gates, bits.slice(group * GROUP, GROUP));
-                    sums.slice(group, 1)[0] = sum;
+                    if let Some(bits) = bits.slice(group * GROUP, GROUP).as_mut_array() {
+                        sums.slice(group, 1)[0] = activations::round_group(path, gates, bits);
+                    }
                 }
             }
         };

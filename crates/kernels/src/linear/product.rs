@@ -119,8 +119,11 @@ pub(super) fn multiply_tile<const WAYS: usize>(
         for (matrix, turned) in matrices.iter().zip(&mut *turned) {
             turned.prepare(path, matrix, tile, few);
         }
-        for first in rows.clone().step_by(ROWS) {
-            let end = rows.end.min(first + ROWS);
+        // Blocks of nearly equal size: one of two rows would wait for its own sums.
+        let blocks = rows.len().div_ceil(ROWS);
+        for i in 0..blocks {
+            let first = rows.start + i * rows.len() / blocks;
+            let end = rows.start + (i + 1) * rows.len() / blocks;
             let block = Rows::new(x, first..end);
             for ((matrix, turned), out) in matrices.iter().zip(&*turned).zip(&mut *products) {
                 turned.multiply(path, matrix, tile, few, &block, out);

@@ -343,3 +343,35 @@ pub(super) unsafe fn multiply_turned(
         }
     }
 }
+
+/// See [`super::activations::round_group`].
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+pub(super) unsafe fn round_group(x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
+    // SAFETY: both are 32 long.
+    unsafe {
+        let (first, last) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+        let rounded = _mm512_cvtne2ps_pbh(last, first);
+        let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+        _mm512_storeu_si512(bits.as_mut_ptr().cast(), rounded);
+        let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        let even = _mm512_slli_epi32::<16>(rounded);
+        let sums = _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
+        _mm512_reduce_add_ps(sums)
+    }
+}
+
+/// [`round_group`] of several.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+pub(super) unsafe fn round_groups(x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
+    for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
+        // SAFETY: by contract.
+        *sum = unsafe { round_group(x, bits) };
+    }
+}
