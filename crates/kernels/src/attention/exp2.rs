@@ -15,7 +15,8 @@ pub(super) const LEAST: f32 = -126.0;
 pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
     // Adding 1.5 · 2^23 rounds to an integer without a rounding instruction.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.max(LEAST);
+    // Not `max`: NaN is to pass.
+    let clamped = if x < LEAST { LEAST } else { x };
     let n = (clamped + ROUND) - ROUND;
     let f = clamped - n;
     let mut p = POLYNOMIAL[0];
@@ -24,7 +25,5 @@ pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
     }
     p = mul_add::<FMA>(p, f, 1.0);
     let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
-    let y = p * scale;
-    // NaN passes.
-    if x < LEAST { 0.0 } else { y + (x - x) }
+    if x < LEAST { 0.0 } else { p * scale }
 }

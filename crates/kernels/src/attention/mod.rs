@@ -170,6 +170,10 @@ fn attend_block_on(
     scratch.scores.resize(ROWS * tokens);
     let plan = tile::Plan::new(isa, queries, block, capacity);
     tile::prepare(isa, &plan, block, dim, scratch);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && !plan.keys_in_registers {
+        block.next.into_iter().for_each(avx512::fetch);
+    }
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
         let visible = queries.visible(first, n, filled);
@@ -293,7 +297,8 @@ fn mix(
     if isa == Isa::Avx512 {
         match (plan.values_in_registers, block.values) {
             (true, StoredRows::F16(stored)) => {
-                avx512::mix(part, scores, factors, stored, sums, stride, block.next[1]);
+                let next = if plan.keys_in_registers { block.next[1] } else { &[] };
+                avx512::mix(part, scores, factors, stored, sums, stride, next);
             }
             _ => avx512::mix(part, scores, factors, values, sums, stride, &[]),
         }
