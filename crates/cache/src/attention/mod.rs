@@ -115,6 +115,10 @@ impl KvCache {
         left.clear();
         left.extend(plan.jobs.iter().map(|job| AtomicUsize::new(job.items.1 - job.items.0)));
         let l = &self.geometry.layers()[layer];
+        let (rows, stride) = plan.most;
+        for tile in tiles.iter().take(threads) {
+            lock(tile).reserve(rows, stride, l.head_dim, self.geometry.block_size());
+        }
         let out = Mutex::new(out);
         let step = Step { cache: self, layer, l, slices, queries, out, plan, partial, left };
         let next = AtomicUsize::new(0);
@@ -164,7 +168,7 @@ impl Step<'_> {
         tile: &mut Tile,
     ) -> Result<()> {
         let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
-        let stride = self.l.head_dim * if job.coded { 1 + job.heads } else { 1 };
+        let stride = job.stride(self.l);
         if let (false, [work, ..]) = (job.coded, works) {
             self.cache.begin_plain(work, tile);
         }

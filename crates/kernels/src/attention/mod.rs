@@ -123,6 +123,18 @@ pub struct BlockScratch {
     scores: Lines,  // [ROWS, tokens]
 }
 
+impl BlockScratch {
+    /// Makes room for blocks of `tokens` rows of `dim` channels, so that [`attend_block`] need not.
+    pub fn reserve(&mut self, tokens: usize, dim: usize) {
+        let tokens = tokens.next_multiple_of(LANES);
+        for tile in [&mut self.keys, &mut self.values, &mut self.rows] {
+            tile.resize(tokens * dim);
+        }
+        self.queries.resize(ROWS * dim);
+        self.scores.resize(ROWS * tokens);
+    }
+}
+
 /// Takes one block into the online softmax of every query row: `states` (one a row) and
 /// `sums` (`[rows, stride]`) become those over all blocks so far, not normalised. Values are added to the first
 /// `dim` elements of a row; what stands behind them is brought to the new maximum with them.
