@@ -242,8 +242,10 @@ fn speed() {
         if only.is_some_and(|o| o != i) {
             continue;
         }
-        let mut stored = vec![f16::ZERO; 2 * blocks * capacity * dim];
+        let mut stored = vec![f16::ZERO; (2 * blocks + 1) * capacity * dim];
         f32_to_f16(&values(stored.len(), 1), &mut stored);
+        // As in a pool.
+        let stored = &stored[stored.as_ptr().align_offset(4096)..];
         let rows = values(tokens * group * dim, 2);
         let (cos, sin) = (values(tokens * dim / 2, 3), values(tokens * dim / 2, 4));
         let mut states = vec![OnlineSoftmax::default(); tokens * group];
