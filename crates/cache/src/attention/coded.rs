@@ -184,7 +184,7 @@ impl KvCache {
             let (states, values) = (&mut sums.states[first..], &mut sums.values[first * stride..]);
             self.load_queries(work, work.kv_head + head, tile);
             let kv_head = work.kv_head + head;
-            self.attend_visible(work, v, None, kv_head, states, values, stride, tile);
+            self.attend_visible(work, v, kv_head, states, values, stride, tile);
         }
     }
 

@@ -114,6 +114,10 @@ impl KvCache {
         left.clear();
         left.extend(plan.jobs.iter().map(|job| AtomicUsize::new(job.items.1 - job.items.0)));
         let l = &self.geometry.layers()[layer];
+        let (rows, stride) = plan.most;
+        for tile in tiles.iter().take(threads) {
+            lock(tile).reserve(rows, stride, l.head_dim, self.geometry.block_size());
+        }
         let out = Mutex::new(out);
         let step = Step { cache: self, layer, l, slices, queries, out, plan, partial, left };
         let next = AtomicUsize::new(0);
@@ -168,7 +172,7 @@ impl Step<'_> {
         tile: &mut Tile,
     ) -> Result<()> {
         let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
-        let stride = self.l.head_dim * if job.coded { 1 + job.heads } else { 1 };
+        let stride = job.stride(self.l);
         if let (false, [work, ..]) = (job.coded, works) {
             self.cache.begin_plain(work, tile);
         }
@@ -178,7 +182,7 @@ impl Step<'_> {
             for (i, blocks) in ranges(job.coded, block_size, item.blocks).enumerate() {
                 let sums = if i == 0 { &mut all } else { &mut range };
                 sums.reset(rows, stride);
-                self.attend(job, works, blocks, sums, tile);
+                self.attend(job, works, blocks, item.blocks.1, sums, tile);
                 if i > 0 {
                     merge(&mut all, &range, stride);
                 }
@@ -187,7 +191,7 @@ impl Step<'_> {
         } else {
             let mut sums = lock(&self.partial[number]);
             sums.reset(rows, stride);
-            self.attend(job, works, item.blocks, &mut sums, tile);
+            self.attend(job, works, item.blocks, item.blocks.1, &mut sums, tile);
             drop(sums);
             // The last one sees what the others have done.
             if self.left[item.job].fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -202,17 +206,20 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// Some blocks of a job; those up to `until` will follow.
+    #[allow(clippy::too_many_arguments)]
     fn attend(
         &self,
         job: &Job,
         works: &[Work<'_>],
         blocks: (usize, usize),
+        until: usize,
         sums: &mut Sums,
         tile: &mut Tile,
     ) {
         match (job.coded, works) {
             (true, works) => self.cache.attend_coded(works, blocks, sums, tile),
-            (false, [work, ..]) => self.cache.attend_plain(work, blocks, sums, tile),
+            (false, [work, ..]) => self.cache.attend_plain(work, blocks, until, sums, tile),
             (false, []) => {}
         }
     }

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use half::f16;
 use kvasir_kernels::{KvBlock, OnlineSoftmax, QueryRows, StoredRows, attend_block, scale_in_place};
 
 use super::tile::{Sums, Tile};
@@ -20,27 +21,26 @@ impl KvCache {
         self.load_queries(work, work.kv_head, tile);
     }
 
-    /// Some blocks of the plain job that was begun. `sums`: `[len · group, head_dim]`, to which they are added.
+    /// Some blocks of the plain job that was begun; those up to `until` will follow. `sums`: `[len · group,
+    /// head_dim]`, to which they are added.
     pub(super) fn attend_plain(
         &self,
         work: &Work<'_>,
         blocks: (usize, usize),
+        until: usize,
         sums: &mut Sums,
         tile: &mut Tile,
     ) {
         let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
-        for v in (blocks.0..blocks.1).filter_map(|block| work.visible(block, block_size)) {
-            let next = (v.block + 1 < blocks.1).then_some(v.block + 1);
-            self.attend_visible(
-                work,
-                &v,
-                next,
-                work.kv_head,
-                &mut sums.states,
-                &mut sums.values,
-                dim,
-                tile,
-            );
+        let mut found = (blocks.0 < blocks.1).then(|| self.find(work, work.kv_head, blocks.0));
+        for block in blocks.0..blocks.1 {
+            let next = (block + 1 < until).then(|| self.find(work, work.kv_head, block + 1));
+            if let (Some(v), Some(found)) = (work.visible(block, block_size), &found) {
+                let fetch = next.as_ref().map_or([&[][..]; 2], |next| next.bytes);
+                let Sums { states, values } = &mut *sums;
+                self.attend_found(work, &v, found, fetch, states, values, dim, tile);
+            }
+            found = next;
         }
     }
 
@@ -58,14 +58,29 @@ impl KvCache {
     }
 
     /// One KV head's block against the queries in `tile.queries`. `states`, `sums`: of the item's rows, a row
-    /// every `stride`. `next`: the block that comes after it.
-    #[allow(clippy::too_many_arguments)]
+    /// every `stride`.
     pub(super) fn attend_visible(
         &self,
         work: &Work<'_>,
         v: &Visible,
-        next: Option<usize>,
         kv_head: usize,
+        states: &mut [OnlineSoftmax],
+        sums: &mut [f32],
+        stride: usize,
+        tile: &mut Tile,
+    ) {
+        let found = self.find(work, kv_head, v.block);
+        self.attend_found(work, v, &found, [&[]; 2], states, sums, stride, tile);
+    }
+
+    /// The same with a block that was looked up; `next` will be read after it.
+    #[allow(clippy::too_many_arguments)]
+    fn attend_found(
+        &self,
+        work: &Work<'_>,
+        v: &Visible,
+        found: &Found<'_>,
+        next: [&[u8]; 2],
         states: &mut [OnlineSoftmax],
         sums: &mut [f32],
         stride: usize,
@@ -73,15 +88,14 @@ impl KvCache {
     ) {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
-        let [own_keys, own_values] = [0, 1].map(|part| self.stored(work, part, kv_head, v.block));
+        let [own_keys, own_values] = [0, 1].map(|part| found.stored(part, dim));
         for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
             if stored.is_none() {
-                self.decode(work, part, kv_head, v, tile);
+                self.decode(found, part, v.filled, dim, tile);
             }
         }
         let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
-        let coded = self.part(work, 0, kv_head, v.block).1.joint().is_some();
-        let turned = coded && relative && n > v.filled;
+        let turned = relative && n > v.filled && found.parts[0].joint().is_some();
         if turned {
             self.turn_tile(work, v, tile);
         }
@@ -100,54 +114,25 @@ impl KvCache {
             window: l.window,
             cap: l.score_cap,
         };
-        let bytes = |part: usize| {
-            next.map_or(&[][..], |next| {
-                self.pool.bytes(self.part(work, part, kv_head, next).0.slot)
-            })
-        };
         let kv = KvBlock {
             keys: own_keys.unwrap_or(StoredRows::F32(keys)),
             values: own_values.unwrap_or(StoredRows::F32(values)),
             filled: v.filled,
-            next: [bytes(0), bytes(1)],
+            next,
         };
-        attend_block(
-            &queries,
-            &kv,
-            &mut states[first..],
-            &mut sums[first * stride..],
-            stride,
-            block,
-        );
+        let (states, sums) = (&mut states[first..], &mut sums[first * stride..]);
+        attend_block(&queries, &kv, states, sums, stride, block);
     }
 
-    /// A block's entry, what it is stored by, and how many heads together.
+    /// Looks a block of one KV head up.
     #[inline]
-    fn part(
-        &self,
-        work: &Work<'_>,
-        part: usize,
-        kv_head: usize,
-        block: usize,
-    ) -> (Entry, &GroupPart, usize) {
-        let entry = work.sequence.entry(self.geometry.group(work.layer, kv_head), part, block);
-        let format = &self.formats.get(entry.format).layers[work.layer];
-        (entry, &format.groups[kv_head / format.heads][part], format.heads)
-    }
-
-    /// Rows as they are stored, where they can be read so.
-    #[inline]
-    fn stored(
-        &self,
-        work: &Work<'_>,
-        part: usize,
-        kv_head: usize,
-        block: usize,
-    ) -> Option<StoredRows<'_>> {
-        let (entry, stored, _) = self.part(work, part, kv_head, block);
-        let plain = entry.gain == half::f16::ONE && stored.joint().is_none();
-        let bytes = self.pool.bytes(entry.slot);
-        plain.then(|| stored.codec().stored_rows(bytes, work.l.head_dim)).flatten()
+    fn find(&self, work: &Work<'_>, kv_head: usize, block: usize) -> Found<'_> {
+        let group = self.geometry.group(work.layer, kv_head);
+        let entries = [0, 1].map(|part| work.sequence.entry(group, part, block));
+        let bytes = entries.map(|entry| self.pool.bytes(entry.slot));
+        let formats = entries.map(|entry| &self.formats.get(entry.format).layers[work.layer]);
+        let parts = [0, 1].map(|part| &formats[part].groups[kv_head / formats[part].heads][part]);
+        Found { entries, bytes, parts, head: kv_head % formats[0].heads }
     }
 
     /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
@@ -171,25 +156,40 @@ impl KvCache {
     }
 
     /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`.
-    fn decode(&self, work: &Work<'_>, part: usize, kv_head: usize, v: &Visible, tile: &mut Tile) {
+    fn decode(&self, found: &Found<'_>, part: usize, filled: usize, dim: usize, tile: &mut Tile) {
         let clock = Instant::now();
-        let (entry, stored, heads) = self.part(work, part, kv_head, v.block);
-        let bytes = self.pool.bytes(entry.slot);
-        let dim = work.l.head_dim;
+        let bytes = found.bytes[part];
+        let gain = found.entries[part].gain.to_f32();
         let Tile { keys, values, coded, bases, .. } = tile;
         let out = if part == 0 { keys } else { values };
-        let out = &mut out[..v.filled * dim];
-        let gain = entry.gain.to_f32();
-        if let Some(codec) = stored.joint() {
+        let out = &mut out[..filled * dim];
+        if let Some(codec) = found.parts[part].joint() {
             bases[part].load(codec.basis());
-            let head = kv_head % heads;
-            codec.decode_head(bytes, gain, head, dim, &bases[part].columns, coded, out);
+            codec.decode_head(bytes, gain, found.head, dim, &bases[part].columns, coded, out);
         } else {
-            stored.codec().decode(bytes, self.geometry.block_size(), dim, out);
+            found.parts[part].codec().decode(bytes, self.geometry.block_size(), dim, out);
             if gain != 1.0 {
                 scale_in_place(out, gain);
             }
         }
         tile.decode_nanos += clock.elapsed().as_nanos() as u64;
+    }
+}
+
+/// Keys and values of one KV head in one block.
+struct Found<'a> {
+    entries: [Entry; 2],
+    bytes: [&'a [u8]; 2],
+    parts: [&'a GroupPart; 2],
+    /// Number of the head among those of the slot.
+    head: usize,
+}
+
+impl<'a> Found<'a> {
+    /// Rows as they are stored, where they can be read so.
+    #[inline]
+    fn stored(&self, part: usize, dim: usize) -> Option<StoredRows<'a>> {
+        let plain = self.entries[part].gain == f16::ONE && self.parts[part].joint().is_none();
+        plain.then(|| self.parts[part].codec().stored_rows(self.bytes[part], dim)).flatten()
     }
 }

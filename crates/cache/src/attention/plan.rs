@@ -54,6 +54,13 @@ pub(super) struct Job {
     cost: u64,
 }
 
+impl Job {
+    /// Elements of a row's sum: plain channels, and on the coded path those of the heads together.
+    pub(super) fn stride(&self, l: &LayerGeometry) -> usize {
+        l.head_dim * if self.coded { 1 + self.heads } else { 1 }
+    }
+}
+
 /// What one thread does at a time: some blocks of a job.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Item {
@@ -71,6 +78,8 @@ pub(super) struct Plan {
     pub(super) items: Vec<Item>,
     /// Numbers of items, costly ones first.
     pub(super) order: Vec<usize>,
+    /// Most query rows of a job, over all its heads, and longest sum of a row.
+    pub(super) most: (usize, usize),
     /// Slices of the coded path, with what puts those together that may share tiles.
     coded: Vec<(Affinity, usize)>,
 }
@@ -113,6 +122,7 @@ impl Plan {
         self.jobs.clear();
         self.items.clear();
         self.order.clear();
+        self.most = (0, 0);
         self.coded.clear();
         let l = &cache.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
@@ -162,15 +172,16 @@ impl Plan {
         coded: bool,
     ) {
         let group = l.query_heads / l.kv_heads;
-        let (mut from, mut to, mut cost) = (usize::MAX, 0, 0);
+        let (mut from, mut to, mut cost, mut rows) = (usize::MAX, 0, 0, 0);
         for part in &self.parts[parts.0..parts.1] {
             let start = slices[part.slice].start + part.first;
             let blocks = visible_blocks(l, cache.geometry.block_size(), start, part.len);
             // Reading a block costs about as much as three rows that meet it.
+            rows += part.len * group * heads.len();
             cost += (blocks.len() * (part.len * group + 3) * heads.len()) as u64;
             (from, to) = (from.min(blocks.start), to.max(blocks.end));
         }
-        self.jobs.push(Job {
+        let job = Job {
             parts,
             kv_head: heads.start,
             heads: heads.len(),
@@ -178,7 +189,9 @@ impl Plan {
             blocks: (from, to),
             items: (0, 0),
             cost,
-        });
+        };
+        self.most = (self.most.0.max(rows), self.most.1.max(job.stride(l)));
+        self.jobs.push(job);
     }
 
     /// Cuts costly jobs into ranges, and puts items in order.

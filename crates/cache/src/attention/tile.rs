@@ -66,6 +66,22 @@ impl HeldBasis {
 }
 
 impl Tile {
+    /// Makes room for items of up to `rows` query rows with sums of `stride`, so that a thread's first item allocates
+    /// no more than its last.
+    pub(super) fn reserve(&mut self, rows: usize, stride: usize, dim: usize, block_size: usize) {
+        let grow = |buffer: &mut Vec<f32>, len: usize| {
+            buffer.reserve(len.saturating_sub(buffer.len()));
+        };
+        grow(&mut self.queries, rows * dim);
+        grow(&mut self.mixed, rows * dim);
+        grow(&mut self.scores, rows * block_size);
+        for sums in &mut self.sums {
+            grow(&mut sums.values, rows * stride);
+            sums.states.reserve(rows.saturating_sub(sums.states.len()));
+        }
+        self.block.reserve(block_size, dim);
+    }
+
     /// Room for `rows` query rows against blocks of `block_size` rows of `width` channels.
     pub(super) fn resize(&mut self, rows: usize, dim: usize, width: usize, block_size: usize) {
         self.absolute.clear();

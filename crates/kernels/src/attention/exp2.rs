@@ -15,19 +15,15 @@ pub(super) const LEAST: f32 = -126.0;
 pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
     // Adding 1.5 · 2^23 rounds to an integer without a rounding instruction.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.max(LEAST);
-    let rounded = clamped + ROUND;
-    let n = rounded - ROUND;
+    // Not `max`: NaN is to pass.
+    let clamped = if x < LEAST { LEAST } else { x };
+    let n = (clamped + ROUND) - ROUND;
     let f = clamped - n;
     let mut p = POLYNOMIAL[0];
     for coefficient in &POLYNOMIAL[1..] {
         p = mul_add::<FMA>(p, f, *coefficient);
     }
     p = mul_add::<FMA>(p, f, 1.0);
-    // The integer is in the low bits; a cast would be checked lane by lane.
-    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
-    let scale = f32::from_bits(n.wrapping_add(127) << 23);
-    let y = p * scale;
-    // NaN passes.
-    if x < LEAST { 0.0 } else { y + (x - x) }
+    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    if x < LEAST { 0.0 } else { p * scale }
 }

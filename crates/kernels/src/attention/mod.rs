@@ -123,6 +123,18 @@ pub struct BlockScratch {
     scores: Lines,  // [ROWS, tokens]
 }
 
+impl BlockScratch {
+    /// Makes room for blocks of `tokens` rows of `dim` channels, so that [`attend_block`] need not.
+    pub fn reserve(&mut self, tokens: usize, dim: usize) {
+        let tokens = tokens.next_multiple_of(LANES);
+        for tile in [&mut self.keys, &mut self.values, &mut self.rows] {
+            tile.resize(tokens * dim);
+        }
+        self.queries.resize(ROWS * dim);
+        self.scores.resize(ROWS * tokens);
+    }
+}
+
 /// Takes one block into the online softmax of every query row: `states` (one a row) and
 /// `sums` (`[rows, stride]`) become those over all blocks so far, not normalised. Values are added to the first
 /// `dim` elements of a row; what stands behind them is brought to the new maximum with them.
@@ -170,6 +182,10 @@ fn attend_block_on(
     scratch.scores.resize(ROWS * tokens);
     let plan = tile::Plan::new(isa, queries, block, capacity);
     tile::prepare(isa, &plan, block, dim, scratch);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && !plan.keys_in_registers {
+        block.next.into_iter().for_each(avx512::fetch);
+    }
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
         let visible = queries.visible(first, n, filled);
@@ -293,7 +309,8 @@ fn mix(
     if isa == Isa::Avx512 {
         match (plan.values_in_registers, block.values) {
             (true, StoredRows::F16(stored)) => {
-                avx512::mix(part, scores, factors, stored, sums, stride, block.next[1]);
+                let next = if plan.keys_in_registers { block.next[1] } else { &[] };
+                avx512::mix(part, scores, factors, stored, sums, stride, next);
             }
             _ => avx512::mix(part, scores, factors, values, sums, stride, &[]),
         }
