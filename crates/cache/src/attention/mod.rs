@@ -29,6 +29,7 @@ mod plain;
 mod plan;
 mod tile;
 
+use coded::Stride;
 use plan::{Item, Job, MAX_PARTS, Part, Plan, ranges};
 use tile::{Sums, Tile};
 
@@ -164,7 +165,8 @@ impl Step<'_> {
         tile: &mut Tile,
     ) -> Result<()> {
         let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
-        let stride = self.l.head_dim * if job.coded { 1 + job.heads } else { 1 };
+        let dim = self.l.head_dim;
+        let stride = if job.coded { Stride::new(dim, job.heads).row } else { dim };
         let [mut all, mut range] = std::mem::take(&mut tile.sums);
         if job.items.1 - job.items.0 == 1 {
             let block_size = self.cache.geometry.block_size();

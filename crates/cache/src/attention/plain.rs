@@ -178,7 +178,8 @@ impl KvCache {
         if let Some(codec) = stored.joint() {
             bases[part].load(codec.basis());
             let head = kv_head % heads;
-            codec.decode_head(bytes, gain, head, dim, &bases[part].columns, coded, out);
+            let (tokens, columns) = (self.geometry.block_size(), &bases[part].columns);
+            codec.decode_head(bytes, tokens, gain, head, dim, columns, coded, out);
         } else {
             stored.codec().decode(bytes, self.geometry.block_size(), dim, out);
             if gain != 1.0 {

@@ -236,7 +236,9 @@ fn merging_gives_the_whole() {
 fn speed() {
     let (dim, capacity, group) = (64, 32, 3);
     let only = std::env::var("ONLY").ok().and_then(|x| x.parse::<usize>().ok());
-    for (i, (blocks, tokens)) in [(4, 1), (2048, 1), (16384, 1), (4, 4), (4, 64)].into_iter().enumerate() {
+    for (i, (blocks, tokens)) in
+        [(4, 1), (2048, 1), (16384, 1), (4, 4), (4, 64)].into_iter().enumerate()
+    {
         if only.is_some_and(|o| o != i) {
             continue;
         }
