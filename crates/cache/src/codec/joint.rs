@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use half::f16;
 use kvasir_kernels::coded::{ByteBasis, ByteIsa};
-use kvasir_kernels::trellis::{Boost, DISTORTION, Layout, Order, SEGMENT, STEP};
+use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
 use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::{Codec, Part};
@@ -213,6 +213,11 @@ impl JointCodec {
         self.layout.encode(z, &mut slot[..bytes]);
     }
 
+    /// What a block of `tokens` rows takes of its slot.
+    pub(crate) fn stored<'a>(&self, slot: &'a [u8], tokens: usize) -> &'a [u8] {
+        &slot[..self.layout.slot_bytes(tokens)]
+    }
+
     /// Segments up to the last that has bits.
     pub(crate) fn used_segments(&self) -> usize {
         self.layout.used_segments()
@@ -232,10 +237,28 @@ impl JointCodec {
         self.layout.levels(order, slot, tokens, segments, out);
     }
 
-    /// Factors and boosts of a block's rows, see [`Layout::row_factors`].
+    /// See [`Layout::segment_factors`].
     #[inline]
-    pub(crate) fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Vec<Boost>) {
-        self.layout.row_factors(slot, 1.0, out, boosts);
+    pub(crate) fn segment_factors(
+        &self,
+        slot: &[u8],
+        tokens: usize,
+        segments: usize,
+        out: &mut [f32],
+    ) {
+        self.layout.segment_factors(slot, tokens, segments, out);
+    }
+
+    /// See [`Layout::row_factors`].
+    #[inline]
+    pub(crate) fn row_factors(
+        &self,
+        slot: &[u8],
+        segments: usize,
+        out: &mut [f32],
+        boosts: &mut Boosts,
+    ) {
+        self.layout.row_factors(slot, segments, out, boosts);
     }
 
     /// Plain rows of one head of a block of `tokens` rows. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:

@@ -50,10 +50,9 @@ struct Head {
 pub struct ByteQueries<'a> {
     /// `[rows, stride]`.
     pub bytes: &'a mut [i8],
-    /// Sums of each row's groups of four bytes: `[rows, stride / 4]`.
-    pub sums: &'a mut [i32],
-    /// Sum of each row: `[rows]`.
-    pub totals: &'a mut [i32],
+    /// What bytes make of levels that are 128 too large, see [`crate::coded::Scores::offsets`]: `[rows,
+    /// stride / 4]`.
+    pub offsets: &'a mut [i32],
     /// What a byte times a level is worth: `[rows]`.
     pub scales: &'a mut [f32],
     /// Rows written one after the other, and the distance from one such run to the next.
@@ -185,8 +184,7 @@ impl ByteBasis {
     ) {
         assert!(out.scales.len() >= rows, "scales: {}", out.scales.len());
         assert!(out.bytes.len() >= rows * self.stride, "bytes: {}", out.bytes.len());
-        assert!(out.sums.len() >= rows * self.stride / 4, "sums: {}", out.sums.len());
-        assert!(out.totals.len() >= rows, "totals: {}", out.totals.len());
+        assert!(out.offsets.len() >= rows * self.stride / 4, "offsets: {}", out.offsets.len());
         let head = &self.heads[head];
         #[cfg(target_arch = "x86_64")]
         if isa == ByteIsa::Vnni {
@@ -235,14 +233,13 @@ impl ByteBasis {
         let most = folded.iter().map(|f| f.unsigned_abs()).max().unwrap_or(0);
         let factor = byte_factor(most);
         let bytes = &mut out.bytes[row * self.stride..][..tiles * TILE];
-        let sums = &mut out.sums[row * self.stride / 4..];
+        let offsets = &mut out.offsets[row * self.stride / 4..];
         for (byte, folded) in bytes.iter_mut().zip(&folded) {
             *byte = times_fraction(*folded, factor).clamp(-128, 127) as i8;
         }
-        for (sum, bytes) in sums.iter_mut().zip(bytes.chunks_exact(4)) {
-            *sum = bytes.iter().map(|b| i32::from(*b)).sum();
+        for (offsets, bytes) in offsets.chunks_mut(4).zip(bytes.chunks_exact(SEGMENT)) {
+            offsets.fill(-128 * bytes.iter().map(|b| i32::from(*b)).sum::<i32>());
         }
-        out.totals[row] = bytes.iter().map(|b| i32::from(*b)).sum();
         self.worth(head, factor)
     }
 
@@ -422,7 +419,7 @@ pub(super) fn rotate_to_bytes_on(
     assert!(cos.len() >= dim / 2 && sin.len() >= dim / 2, "{} angles", cos.len());
     #[cfg(target_arch = "x86_64")]
     if isa == ByteIsa::Vnni {
-        // SAFETY: `ByteIsa` names only what the processor has.
+        // SAFETY: `ByteIsa` names only what the processor has; lengths are asserted above.
         return unsafe { x86::rotate_to_bytes(queries, dim, (cos, sin), scales, bytes, fine) };
     }
     let _ = isa;

@@ -17,8 +17,8 @@ mod tests;
 
 pub use basis::{ByteBasis, ByteQueries, largest_pair, rotate_to_bytes};
 pub use scores::{Scores, add_scores};
-pub use softmax::{Weights, soft_weights};
-pub use values::{add_boosted_values, add_values};
+pub use softmax::{Rows, soft_weights};
+pub use values::{BoostedValues, Weights, add_boosted_values, add_values};
 
 /// Instruction sets that byte products have their own code for, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,4 +51,19 @@ impl ByteIsa {
     pub fn available() -> Vec<Self> {
         [Self::Vnni, Self::Scalar].into_iter().filter(|isa| *isa >= Self::best()).collect()
     }
+}
+
+/// Asks for bytes to be brought near, one cache line for each of `bytes`' first `lines`; returns what is
+/// left.
+#[inline]
+pub fn prefetch(bytes: &[u8], lines: usize) -> &[u8] {
+    let (now, later) = bytes.split_at(bytes.len().min(64 * lines));
+    #[cfg(target_arch = "x86_64")]
+    for line in now.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on time, and the address is within a slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    let _ = now;
+    later
 }

@@ -8,28 +8,29 @@ mod x86;
 /// Bytes of a segment in a row.
 const SEGMENT: usize = crate::trellis::SEGMENT;
 
-/// Query rows against some segments of one block.
+/// Query rows against one block.
 #[derive(Debug, Clone, Copy)]
 pub struct Scores<'a> {
     /// Key levels of the block ([`crate::trellis::Order::Keys`]).
     pub levels: &'a [u8],
+    /// Factors of the block's rows in each segment: `[segments, tokens]`.
+    pub factors: &'a [f32],
     /// Rows of the block.
     pub tokens: usize,
-    /// Segments to take in.
-    pub segments: &'a [u8],
+    /// Segments that are taken in, from the first on.
+    pub segments: usize,
     /// Folded queries: `[rows, stride]`.
     pub queries: &'a [i8],
     /// See `queries`.
     pub stride: usize,
-    /// Sum of each query's bytes in those segments: `[rows]`.
-    pub sums: &'a [i32],
+    /// What the queries' bytes make of levels that are 128 too large, by segment: `[rows, stride / 4]`,
+    /// four times the same for each segment.
+    pub offsets: &'a [i32],
     /// What a byte times a level is worth, by query: `[rows]`.
     pub scales: &'a [f32],
-    /// Factors of the block's rows: `[tokens]`.
-    pub factors: &'a [f32],
 }
 
-/// `out[i, t] += scales[i] · factors[t] · Σ query i · levels of row t`, over the segments; `[rows,
+/// `out[i, t] += scales[i] · Σ factors[s, t] · (query i · levels of row t in segment s)`, `[rows,
 /// tokens]` with stride `out_stride`.
 ///
 /// # Panics
@@ -43,12 +44,16 @@ pub(super) fn add_scores_on(isa: ByteIsa, s: &Scores<'_>, out: &mut [f32], out_s
     if rows == 0 {
         return;
     }
-    let most = s.segments.iter().max().map_or(0, |last| (usize::from(*last) + 1) * SEGMENT);
+    let width = s.segments * SEGMENT;
     assert!(s.tokens.is_multiple_of(16), "{} tokens", s.tokens);
-    assert!(s.levels.len() >= most * s.tokens, "levels: {} for {most}", s.levels.len());
-    assert!(s.stride >= most && s.queries.len() >= rows * s.stride, "queries: {}", s.queries.len());
-    assert!(s.sums.len() >= rows, "sums: {}", s.sums.len());
-    assert!(s.factors.len() >= s.tokens, "factors: {}", s.factors.len());
+    assert!(s.levels.len() >= width * s.tokens, "levels: {} for {width}", s.levels.len());
+    assert!(s.factors.len() >= s.segments * s.tokens, "factors: {}", s.factors.len());
+    assert!(
+        s.stride >= width && s.queries.len() >= rows * s.stride,
+        "queries: {}",
+        s.queries.len()
+    );
+    assert!(s.offsets.len() >= rows * s.stride / 4, "offsets: {}", s.offsets.len());
     assert!(out_stride >= s.tokens, "stride {out_stride}");
     assert!(out.len() >= (rows - 1) * out_stride + s.tokens, "out: {}", out.len());
     #[cfg(target_arch = "x86_64")]
@@ -59,15 +64,18 @@ pub(super) fn add_scores_on(isa: ByteIsa, s: &Scores<'_>, out: &mut [f32], out_s
     let _ = isa;
     for row in 0..rows {
         for t in 0..s.tokens {
-            let mut sum = -128 * s.sums[row];
-            for segment in s.segments {
-                for c in (0..SEGMENT).map(|j| usize::from(*segment) * SEGMENT + j) {
+            let mut all = 0.0f32;
+            for segment in 0..s.segments {
+                let first = segment * SEGMENT;
+                let mut sum = s.offsets[(row * s.stride + first) / 4];
+                for c in first..first + SEGMENT {
                     let level = s.levels[(c / 4 * s.tokens + t) * 4 + c % 4];
                     sum += i32::from(level) * i32::from(s.queries[row * s.stride + c]);
                 }
+                all = (sum as f32).mul_add(s.factors[segment * s.tokens + t], all);
             }
             let out = &mut out[row * out_stride + t];
-            *out = (s.scales[row] * s.factors[t]).mul_add(sum as f32, *out);
+            *out = s.scales[row].mul_add(all, *out);
         }
     }
 }

@@ -5,76 +5,49 @@ use crate::coded::ByteIsa;
 use crate::gemm::sum_lanes;
 use crate::softmax::exp;
 
-/// Weights as bytes.
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Query rows at their softmax.
 #[derive(Debug)]
-pub struct Weights<'a> {
-    /// `[rows, stride]`.
+pub struct Rows<'a> {
+    /// Scores; then weights times factors. `[rows, stride]`.
+    pub scores: &'a mut [f32],
+    /// The same, rounded. `[rows, stride]`.
     pub bytes: &'a mut [u8],
-    /// See `bytes`.
-    pub stride: usize,
     /// What a byte is worth: `[rows]`.
     pub scales: &'a mut [f32],
+    /// See `scores` and `bytes`.
+    pub stride: usize,
+    /// `[rows]`.
+    pub states: &'a mut [OnlineSoftmax],
+    /// Sums so far, which are brought to the new maximum: `[rows, sums_stride]`.
+    pub sums: &'a mut [f32],
+    /// See `sums`.
+    pub sums_stride: usize,
+    /// Column of the sums that gains the sum of a row's weights, without factors.
+    pub mass: usize,
 }
 
-/// Takes `tokens` scores of each row into its softmax: `scores` (`[rows, tokens]` with stride
-/// `weights.stride`) become weights times `factors` (`[tokens]`), as numbers and as bytes. `sums`:
-/// `[rows, stride]`, the sums so far, which are brought to the new maximum; column `mass` of them
-/// gains the sum of the row's weights, without factors.
+/// Takes `tokens` scores of each row into its softmax: they become weights, times `factors` (`[tokens]`, not
+/// negative), as numbers and as bytes.
 ///
 /// # Panics
 /// If `tokens` is no multiple of 16, or a slice is shorter than its shape says.
-#[allow(clippy::too_many_arguments)]
-pub fn soft_weights(
-    tokens: usize,
-    scores: &mut [f32],
-    factors: &[f32],
-    states: &mut [OnlineSoftmax],
-    weights: &mut Weights<'_>,
-    sums: &mut [f32],
-    stride: usize,
-    mass: usize,
-) {
-    let isa = ByteIsa::best();
-    soft_weights_on(isa, tokens, scores, factors, states, weights, sums, stride, mass);
+pub fn soft_weights(tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
+    soft_weights_on(ByteIsa::best(), tokens, factors, rows);
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn soft_weights_on(
-    isa: ByteIsa,
-    tokens: usize,
-    scores: &mut [f32],
-    factors: &[f32],
-    states: &mut [OnlineSoftmax],
-    weights: &mut Weights<'_>,
-    sums: &mut [f32],
-    stride: usize,
-    mass: usize,
-) {
+pub(super) fn soft_weights_on(isa: ByteIsa, tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
     assert!(tokens.is_multiple_of(LANES) && factors.len() >= tokens, "{tokens} tokens");
-    assert!(weights.stride >= tokens && stride > mass, "strides {}, {stride}", weights.stride);
+    assert!(rows.stride >= tokens && rows.sums_stride > rows.mass, "{tokens} of {}", rows.stride);
     #[cfg(target_arch = "x86_64")]
     if isa == ByteIsa::Vnni {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
-        #[allow(clippy::too_many_arguments)]
-        fn avx512(
-            tokens: usize,
-            scores: &mut [f32],
-            factors: &[f32],
-            states: &mut [OnlineSoftmax],
-            weights: &mut Weights<'_>,
-            sums: &mut [f32],
-            stride: usize,
-            mass: usize,
-        ) {
-            body::<true>(tokens, scores, factors, states, weights, sums, stride, mass);
-        }
         // SAFETY: `ByteIsa` names only what the processor has.
-        return unsafe {
-            avx512(tokens, scores, factors, states, weights, sums, stride, mass);
-        };
+        return unsafe { x86::body(tokens, factors, rows) };
     }
     let _ = isa;
-    body::<false>(tokens, scores, factors, states, weights, sums, stride, mass);
+    body(tokens, factors, rows);
 }
 
 const LANES: usize = 16;
@@ -96,21 +69,12 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-fn body<const FMA: bool>(
-    tokens: usize,
-    scores: &mut [f32],
-    factors: &[f32],
-    states: &mut [OnlineSoftmax],
-    weights: &mut Weights<'_>,
-    sums: &mut [f32],
-    stride: usize,
-    mass: usize,
-) {
-    let rows = scores.chunks_mut(weights.stride).zip(weights.bytes.chunks_mut(weights.stride));
-    let rows = rows.zip(states).zip(sums.chunks_mut(stride)).zip(weights.scales.iter_mut());
-    for ((((scores, bytes), state), sums), scale) in rows {
+/// The definition.
+fn body(tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
+    let Rows { scores, states, bytes, scales, stride, sums, sums_stride, mass } = rows;
+    let rows = scores.chunks_mut(*stride).zip(bytes.chunks_mut(*stride));
+    let rows = rows.zip(states.iter_mut()).zip(sums.chunks_mut(*sums_stride));
+    for ((((scores, bytes), state), sums), scale) in rows.zip(scales.iter_mut()) {
         let (scores, _) = scores[..tokens].as_chunks_mut::<LANES>();
         let (bytes, _) = bytes[..tokens].as_chunks_mut::<LANES>();
         let (factors, _) = factors[..tokens].as_chunks::<LANES>();
@@ -125,7 +89,7 @@ fn body<const FMA: bool>(
         let mut most = [0.0f32; LANES];
         for (scores, factors) in scores.iter_mut().zip(factors) {
             for l in 0..LANES {
-                let p = exp::<FMA>(scores[l] - max);
+                let p = exp::<false>(scores[l] - max);
                 total[l] += p;
                 scores[l] = p * factors[l];
                 most[l] = larger(scores[l], most[l]);
@@ -133,7 +97,7 @@ fn body<const FMA: bool>(
         }
         let total = sum_lanes(&total);
         state.add(total);
-        sums[mass] += total;
+        sums[*mass] += total;
         let most = largest(&most);
         let inverse = if most > f32::MIN_POSITIVE { 255.0 / most } else { 0.0 };
         *scale = if most > f32::MIN_POSITIVE { most / 255.0 } else { 0.0 };

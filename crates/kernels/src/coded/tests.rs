@@ -1,10 +1,10 @@
 use super::basis::{TILE, rotate_to_bytes_on};
 use super::scores::add_scores_on;
 use super::softmax::soft_weights_on;
-use super::values::add_values_on;
+use super::values::{add_boosted_values_on, add_values_on};
 use super::*;
 use crate::OnlineSoftmax;
-use crate::trellis::{Boost, SEGMENT};
+use crate::trellis::{Boosts, Layout, SEGMENT};
 
 /// An LCG.
 struct Random(u64);
@@ -44,8 +44,7 @@ fn basis(width: usize, random: &mut Random) -> Vec<f32> {
 
 struct Folded {
     bytes: Vec<i8>,
-    sums: Vec<i32>,
-    totals: Vec<i32>,
+    offsets: Vec<i32>,
     scales: Vec<f32>,
 }
 
@@ -60,12 +59,11 @@ fn fold(
     let rows = worth.len();
     let mut folded = Folded {
         bytes: vec![99; rows * basis.stride()],
-        sums: vec![99; rows * basis.stride() / 4],
-        totals: vec![99; rows],
+        offsets: vec![99; rows * basis.stride() / 4],
         scales: vec![99.0; rows],
     };
-    let Folded { bytes, sums, totals, scales } = &mut folded;
-    let mut out = ByteQueries { bytes, sums, totals, scales, runs: (rows, rows) };
+    let Folded { bytes, offsets, scales } = &mut folded;
+    let mut out = ByteQueries { bytes, offsets, scales, runs: (rows, rows) };
     basis.fold_on(isa, head, segments, queries, worth, &mut out);
     folded
 }
@@ -110,8 +108,7 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                 for isa in ByteIsa::available() {
                     let folded = fold(isa, &coded, head, segments, &bytes, &worth);
                     assert_eq!(folded.bytes, reference.bytes, "{isa:?} {dim} {segments}");
-                    assert_eq!(folded.sums, reference.sums);
-                    assert_eq!(folded.totals, reference.totals);
+                    assert_eq!(folded.offsets, reference.offsets);
                     assert_eq!(folded.scales, reference.scales);
                 }
                 for bytes in reference.bytes.chunks_exact(coded.stride()) {
@@ -170,16 +167,11 @@ fn runs_of_queries_go_to_their_places() {
     let queries: Vec<i8> = random.bytes(9 * 64).iter().map(|b| *b as i8).collect();
     let worth = [0.5, 1.0, 2.0];
     for isa in ByteIsa::available() {
-        let Folded { mut bytes, mut sums, mut totals, mut scales } = Folded {
-            bytes: vec![99; 13 * 64],
-            sums: vec![99; 13 * 16],
-            totals: vec![99; 13],
-            scales: vec![99.0; 13],
-        };
+        let Folded { mut bytes, mut offsets, mut scales } =
+            Folded { bytes: vec![99; 13 * 64], offsets: vec![99; 13 * 16], scales: vec![99.0; 13] };
         let mut out = ByteQueries {
             bytes: &mut bytes,
-            sums: &mut sums,
-            totals: &mut totals,
+            offsets: &mut offsets,
             scales: &mut scales,
             runs: (3, 5),
         };
@@ -188,11 +180,10 @@ fn runs_of_queries_go_to_their_places() {
             let queries = &queries[run * 3 * 64..][..3 * 64];
             let alone = fold(isa, &coded, 0, 4, queries, &worth);
             assert_eq!(alone.bytes, bytes[run * 5 * 64..][..3 * 64]);
-            assert_eq!(alone.sums, sums[run * 5 * 16..][..3 * 16]);
-            assert_eq!(alone.totals, totals[run * 5..][..3]);
+            assert_eq!(alone.offsets, offsets[run * 5 * 16..][..3 * 16]);
             assert_eq!(alone.scales, scales[run * 5..][..3]);
         }
-        assert!(totals[3..5].iter().all(|t| *t == 99));
+        assert!(offsets[48..80].iter().all(|t| *t == 99));
     }
 }
 
@@ -206,7 +197,7 @@ fn queries_without_size_fold_to_nothing() {
         rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &[0.0], &mut bytes, &mut fine);
         let folded = fold(isa, &coded, 0, 4, &bytes, &[0.0]);
         assert!(folded.bytes[..TILE].iter().all(|b| *b == 0));
-        assert_eq!((folded.totals[0], folded.scales[0]), (0, 0.0));
+        assert_eq!((folded.offsets[0], folded.scales[0]), (0, 0.0));
         let mut out = [f32::NAN; 16];
         coded.mean_scores_on(isa, 0, &fine, &[1.0], &mut out, 16);
         assert_eq!(out, [0.0; 16], "no mean");
@@ -220,24 +211,22 @@ fn scores_are_scaled_sums_on_every_isa() {
         let width = segments * SEGMENT;
         let (levels, stride) = (random.bytes(width * tokens), width + 16);
         let queries: Vec<i8> = random.bytes(rows * stride).iter().map(|b| *b as i8).collect();
-        let (scales, factors) = (random.numbers(rows), random.numbers(tokens));
-        let listed: Vec<u8> = (0..segments as u8).filter(|s| s % 3 != 1).collect();
-        let of_list = |row: usize| {
-            let cells = listed.iter().flat_map(|s| (0..SEGMENT).map(move |j| (*s, j)));
-            let at = cells.map(|(s, j)| row * stride + usize::from(s) * SEGMENT + j);
-            at.map(|at| i32::from(queries[at])).sum()
+        let (scales, factors) = (random.numbers(rows), random.numbers(segments * tokens));
+        let of_segment = |bytes: &[i8]| {
+            let sum: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
+            [-128 * sum; 4]
         };
-        let sums: Vec<i32> = (0..rows).map(of_list).collect();
+        let offsets: Vec<i32> = queries.chunks_exact(SEGMENT).flat_map(of_segment).collect();
         let before = random.numbers(rows * (tokens + 1));
         let s = Scores {
             levels: &levels,
+            factors: &factors,
             tokens,
-            segments: &listed,
+            segments,
             queries: &queries,
             stride,
-            sums: &sums,
+            offsets: &offsets,
             scales: &scales,
-            factors: &factors,
         };
         let run = |isa| {
             let mut out = before.clone();
@@ -247,14 +236,16 @@ fn scores_are_scaled_sums_on_every_isa() {
         let reference = run(ByteIsa::Scalar);
         for row in 0..rows {
             for t in 0..tokens {
-                let mut exact = 0.0f64;
-                for c in (0..width).filter(|c| listed.contains(&((c / SEGMENT) as u8))) {
+                let (mut exact, mut size) = (0.0f64, 0.0f64);
+                for c in 0..width {
                     let level = f64::from(levels[(c / 4 * tokens + t) * 4 + c % 4]) - 128.0;
-                    exact += level * f64::from(queries[row * stride + c]);
+                    let factor = f64::from(factors[c / SEGMENT * tokens + t] * scales[row]);
+                    let product = level * f64::from(queries[row * stride + c]) * factor;
+                    (exact, size) = (exact + product, size + product.abs());
                 }
                 let at = row * (tokens + 1) + t;
-                exact = exact * f64::from(scales[row] * factors[t]) + f64::from(before[at]);
-                assert!((f64::from(reference[at]) - exact).abs() < 1e-5 * exact.abs() + 1e-3);
+                exact += f64::from(before[at]);
+                assert!((f64::from(reference[at]) - exact).abs() < 1e-6 * size + 1e-5);
             }
         }
         for isa in ByteIsa::available() {
@@ -270,10 +261,10 @@ fn values_are_scaled_sums_on_every_isa() {
         let width = segments * SEGMENT;
         let (block_bytes, all) = (width * tokens + 64, blocks * tokens);
         let levels = random.bytes(blocks * block_bytes);
-        let mut bytes = random.bytes(rows * (all + 4));
-        let mut scales = random.numbers(rows);
+        let bytes = random.bytes(rows * (all + 4));
+        let scales = random.numbers(rows);
         let before = random.numbers(rows * (width + 5));
-        let weights = Weights { bytes: &mut bytes, stride: all + 4, scales: &mut scales };
+        let weights = Weights { bytes: &bytes, stride: all + 4, scales: &scales };
         let run = |isa| {
             let (mut sums, shape) = (before.clone(), (blocks, tokens, block_bytes));
             add_values_on(isa, &weights, &levels, shape, segments, &mut sums, width + 5);
@@ -302,20 +293,49 @@ fn values_are_scaled_sums_on_every_isa() {
 fn boosted_values_add_what_the_boost_is_more() {
     let mut random = Random(8);
     let (segments, tokens, rows, stride) = (3, 16, 5, 60);
-    let levels = random.bytes(segments * SEGMENT * tokens);
-    let weights = random.numbers(rows * 20);
-    let boosts =
-        [Boost { row: 7, segment: 2, factor: 4.0 }, Boost { row: 15, segment: 0, factor: 1.5 }];
-    let mut sums = vec![0.0; (rows - 1) * stride + 48];
-    add_boosted_values(&boosts, &levels, tokens, &weights, 20, &mut sums, stride);
+    let block_bytes = segments * SEGMENT * tokens + 64;
+    let levels = random.bytes(2 * block_bytes);
+    let weights = random.numbers(rows * 40);
+    let Some(layout) = Layout::new(vec![1; 3], vec![1.0; 3]) else { panic!("a layout") };
+    let mut factors = [0.0; 16];
+    let boosts = [vec![(7, 2, 4), (15, 0, 1), (3, 0, 15)], vec![(0, 1, 2)]].map(|boosts| {
+        let mut slot = vec![0; layout.slot_bytes(tokens)];
+        for (row, segment, exponent) in boosts {
+            slot[tokens + row] = segment | exponent << 4;
+        }
+        let mut boosts = Boosts::default();
+        layout.row_factors(&slot, segments, &mut factors, &mut boosts);
+        boosts
+    });
+    let values = BoostedValues {
+        boosts: &[&boosts[0], &boosts[1]],
+        levels: &levels,
+        block_tokens: tokens,
+        block_bytes,
+        segments,
+        weights: &weights,
+        stride: 40,
+    };
+    let run = |isa| {
+        let mut sums = vec![0.0; (rows - 1) * stride + 48];
+        add_boosted_values_on(isa, &values, &mut sums, stride);
+        sums
+    };
+    let sums = run(ByteIsa::Scalar);
+    for isa in ByteIsa::available() {
+        assert_eq!(run(isa), sums, "{isa:?}");
+    }
     for (i, sum) in sums.iter().enumerate() {
         let (row, c) = (i / stride, i % stride);
         let mut want = 0.0;
-        for b in boosts.iter().filter(|b| b.segment == c / 16) {
-            let level = levels[(c / 16 * tokens + b.row / 4 * 4) * 16 + c % 16 * 4 + b.row % 4];
-            want += weights[row * 20 + b.row] * (b.factor - 1.0) * f32::from(level as i8);
+        for (block, boosts) in boosts.iter().enumerate().filter(|_| c < 48) {
+            for (token, factor) in boosts.of(c / 16) {
+                let at = (c / 16 * tokens + token / 4 * 4) * 16 + c % 16 * 4 + token % 4;
+                let level = f32::from(levels[block * block_bytes + at] as i8);
+                want += weights[row * 40 + block * tokens + token] * (factor - 1.0) * level;
+            }
         }
-        assert!((sum - want).abs() < 1e-4 * want.abs() + 1e-6, "{sum} {want}");
+        assert!((sum - want).abs() < 1e-4 * want.abs() + 1e-4, "{sum} {want}");
     }
 }
 
@@ -333,24 +353,23 @@ fn weights_are_those_of_the_softmax() {
         let mut sums = vec![0.0; rows * 2];
         for tile in &tiles {
             let mut scores = tile.clone();
-            let mut weights = Weights { bytes: &mut bytes, stride, scales: &mut scales };
-            soft_weights_on(
-                isa,
-                tokens,
-                &mut scores,
-                &factors,
-                &mut states,
-                &mut weights,
-                &mut sums,
-                2,
-                1,
-            );
+            let mut all = Rows {
+                scores: &mut scores,
+                bytes: &mut bytes,
+                scales: &mut scales,
+                stride,
+                states: &mut states,
+                sums: &mut sums,
+                sums_stride: 2,
+                mass: 1,
+            };
+            soft_weights_on(isa, tokens, &factors, &mut all);
             for row in 0..rows {
                 let scores = &scores[row * stride..][..tokens];
-                for (byte, weight) in weights.bytes[row * stride..].iter().zip(scores) {
-                    let error = (f32::from(*byte) * weights.scales[row] - weight).abs();
-                    assert!(error <= 0.501 * weights.scales[row]);
-                    sums[row * 2] += f32::from(*byte) * weights.scales[row];
+                for (byte, weight) in bytes[row * stride..].iter().zip(scores) {
+                    let error = (f32::from(*byte) * scales[row] - weight).abs();
+                    assert!(error <= 0.501 * scales[row]);
+                    sums[row * 2] += f32::from(*byte) * scales[row];
                 }
             }
         }

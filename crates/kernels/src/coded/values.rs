@@ -1,10 +1,21 @@
 //! HOT PATH. Weighted sums of the levels of values.
 
-use crate::coded::{ByteIsa, Weights};
-use crate::trellis::{Boost, SEGMENT};
+use crate::coded::ByteIsa;
+use crate::trellis::{Boosts, SEGMENT};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+/// Weights as bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a> {
+    /// `[rows, stride]`.
+    pub bytes: &'a [u8],
+    /// See `bytes`.
+    pub stride: usize,
+    /// What a byte is worth: `[rows]`.
+    pub scales: &'a [f32],
+}
 
 /// `sums[i] += scales[i] · Σ weights[i, t] · levels of token t`, over `tokens` tokens of one or more
 /// blocks and the first `segments` segments. `levels`: by block, [`crate::trellis::Order::Values`],
@@ -68,31 +79,73 @@ pub(super) fn add_values_on(
     }
 }
 
-/// What boosted segments of a block's values are more than plain ones: `sums[i] += (boost - 1) ·
-/// weights[i, t] · levels`, for each boost's row `t` and segment. `levels`: of the block; `weights`:
-/// `[rows, ..]` with stride `weight_stride`, from the block's first token on, row factors taken in.
+/// Boosted segments of some blocks' values.
+#[derive(Debug, Clone, Copy)]
+pub struct BoostedValues<'a> {
+    /// By block.
+    pub boosts: &'a [&'a Boosts],
+    /// As in [`add_values`], with tokens of a block and bytes from one to the next.
+    pub levels: &'a [u8],
+    /// See `levels`.
+    pub block_tokens: usize,
+    /// See `levels`.
+    pub block_bytes: usize,
+    /// Segments that are taken in, from the first on.
+    pub segments: usize,
+    /// Weights of all blocks' tokens, row factors taken in: `[rows, stride]`.
+    pub weights: &'a [f32],
+    /// See `weights`.
+    pub stride: usize,
+}
+
+/// What boosted segments are more than plain ones: `sums[i] += Σ (boost - 1) · weights[i, t] · levels of
+/// token t`, over the boosts' tokens and segments. `sums`: `[rows, stride]`.
 ///
 /// # Panics
 /// If a slice is shorter than its shape or a boost says.
-pub fn add_boosted_values(
-    boosts: &[Boost],
-    levels: &[u8],
-    tokens: usize,
-    weights: &[f32],
-    weight_stride: usize,
+pub fn add_boosted_values(values: &BoostedValues<'_>, sums: &mut [f32], stride: usize) {
+    add_boosted_values_on(ByteIsa::best(), values, sums, stride);
+}
+
+pub(super) fn add_boosted_values_on(
+    isa: ByteIsa,
+    values: &BoostedValues<'_>,
     sums: &mut [f32],
     stride: usize,
 ) {
-    for boost in boosts {
-        let at = (boost.segment * tokens + boost.row / 4 * 4) * SEGMENT + boost.row % 4;
-        let levels = &levels[at..at + 4 * SEGMENT - 3];
-        let levels: [f32; SEGMENT] =
-            std::array::from_fn(|j| f32::from(levels[4 * j] as i8) * (boost.factor - 1.0));
-        let weights = weights[boost.row..].iter().step_by(weight_stride);
-        for (weight, sums) in weights.zip(sums.chunks_mut(stride)) {
-            let sums = &mut sums[boost.segment * SEGMENT..][..SEGMENT];
-            for (sum, level) in sums.iter_mut().zip(levels) {
-                *sum += weight * level;
+    let rows = values.weights.len() / values.stride;
+    if rows == 0 {
+        return;
+    }
+    let (blocks, block_tokens) = (values.boosts.len(), values.block_tokens);
+    let bytes = values.segments * SEGMENT * block_tokens;
+    assert!(block_tokens.is_multiple_of(4), "{block_tokens} tokens a block");
+    assert!(values.stride >= blocks * block_tokens, "weights: {}", values.stride);
+    assert!(blocks == 0 || values.levels.len() >= (blocks - 1) * values.block_bytes + bytes);
+    assert!(sums.len() >= (rows - 1) * stride + values.segments * SEGMENT, "{}", sums.len());
+    let tokens = values.boosts.iter().map(|b| b.rows()).max().unwrap_or(0);
+    assert!(tokens <= block_tokens, "boosts of {tokens} rows in blocks of {block_tokens}");
+    #[cfg(target_arch = "x86_64")]
+    if isa == ByteIsa::Vnni {
+        // SAFETY: `ByteIsa` names only what the processor has; lengths are asserted above.
+        return unsafe { x86::add_boosted_values(values, sums, stride) };
+    }
+    let _ = isa;
+    for segment in 0..values.segments {
+        for (block, boosts) in values.boosts.iter().enumerate() {
+            for (token, factor) in boosts.of(segment) {
+                let first = block * values.block_bytes
+                    + (segment * block_tokens + token / 4 * 4) * SEGMENT
+                    + token % 4;
+                for row in 0..rows {
+                    let at = row * values.stride + block * block_tokens + token;
+                    let weight = values.weights[at];
+                    for j in 0..SEGMENT {
+                        let level = f32::from(values.levels[first + 4 * j] as i8) * (factor - 1.0);
+                        let sum = &mut sums[row * stride + segment * SEGMENT + j];
+                        *sum = weight.mul_add(level, *sum);
+                    }
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use super::{BOOSTS, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes, tables};
 use crate::coded::ByteIsa;
+use crate::isa::dispatch;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -10,15 +11,34 @@ mod x86;
 /// Rows that a block of levels comes in multiples of.
 pub(crate) const ROW_GROUP: usize = 16;
 
-/// A row that has a factor of its own for one segment.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Boost {
-    /// Row of the block.
-    pub row: usize,
-    /// Segment it is about.
-    pub segment: usize,
-    /// What that segment's levels are multiplied with, beside the row's factor.
-    pub factor: f32,
+/// Rows that have a factor of their own for one of their segments.
+#[derive(Debug, Clone)]
+pub struct Boosts {
+    /// Row and factor, by segment.
+    entries: Vec<(usize, f32)>,
+    /// Rows of the block: all entries' are below it.
+    rows: usize,
+    /// Where each segment's begin.
+    starts: [usize; MAX_SEGMENTS + 1],
+}
+
+impl Default for Boosts {
+    fn default() -> Self {
+        Self { entries: Vec::new(), rows: 0, starts: [0; MAX_SEGMENTS + 1] }
+    }
+}
+
+impl Boosts {
+    /// Rows whose levels in a segment are multiplied with a factor beside the row's.
+    #[inline]
+    pub fn of(&self, segment: usize) -> &[(usize, f32)] {
+        &self.entries[self.starts[segment]..self.starts[segment + 1]]
+    }
+
+    /// Rows of their block.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
 }
 
 /// How levels follow each other.
@@ -78,50 +98,99 @@ impl Layout {
         let _ = isa;
     }
 
-    /// `out[t] = gain · row scale` of every row of a block, and the rows with a boost. `boosts` is
-    /// emptied first.
+    /// Factors of every row of a block in its first `segments` segments, as levels without any scale
+    /// need them: `[segments, rows]`.
     ///
     /// # Panics
-    /// If `slot` is shorter than the headers of as many rows as `out` has.
-    pub fn row_factors(&self, slot: &[u8], gain: f32, out: &mut [f32], boosts: &mut Vec<Boost>) {
-        let rows = out.len();
-        let (codes, rest) = slot.split_at(rows);
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = gain * ROW_SCALES[usize::from(*code)];
-        }
-        boosts.clear();
-        for (row, boost) in rest[..rows].iter().enumerate().filter(|(_, b)| **b >= 16) {
-            let segment = usize::from(boost & 15);
-            if self.bits.get(segment).is_some_and(|b| *b > 0) {
-                boosts.push(Boost { row, segment, factor: BOOSTS[usize::from(boost >> 4)] });
+    /// If `slot` is shorter than the headers of `rows` rows, or `out` is not of its shape.
+    pub fn segment_factors(&self, slot: &[u8], rows: usize, segments: usize, out: &mut [f32]) {
+        assert!(out.len() == segments * rows, "out: {}", out.len());
+        let (codes, boosts) = slot.split_at(rows);
+        let Some((first, others)) = out.split_at_mut_checked(rows) else { return };
+        row_scales(codes, first);
+        others.chunks_exact_mut(rows).for_each(|out| out.copy_from_slice(first));
+        for (row, boost) in boosts[..rows].iter().enumerate() {
+            if let Some(out) = out.get_mut(usize::from(boost & 15) * rows + row) {
+                *out *= BOOSTS[usize::from(boost >> 4)];
             }
+        }
+    }
+
+    /// Factors of every row of a block (`[rows]`), and the boosts of its first `segments` segments
+    /// beside them.
+    ///
+    /// # Panics
+    /// If `slot` is shorter than the headers of as many rows as `out` has, or `segments` is above 16.
+    pub fn row_factors(&self, slot: &[u8], segments: usize, out: &mut [f32], boosts: &mut Boosts) {
+        let rows = out.len();
+        let (codes, headers) = slot.split_at(rows);
+        let headers = &headers[..rows];
+        row_scales(codes, out);
+        let asked = |header: u8| header >= 16 && usize::from(header & 15) < segments;
+        let mut starts = [0; MAX_SEGMENTS + 1];
+        for header in headers.iter().filter(|h| asked(**h)) {
+            starts[usize::from(header & 15) + 1] += 1;
+        }
+        for i in 0..MAX_SEGMENTS {
+            starts[i + 1] += starts[i];
+        }
+        boosts.starts = starts;
+        boosts.rows = rows;
+        boosts.entries.clear();
+        boosts.entries.resize(starts[segments], (0, 1.0));
+        for (row, header) in headers.iter().enumerate().filter(|(_, h)| asked(**h)) {
+            let at = &mut starts[usize::from(header & 15)];
+            boosts.entries[*at] = (row, BOOSTS[usize::from(header >> 4)]);
+            *at += 1;
         }
     }
 }
 
-/// Most boosted segments of a block.
-pub const MAX_BOOSTED_SEGMENTS: usize = MAX_SEGMENTS;
+dispatch! {
+    /// Row scales by their codes, without looking them up one by one.
+    fn row_scales / row_scales_on(codes: &[u8], out: &mut [f32]) = row_scales_body;
+}
+
+#[inline(always)]
+fn row_scales_body<const FMA: bool>(codes: &[u8], out: &mut [f32]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        let code = u32::from(*code);
+        // The table's own product: a power of two times one of eight.
+        let power = f32::from_bits((code / 8 + 127 - 16) << 23);
+        let eighth = ROW_SCALES[128 + (code % 8) as usize];
+        *out = if code == 0 { 0.0 } else { power * eighth };
+    }
+}
 
 /// Levels by the low bits of a code, whatever its two high bits.
-fn table(bits: u8) -> [i8; 64] {
-    fn repeated<const N: usize>(levels: &[i8; N]) -> [i8; 64] {
-        std::array::from_fn(|i| levels[i % N])
+#[repr(C, align(64))]
+struct Table([i8; 64]);
+
+/// By bits.
+static TABLES: [Table; 7] = [
+    Table([0; 64]),
+    repeated(&tables::LEVELS_1),
+    repeated(&tables::LEVELS_2),
+    repeated(&tables::LEVELS_3),
+    repeated(&tables::LEVELS_4),
+    repeated(&tables::LEVELS_5),
+    repeated(&tables::LEVELS_6),
+];
+
+const fn repeated<const N: usize>(levels: &[i8; N]) -> Table {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        out[i] = levels[i % N];
+        i += 1;
     }
-    match bits {
-        0 => [0; 64],
-        1 => repeated(&tables::LEVELS_1),
-        2 => repeated(&tables::LEVELS_2),
-        3 => repeated(&tables::LEVELS_3),
-        4 => repeated(&tables::LEVELS_4),
-        5 => repeated(&tables::LEVELS_5),
-        _ => repeated(&tables::LEVELS_6),
-    }
+    Table(out)
 }
 
 /// The definition.
 fn segment(bits: u8, order: Order, codes: &[u8], rows: usize, out: &mut [u8]) {
-    let table = table(bits);
     let bits = usize::from(bits);
+    let table = &TABLES[bits].0;
     for (t, codes) in codes.chunks_exact(2 * bits).enumerate() {
         let mut bytes = [0; 16];
         bytes[..codes.len()].copy_from_slice(codes);

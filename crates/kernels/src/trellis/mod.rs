@@ -33,7 +33,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use levels::{Boost, MAX_BOOSTED_SEGMENTS, Order};
+pub use levels::{Boosts, Order};
 pub use tables::{DISTORTION, STEP};
 
 /// Coefficients in a segment.

@@ -398,15 +398,27 @@ fn levels_are_what_rows_decode_to() {
 }
 
 #[test]
-fn row_factors_and_boosts_are_those_of_the_headers() {
+fn factors_and_boosts_are_those_of_the_headers() {
     let layout = layout(&[3, 0, 4], &[1.0; 3]);
     let mut slot = vec![0; layout.slot_bytes(16)];
-    slot[..4].copy_from_slice(&[128, 0, 136, 255]);
-    // Boosted: a segment with bits, one without, one that is not there, and one by nothing.
-    slot[16..20].copy_from_slice(&[0x32, 0x31, 0x3F, 0x02]);
-    let (mut factors, mut boosts) =
-        ([f32::NAN; 16], vec![Boost { row: 9, segment: 9, factor: 9.0 }]);
-    layout.row_factors(&slot, 0.5, &mut factors, &mut boosts);
-    assert_eq!(&factors[..4], &[0.5, 0.0, 1.0, 0.5 * ROW_SCALES[255]]);
-    assert_eq!(boosts, [Boost { row: 0, segment: 2, factor: BOOSTS[3] }]);
+    slot[..6].copy_from_slice(&[128, 0, 136, 255, 1, 77]);
+    // One segment that is not there, and a boost by nothing.
+    slot[16..22].copy_from_slice(&[0x32, 0x31, 0x3F, 0x02, 0x10, 0xF2]);
+    let (mut factors, mut boosts) = ([f32::NAN; 16], Boosts::default());
+    layout.row_factors(&slot, 3, &mut factors, &mut boosts);
+    for (factor, code) in factors.iter().zip(&slot) {
+        assert_eq!(*factor, ROW_SCALES[usize::from(*code)]);
+    }
+    assert_eq!(boosts.of(0), [(4, BOOSTS[1])]);
+    assert_eq!(boosts.of(1), [(1, BOOSTS[3])]);
+    assert_eq!(boosts.of(2), [(0, BOOSTS[3]), (5, BOOSTS[15])]);
+    let mut all = [f32::NAN; 48];
+    layout.segment_factors(&slot, 16, 3, &mut all);
+    for (i, factor) in all.iter().enumerate() {
+        let boost = boosts.of(i / 16).iter().find(|(row, _)| *row == i % 16);
+        assert_eq!(*factor, factors[i % 16] * boost.map_or(1.0, |b| b.1));
+    }
+    layout.row_factors(&slot, 2, &mut factors, &mut boosts);
+    assert_eq!(boosts.of(1), [(1, BOOSTS[3])]);
+    assert_eq!(boosts.of(2), []);
 }

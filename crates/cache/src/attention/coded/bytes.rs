@@ -9,10 +9,10 @@
 use std::time::Instant;
 
 use kvasir_kernels::coded::{
-    ByteBasis, ByteQueries, Scores, Weights, add_boosted_values, add_scores, add_values,
-    largest_pair, rotate_to_bytes, soft_weights,
+    BoostedValues, ByteBasis, ByteQueries, Rows, Scores, Weights, add_boosted_values, add_scores,
+    add_values, largest_pair, prefetch, rotate_to_bytes, soft_weights,
 };
-use kvasir_kernels::trellis::{Boost, Order, SEGMENT};
+use kvasir_kernels::trellis::{Boosts, Order, SEGMENT};
 use kvasir_kernels::{AlignedBytes, gemm_nt, scale_in_place, soft_cap};
 
 use super::super::Work;
@@ -31,6 +31,9 @@ const GROUP_TOKENS: usize = 128;
 /// Most blocks of a group: they have 16 tokens or more.
 const MAX_BLOCKS: usize = GROUP_TOKENS / 16;
 
+/// Cache lines asked for at a time.
+const LINES: usize = 20;
+
 /// One thread's buffers. `rows` are those of one sequence over all its heads, `[heads, rows of a head]`.
 #[derive(Debug)]
 pub(in super::super) struct ByteTile {
@@ -39,18 +42,15 @@ pub(in super::super) struct ByteTile {
     weighted: Vec<f32>,
     /// What a byte of each is worth.
     worth: Vec<f32>,
-    queries: Vec<i8>, // [heads, blocks, rows of a head, head_dim]
-    fine: Vec<i16>,   // the same
-    folded: Vec<i8>,  // [blocks, rows, stride]
-    sums: Vec<i32>,   // [blocks, rows, stride / 4]
-    totals: Vec<i32>, // [blocks, rows]
-    scales: Vec<f32>, // [blocks, rows]
-    /// Sums of a block's queries' bytes over a boosted segment, and over those that are not.
-    partial_sums: [Vec<i32>; 2], // [rows]
-    scores: Vec<f32>, // [rows, GROUP_TOKENS]
-    weights: Vec<u8>, // [rows, GROUP_TOKENS]
+    queries: Vec<i8>,        // [heads, blocks, rows of a head, head_dim]
+    fine: Vec<i16>,          // the same
+    folded: Vec<i8>,         // [blocks, rows, stride]
+    offsets: Vec<i32>,       // [blocks, rows, stride / 4]
+    scales: Vec<f32>,        // [blocks, rows]
+    scores: Vec<f32>,        // [rows, GROUP_TOKENS]
+    weights: Vec<u8>,        // [rows, GROUP_TOKENS]
     weight_scales: Vec<f32>, // [rows]
-    /// Factors of a block's rows with a boost, or of a group's with their gains.
+    /// Factors of a group's values with their gains.
     factors: Vec<f32>, // [GROUP_TOKENS]
     held: [Held; 2],
     /// Time spent on reading levels since it was last asked for.
@@ -68,9 +68,9 @@ struct Held {
 struct HeldBlock {
     /// Which, and how many of its segments.
     of: Option<(SlotId, FormatId, usize)>,
-    /// Factors of its rows, without a gain.
-    factors: Vec<f32>,
-    boosts: Vec<Boost>,
+    /// Factors of its rows, without a gain; of keys, by segment.
+    factors: Vec<f32>, // [segments or 1, block_size]
+    boosts: Boosts,
 }
 
 impl Default for ByteTile {
@@ -82,10 +82,8 @@ impl Default for ByteTile {
             queries: Vec::new(),
             fine: Vec::new(),
             folded: Vec::new(),
-            sums: Vec::new(),
-            totals: Vec::new(),
+            offsets: Vec::new(),
             scales: Vec::new(),
-            partial_sums: Default::default(),
             scores: Vec::new(),
             weights: Vec::new(),
             weight_scales: Vec::new(),
@@ -103,10 +101,8 @@ impl ByteTile {
         self.queries.resize(rows * dim, 0);
         self.fine.resize(rows * dim, 0);
         self.folded.resize(rows * stride, 0);
-        self.sums.resize(rows * stride / 4, 0);
-        self.totals.resize(rows, 0);
+        self.offsets.resize(rows * stride / 4, 0);
         self.scales.resize(rows, 0.0);
-        self.partial_sums.iter_mut().for_each(|s| s.resize(all, 0));
         self.scores.resize(all * GROUP_TOKENS, 0.0);
         self.weights.resize(all * GROUP_TOKENS, 0);
         self.weight_scales.resize(all, 0.0);
@@ -138,9 +134,14 @@ impl Held {
             let of = (entry.slot, entry.format, segments);
             if held.of != Some(of) {
                 let slot = pool.bytes(entry.slot);
-                held.factors.resize(tokens, 0.0);
                 codec.levels(order, slot, tokens, segments, levels);
-                codec.row_factors(slot, &mut held.factors, &mut held.boosts);
+                if part == 0 {
+                    held.factors.resize(segments * tokens, 0.0);
+                    codec.segment_factors(slot, tokens, segments, &mut held.factors);
+                } else {
+                    held.factors.resize(tokens, 0.0);
+                    codec.row_factors(slot, segments, &mut held.factors, &mut held.boosts);
+                }
                 held.of = Some(of);
             }
         }
@@ -156,9 +157,57 @@ struct Block<'a> {
     codecs: [&'a JointCodec; 2],
 }
 
+/// Blocks `from .. to` of one sequence.
+struct Group<'a> {
+    from: usize,
+    to: usize,
+    /// Those that are coded.
+    coded: [Option<Block<'a>>; MAX_BLOCKS],
+    count: usize,
+}
+
+impl<'a> Group<'a> {
+    fn blocks(&self) -> &[Option<Block<'a>>] {
+        &self.coded[..self.count]
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.blocks().iter().flatten().any(|block| block.number == number)
+    }
+}
+
+/// Slots that will be read soon, asked for a little at a time between other work.
+struct Fetch<'a> {
+    slots: [&'a [u8]; 2 * MAX_BLOCKS],
+    at: usize,
+}
+
+impl<'a> Fetch<'a> {
+    /// Values of a group, and keys of the one after it.
+    fn new(cache: &'a KvCache, group: &Group<'_>, next: Option<&Group<'_>>) -> Self {
+        let mut slots = [&[][..]; 2 * MAX_BLOCKS];
+        let values = group.blocks().iter().flatten().map(|block| (block, 1));
+        let keys = next.map_or(&[][..], |next| next.blocks());
+        let keys = keys.iter().flatten().map(|block| (block, 0));
+        for (slot, (block, part)) in slots.iter_mut().zip(values.chain(keys)) {
+            let bytes = cache.pool.bytes(block.entries[part].slot);
+            *slot = block.codecs[part].stored(bytes, cache.geometry.block_size());
+        }
+        Self { slots, at: 0 }
+    }
+
+    #[inline]
+    fn some(&mut self) {
+        if let Some(slot) = self.slots.get_mut(self.at) {
+            *slot = prefetch(slot, LINES);
+            self.at += usize::from(slot.is_empty());
+        }
+    }
+}
+
 /// Where a sequence's rows lie.
 #[derive(Clone, Copy)]
-struct Rows {
+struct Place {
     /// Before its first one, among those of the item.
     first: usize,
     /// Of a head.
@@ -182,34 +231,40 @@ impl KvCache {
         let width = first.heads * first.l.head_dim;
         tile.bytes.held.iter_mut().for_each(|held| held.clear(width * tokens));
         self.load_byte_queries(works, &mut tile.bytes);
+        let all: usize = works.iter().map(|work| work.heads * work.rows()).sum();
         let per_group = GROUP_TOKENS / tokens;
-        let mut begin = from;
-        while begin < to {
-            let end = to.min((begin / per_group + 1) * per_group);
-            let mut rows = Rows { first: 0, head: 0, all: 0 };
-            for work in works {
-                rows.first += rows.all;
-                rows.head = work.rows();
-                rows.all = work.heads * rows.head;
-                let mut group = [None; MAX_BLOCKS];
-                let mut count = 0;
-                for block in begin..end {
-                    // Weights are rounded to bytes without a sign.
-                    let coded = self
-                        .coded_entries(work, block)
-                        .filter(|(e, _)| !e[1].gain.is_sign_negative());
-                    if let Some((entries, codecs)) = coded {
-                        group[count] = Some(Block { number: block, entries, codecs });
-                        count += 1;
-                    } else if let Some(v) = work.visible(block, tokens) {
-                        self.plain_block(work, &v, (rows.first, rows.head), sums, tile);
-                    }
+        let groups = (from / per_group..to.div_ceil(per_group))
+            .map(|g| ((g * per_group).max(from), ((g + 1) * per_group).min(to)));
+        let mut turns = groups.flat_map(|blocks| works.iter().map(move |work| (blocks, work)));
+        let mut next = turns.next().map(|(blocks, work)| (self.group(work, blocks), work));
+        let mut first = 0;
+        while let Some((group, work)) = next {
+            next = turns.next().map(|(blocks, work)| (self.group(work, blocks), work));
+            let rows = Place { first, head: work.rows(), all: work.heads * work.rows() };
+            first = (first + rows.all) % all;
+            for block in (group.from..group.to).filter(|block| !group.has(*block)) {
+                if let Some(v) = work.visible(block, tokens) {
+                    self.plain_block(work, &v, (rows.first, rows.head), sums, tile);
                 }
-                self.byte_group(work, rows, &group[..count], sums, &mut tile.bytes);
             }
-            begin = end;
+            let mut fetch = Fetch::new(self, &group, next.as_ref().map(|(group, _)| group));
+            self.byte_group(work, rows, group.blocks(), sums, &mut fetch, &mut tile.bytes);
         }
         tile.decode_nanos += std::mem::take(&mut tile.bytes.nanos);
+    }
+
+    /// A group of blocks of one sequence.
+    fn group(&self, work: &Work<'_>, (from, to): (usize, usize)) -> Group<'_> {
+        let mut group = Group { from, to, count: 0, coded: [None; MAX_BLOCKS] };
+        for number in from..to {
+            // Weights are rounded to bytes without a sign.
+            let coded = self.coded_entries(work, number);
+            if let Some((entries, codecs)) = coded.filter(|(e, _)| !e[1].gain.is_sign_negative()) {
+                group.coded[group.count] = Some(Block { number, entries, codecs });
+                group.count += 1;
+            }
+        }
+        group
     }
 
     /// Turns the sums of one job over all its blocks back. `tile.mixed` becomes `[heads, rows of all works,
@@ -277,15 +332,16 @@ impl KvCache {
     fn byte_group(
         &self,
         work: &Work<'_>,
-        rows: Rows,
+        rows: Place,
         blocks: &[Option<Block<'_>>],
         sums: &mut Sums,
+        fetch: &mut Fetch<'_>,
         tile: &mut ByteTile,
     ) {
         let Some(Some(Block { codecs: [keys, _], .. })) = blocks.first() else { return };
         let Some(basis) = keys.basis().byte_queries() else { return };
-        self.byte_scores(work, rows, blocks, basis, tile);
         let tokens = self.geometry.block_size();
+        self.byte_scores(work, rows, blocks, basis, fetch, tile);
         let (all, count) = (blocks.len() * tokens, rows.all);
         if let Some(cap) = work.l.score_cap {
             let rows = tile.scores.chunks_exact_mut(GROUP_TOKENS).take(count);
@@ -306,47 +362,45 @@ impl KvCache {
         }
         let Sums { states, values: sums } = sums;
         let sums = &mut sums[rows.first * stride.row..][..count * stride.row];
-        let mut weights = Weights {
-            bytes: &mut tile.weights[..count * GROUP_TOKENS],
-            stride: GROUP_TOKENS,
+        let (scores, bytes) = (&mut tile.scores[..], &mut tile.weights[..]);
+        let mut soft = Rows {
+            scores: &mut scores[..count * GROUP_TOKENS],
+            bytes: &mut bytes[..count * GROUP_TOKENS],
             scales: &mut tile.weight_scales[..count],
-        };
-        soft_weights(
-            all,
-            &mut tile.scores[..count * GROUP_TOKENS],
-            &tile.factors,
-            &mut states[rows.first..][..count],
-            &mut weights,
+            stride: GROUP_TOKENS,
+            states: &mut states[rows.first..][..count],
             sums,
-            stride.row,
-            stride.mass,
-        );
+            sums_stride: stride.row,
+            mass: stride.mass,
+        };
+        soft_weights(all, &tile.factors, &mut soft);
+        let weights = Weights { bytes, stride: GROUP_TOKENS, scales: &tile.weight_scales[..count] };
         let levels = held.levels.as_slice();
         let coded = &mut sums[dim..];
         let shape = (blocks.len(), tokens, width * tokens);
         add_values(&weights, levels, shape, segments, coded, stride.row);
-        for (i, held) in held.blocks[..blocks.len()].iter().enumerate() {
-            let weights = &tile.scores[i * tokens..];
-            let levels = &levels[i * width * tokens..];
-            add_boosted_values(
-                &held.boosts,
-                levels,
-                tokens,
-                weights,
-                GROUP_TOKENS,
-                coded,
-                stride.row,
-            );
-        }
+        let mut boosts = [&held.blocks[0].boosts; MAX_BLOCKS];
+        boosts.iter_mut().zip(&held.blocks).for_each(|(b, held)| *b = &held.boosts);
+        let boosted = BoostedValues {
+            boosts: &boosts[..blocks.len()],
+            levels,
+            block_tokens: tokens,
+            block_bytes: width * tokens,
+            segments,
+            weights: &scores[..count * GROUP_TOKENS],
+            stride: GROUP_TOKENS,
+        };
+        add_boosted_values(&boosted, coded, stride.row);
     }
 
     /// Scores of some coded blocks of one sequence, scaled but not capped, into `tile.scores`.
     fn byte_scores(
         &self,
         work: &Work<'_>,
-        rows: Rows,
+        rows: Place,
         blocks: &[Option<Block<'_>>],
         basis: &ByteBasis,
+        fetch: &mut Fetch<'_>,
         tile: &mut ByteTile,
     ) {
         let (dim, tokens) = (work.l.head_dim, self.geometry.block_size());
@@ -357,6 +411,7 @@ impl KvCache {
         let width = work.group * dim;
         for head in 0..work.heads {
             let own = rows.first + head * n;
+            fetch.some();
             for (i, block) in blocks.iter().flatten().enumerate() {
                 for t in 0..work.len {
                     let distance = work.start + t - block.number * tokens;
@@ -376,15 +431,16 @@ impl KvCache {
             for i in 0..count {
                 let queries = &tile.fine[(head * count + i) * n * dim..];
                 let scores = &mut tile.scores[head * n * GROUP_TOKENS + i * tokens..];
+                fetch.some();
                 basis.mean_scores(head, queries, scaled, scores, GROUP_TOKENS);
             }
             let mut folded = ByteQueries {
                 bytes: &mut tile.folded[head * n * basis.stride()..],
-                sums: &mut tile.sums[head * n * basis.stride() / 4..],
-                totals: &mut tile.totals[head * n..],
+                offsets: &mut tile.offsets[head * n * basis.stride() / 4..],
                 scales: &mut tile.scales[head * n..],
                 runs: (n, all),
             };
+            fetch.some();
             let queries = &tile.queries[head * count * n * dim..][..count * n * dim];
             basis.fold(head, segments, queries, scaled, &mut folded);
         }
@@ -393,6 +449,7 @@ impl KvCache {
         tile.held[0].load(&self.pool, blocks, 0, (tokens, width, segments));
         tile.nanos += clock.elapsed().as_nanos() as u64;
         for (i, block) in blocks.iter().flatten().enumerate() {
+            fetch.some();
             self.block_scores(block, (i, tokens, segments), all, basis, tile);
         }
     }
@@ -407,41 +464,21 @@ impl KvCache {
         tile: &mut ByteTile,
     ) {
         let width = basis.segments() * SEGMENT;
-        let ByteTile { held, factors, partial_sums: [sums, rest], scales, scores, .. } = tile;
-        let levels = &held[0].levels.as_slice()[i * width * tokens..];
-        let held = &held[0].blocks[i];
+        let ByteTile { held, offsets, scales, scores, .. } = tile;
         let scales = &mut scales[i * all..][..all];
         let gain = block.entries[0].gain.to_f32();
         scales.iter_mut().for_each(|s| *s *= gain);
-        let mut boosted = 0u32;
-        held.boosts.iter().for_each(|b| boosted |= 1 << b.segment);
-        let folded_sums = &tile.sums[i * all * basis.stride() / 4..];
-        let queries = &tile.folded[i * all * basis.stride()..];
-        let (stride, scores) = (basis.stride(), &mut scores[i * tokens..]);
-        let mut product = |segments: &[u8], sums: &[i32], factors: &[f32]| {
-            let s = Scores { levels, tokens, segments, queries, stride, sums, scales, factors };
-            add_scores(&s, scores, GROUP_TOKENS);
+        let s = Scores {
+            levels: &held[0].levels.as_slice()[i * width * tokens..],
+            factors: &held[0].blocks[i].factors,
+            tokens,
+            segments,
+            queries: &tile.folded[i * all * basis.stride()..],
+            stride: basis.stride(),
+            offsets: &offsets[i * all * basis.stride() / 4..],
+            scales,
         };
-        rest.copy_from_slice(&tile.totals[i * all..][..all]);
-        for segment in (0..segments).filter(|s| boosted >> s & 1 == 1) {
-            factors[..tokens].copy_from_slice(&held.factors);
-            for boost in held.boosts.iter().filter(|b| b.segment == segment) {
-                factors[boost.row] *= boost.factor;
-            }
-            for (row, (sum, rest)) in sums.iter_mut().zip(rest.iter_mut()).enumerate() {
-                let at = (row * stride + segment * SEGMENT) / 4;
-                *sum = folded_sums[at..at + SEGMENT / 4].iter().sum();
-                *rest -= *sum;
-            }
-            product(&[segment as u8], sums, factors);
-        }
-        let mut plain = [0u8; 16];
-        let mut listed = 0;
-        for segment in (0..segments).filter(|s| boosted >> s & 1 == 0) {
-            plain[listed] = segment as u8;
-            listed += 1;
-        }
-        product(&plain[..listed], rest, &held.factors);
+        add_scores(&s, &mut scores[i * tokens..], GROUP_TOKENS);
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteBasis, ByteQueries, Head, TILE, byte_factor, rotate_body, shift};
+use super::{ByteBasis, ByteQueries, FINE, Head, TILE, byte_factor, rotate_body, shift};
 use crate::trellis::SEGMENT;
 
 /// Rows folded together: their sums for one tile fill 24 registers.
 const ROWS: usize = 6;
+
+/// Channels rotated together.
+const LANES: usize = 16;
 
 /// Most columns of a basis.
 const MAX_STRIDE: usize = 256;
@@ -48,9 +51,8 @@ pub(super) unsafe fn fold(
             for i in 0..n {
                 let r = out.row(row + i);
                 let bytes = out.bytes.as_mut_ptr().add(r * stride);
-                let sums = out.sums.as_mut_ptr().add(r * stride / 4);
-                let (factor, total) = to_bytes(to.add(i * MAX_STRIDE), tiles, bytes, sums);
-                out.totals[r] = total;
+                let offsets = out.offsets.as_mut_ptr().add(r * stride / 4);
+                let factor = to_bytes(to.add(i * MAX_STRIDE), tiles, bytes, offsets);
                 out.scales[r] = worth[(row + i) % worth.len()] * basis.worth(head, factor);
             }
         }
@@ -130,13 +132,13 @@ unsafe fn fold_rows<const R: usize>(
     }
 }
 
-/// One row of words to bytes and their sums; returns the factor taken and the sum of all.
+/// One row of words to bytes and their offsets; returns the factor taken.
 ///
 /// # Safety
-/// `words`, `bytes`: `tiles` · TILE elements; `sums`: a quarter of that.
+/// `words`, `bytes`: `tiles` · TILE elements; `offsets`: a quarter of that.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 #[inline]
-unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, sums: *mut i32) -> (i16, i32) {
+unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, offsets: *mut i32) -> i16 {
     // SAFETY: by contract.
     unsafe {
         let mut most = _mm512_setzero_si512();
@@ -155,17 +157,18 @@ unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, sums: *mut i
         let most = !(_mm_extract_epi16::<0>(least) as u16);
         let factor = byte_factor(most);
         let by = _mm512_set1_epi16(factor);
-        let mut total = _mm512_setzero_si512();
         for tile in 0..tiles {
             let (a, b) = pair(words.add(tile * TILE));
             let packed = _mm512_packs_epi16(_mm512_mulhrs_epi16(a, by), _mm512_mulhrs_epi16(b, by));
             _mm512_storeu_epi8(bytes.add(tile * TILE), packed);
+            // A 128-bit lane is a segment.
             let zero = _mm512_setzero_si512();
-            let fours = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(1), packed);
-            _mm512_storeu_epi32(sums.add(tile * TILE / 4), fours);
-            total = _mm512_add_epi32(total, fours);
+            let fours = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(-128), packed);
+            let pairs = _mm512_add_epi32(fours, _mm512_shuffle_epi32::<0x4E>(fours));
+            let all = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0xB1>(pairs));
+            _mm512_storeu_epi32(offsets.add(tile * TILE / 4), _mm512_sub_epi32(zero, all));
         }
-        (factor, _mm512_reduce_add_epi32(total))
+        factor
     }
 }
 
@@ -279,8 +282,11 @@ impl MeanTile {
 }
 
 /// See [`super::rotate_to_bytes`].
+///
+/// # Safety
+/// Queries and outputs must have `scales.len() · dim` elements, cosines and sines `dim / 2`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) fn rotate_to_bytes(
+pub(super) unsafe fn rotate_to_bytes(
     queries: &[f32],
     dim: usize,
     turn: (&[f32], &[f32]),
@@ -288,5 +294,31 @@ pub(super) fn rotate_to_bytes(
     bytes: &mut [i8],
     fine: &mut [i16],
 ) {
-    rotate_body(queries, dim, turn, scales, bytes, fine);
+    let pairs = dim / 2;
+    if !pairs.is_multiple_of(LANES) {
+        return rotate_body(queries, dim, turn, scales, bytes, fine);
+    }
+    for (row, scale) in scales.iter().enumerate() {
+        let inverse = _mm512_set1_ps(if *scale > 0.0 { FINE / scale } else { 0.0 });
+        for i in (0..pairs).step_by(LANES) {
+            // SAFETY: both halves of row `row` have `pairs` channels, of which 16 from `i` on are taken.
+            unsafe {
+                let (at, half) = (row * dim + i, pairs);
+                let cos = _mm512_mul_ps(_mm512_loadu_ps(turn.0.as_ptr().add(i)), inverse);
+                let sin = _mm512_mul_ps(_mm512_loadu_ps(turn.1.as_ptr().add(i)), inverse);
+                let a = _mm512_loadu_ps(queries.as_ptr().add(at));
+                let b = _mm512_loadu_ps(queries.as_ptr().add(at + half));
+                // As the definition has it: products are rounded before they are added.
+                let x = _mm512_sub_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin));
+                let y = _mm512_add_ps(_mm512_mul_ps(b, cos), _mm512_mul_ps(a, sin));
+                for (value, at) in [(x, at), (y, at + half)] {
+                    let words = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value));
+                    _mm256_storeu_epi16(fine.as_mut_ptr().add(at), words);
+                    let rounded = _mm256_add_epi16(words, _mm256_set1_epi16(128));
+                    let coarse = _mm256_cvtepi16_epi8(_mm256_srai_epi16::<8>(rounded));
+                    _mm_storeu_epi8(bytes.as_mut_ptr().add(at), coarse);
+                }
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Weights;
+use super::{BoostedValues, Weights};
 use crate::trellis::SEGMENT;
 
 /// Query rows summed together, over three segments each.
@@ -112,6 +112,87 @@ unsafe fn tile<const R: usize, const S: usize>(
                 let sum = _mm512_cvtepi32_ps(*sum);
                 _mm512_storeu_ps(out, _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(out)));
             }
+        }
+    }
+}
+
+/// Query rows whose sums of a segment are kept in registers while its boosts are added.
+const BOOSTED_ROWS: usize = 12;
+
+/// See [`super::add_boosted_values`].
+///
+/// # Safety
+/// Slices must have the lengths that `add_boosted_values_on` asserts, boosts their rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn add_boosted_values(
+    values: &BoostedValues<'_>,
+    sums: &mut [f32],
+    stride: usize,
+) {
+    let rows = values.weights.len() / values.stride;
+    let mut row = 0;
+    while row < rows {
+        let n = BOOSTED_ROWS.min(rows - row);
+        for segment in 0..values.segments {
+            // SAFETY: rows `row .. row + n` are in bounds.
+            unsafe {
+                let out = sums.as_mut_ptr().add(row * stride + segment * SEGMENT);
+                match n {
+                    12 => boosted::<12>(values, segment, row, out, stride),
+                    11 => boosted::<11>(values, segment, row, out, stride),
+                    10 => boosted::<10>(values, segment, row, out, stride),
+                    9 => boosted::<9>(values, segment, row, out, stride),
+                    8 => boosted::<8>(values, segment, row, out, stride),
+                    7 => boosted::<7>(values, segment, row, out, stride),
+                    6 => boosted::<6>(values, segment, row, out, stride),
+                    5 => boosted::<5>(values, segment, row, out, stride),
+                    4 => boosted::<4>(values, segment, row, out, stride),
+                    3 => boosted::<3>(values, segment, row, out, stride),
+                    2 => boosted::<2>(values, segment, row, out, stride),
+                    _ => boosted::<1>(values, segment, row, out, stride),
+                }
+            }
+        }
+        row += n;
+    }
+}
+
+/// # Safety
+/// `R` rows from `row` on, `segment`, and the rows of its boosts must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn boosted<const R: usize>(
+    values: &BoostedValues<'_>,
+    segment: usize,
+    row: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for (r, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_loadu_ps(out.add(r * stride));
+        }
+        let weights = values.weights.as_ptr().add(row * values.stride);
+        for (block, boosts) in values.boosts.iter().enumerate() {
+            let levels = values.levels.as_ptr().add(block * values.block_bytes);
+            let levels = levels.add(segment * values.block_tokens * SEGMENT);
+            let weights = weights.add(block * values.block_tokens);
+            for (token, factor) in boosts.of(segment) {
+                let quads = _mm512_loadu_epi8(levels.add(token / 4 * 4 * SEGMENT).cast());
+                let left = _mm_cvtsi32_si128(24 - 8 * (token % 4) as i32);
+                let level = _mm512_srai_epi32::<24>(_mm512_sll_epi32(quads, left));
+                let factor = _mm512_set1_ps(factor - 1.0);
+                let level = _mm512_mul_ps(_mm512_cvtepi32_ps(level), factor);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let weight = _mm512_set1_ps(*weights.add(r * values.stride + token));
+                    *sum = _mm512_fmadd_ps(weight, level, *sum);
+                }
+            }
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            _mm512_storeu_ps(out.add(r * stride), *sum);
         }
     }
 }

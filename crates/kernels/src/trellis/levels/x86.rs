@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Order, ROW_GROUP, table};
+use super::{Order, ROW_GROUP, TABLES};
 
 /// See [`super::segment`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -59,12 +59,53 @@ const fn key_shifts(bits: usize, k: usize) -> [u8; 64] {
     out
 }
 
-const fn all_key_bytes(bits: usize) -> [[u8; 64]; 4] {
-    [key_bytes(bits, 0), key_bytes(bits, 1), key_bytes(bits, 2), key_bytes(bits, 3)]
+/// A register's worth of constants.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Bytes([u8; 64]);
+
+/// [`key_bytes`] and [`key_shifts`] of one width.
+struct KeyPattern {
+    bytes: [Bytes; 4],
+    shifts: [Bytes; 4],
 }
 
-const fn all_key_shifts(bits: usize) -> [[u8; 64]; 4] {
-    [key_shifts(bits, 0), key_shifts(bits, 1), key_shifts(bits, 2), key_shifts(bits, 3)]
+impl KeyPattern {
+    const fn new(bits: usize) -> Self {
+        let mut pattern = Self { bytes: [Bytes([0; 64]); 4], shifts: [Bytes([0; 64]); 4] };
+        let mut k = 0;
+        while k < 4 {
+            pattern.bytes[k] = Bytes(key_bytes(bits, k));
+            pattern.shifts[k] = Bytes(key_shifts(bits, k));
+            k += 1;
+        }
+        pattern
+    }
+}
+
+static KEY_PATTERNS: [KeyPattern; 6] = [
+    KeyPattern::new(1),
+    KeyPattern::new(2),
+    KeyPattern::new(3),
+    KeyPattern::new(4),
+    KeyPattern::new(5),
+    KeyPattern::new(6),
+];
+
+static VALUE_PATTERNS: [[Bytes; 2]; 6] = [
+    [Bytes(value_bytes(1)), Bytes(value_shifts(1))],
+    [Bytes(value_bytes(2)), Bytes(value_shifts(2))],
+    [Bytes(value_bytes(3)), Bytes(value_shifts(3))],
+    [Bytes(value_bytes(4)), Bytes(value_shifts(4))],
+    [Bytes(value_bytes(5)), Bytes(value_shifts(5))],
+    [Bytes(value_bytes(6)), Bytes(value_shifts(6))],
+];
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+#[inline]
+fn constant(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_epi8(bytes.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -72,32 +113,36 @@ const fn all_key_shifts(bits: usize) -> [[u8; 64]; 4] {
 fn keys<const BITS: usize>(codes: &[u8], rows: usize, out: &mut [u8]) {
     let groups = rows / ROW_GROUP;
     assert!(codes.len() >= groups * 32 * BITS && out.len() >= groups * 256);
-    let (bytes, shifts) = (const { all_key_bytes(BITS) }, const { all_key_shifts(BITS) });
-    let offset = _mm512_set1_epi8(-128);
+    let pattern = &KEY_PATTERNS[BITS - 1];
+    let bytes: [__m512i; 4] = std::array::from_fn(|k| constant(&pattern.bytes[k].0));
+    let shifts: [__m512i; 4] = std::array::from_fn(|k| constant(&pattern.shifts[k].0));
     // SAFETY: codes of a group are 32 · BITS bytes from 32 · BITS · g on, in which all loads lie;
     // the outputs of quad k and group g are 64 bytes at 64 (k · groups + g), below 256 · groups.
     unsafe {
-        let table = _mm512_xor_si512(_mm512_loadu_epi8(table(BITS as u8).as_ptr()), offset);
-        for k in 0..4 {
-            let bytes = _mm512_loadu_epi8(bytes[k].as_ptr().cast());
-            let shifts = _mm512_loadu_epi8(shifts[k].as_ptr().cast());
-            for g in 0..groups {
-                let at = codes.as_ptr().add(32 * BITS * g);
-                let pair = |at: *const u8| {
-                    let first = _mm512_loadu_epi8(at.cast());
-                    let second = _mm512_loadu_epi8(at.add(const { second(BITS) }).cast());
-                    _mm512_permutex2var_epi8(first, bytes, second)
-                };
+        let table = _mm512_loadu_epi8(TABLES[BITS].0.as_ptr());
+        let table = _mm512_xor_si512(table, _mm512_set1_epi8(-128));
+        for g in 0..groups {
+            let at = codes.as_ptr().add(32 * BITS * g);
+            let load = |offset: usize| _mm512_loadu_epi8(at.add(offset).cast());
+            let second = const { second(BITS) };
+            // One or two registers of codes; with more than 4 bits, two for each half of the rows.
+            let first = match BITS {
+                1 => [_mm512_zextsi256_si512(_mm256_loadu_epi8(at.cast())); 4],
+                2 => [load(0); 4],
+                3 | 4 => [load(0), load(second), load(0), load(0)],
+                _ => [load(0), load(second), load(16 * BITS), load(16 * BITS + second)],
+            };
+            for k in 0..4 {
                 let near = match BITS {
-                    1 => {
-                        let all = _mm512_zextsi256_si512(_mm256_loadu_epi8(at.cast()));
-                        _mm512_permutexvar_epi8(bytes, all)
-                    }
-                    2 => _mm512_permutexvar_epi8(bytes, _mm512_loadu_epi8(at.cast())),
-                    3 | 4 => pair(at),
-                    _ => _mm512_mask_blend_epi64(0xF0, pair(at), pair(at.add(16 * BITS))),
+                    1 | 2 => _mm512_permutexvar_epi8(bytes[k], first[0]),
+                    3 | 4 => _mm512_permutex2var_epi8(first[0], bytes[k], first[1]),
+                    _ => _mm512_mask_blend_epi64(
+                        0xF0,
+                        _mm512_permutex2var_epi8(first[0], bytes[k], first[1]),
+                        _mm512_permutex2var_epi8(first[2], bytes[k], first[3]),
+                    ),
                 };
-                let codes = _mm512_multishift_epi64_epi8(shifts, near);
+                let codes = _mm512_multishift_epi64_epi8(shifts[k], near);
                 let levels = _mm512_permutexvar_epi8(codes, table);
                 _mm512_storeu_epi8(out.as_mut_ptr().add(64 * (k * groups + g)).cast(), levels);
             }
@@ -132,19 +177,20 @@ const fn value_shifts(bits: usize) -> [u8; 64] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 #[inline]
 fn values<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
-    let (bytes, shifts) = (const { value_bytes(BITS) }, const { value_shifts(BITS) });
-    // SAFETY: chunks are 8 · BITS and 64 bytes long; the mask covers the bytes of the former.
+    let [bytes, shifts] = &VALUE_PATTERNS[BITS - 1];
+    let (bytes, shifts) = (constant(&bytes.0), constant(&shifts.0));
+    let quads = codes.len() / (8 * BITS);
+    assert!(out.len() >= 64 * quads);
+    // SAFETY: quad i has 8 · BITS bytes of codes, which the mask covers, and 64 of levels.
     unsafe {
-        let table = _mm512_loadu_epi8(table(BITS as u8).as_ptr());
-        let bytes = _mm512_loadu_epi8(bytes.as_ptr().cast());
-        let shifts = _mm512_loadu_epi8(shifts.as_ptr().cast());
-        let outs = out.chunks_exact_mut(64);
-        for (codes, out) in codes.chunks_exact(8 * BITS).zip(outs) {
-            let all = _mm512_maskz_loadu_epi8((1 << (8 * BITS)) - 1, codes.as_ptr().cast());
+        let table = _mm512_loadu_epi8(TABLES[BITS].0.as_ptr());
+        let mask = (1 << (8 * BITS)) - 1;
+        for i in 0..quads {
+            let all = _mm512_maskz_loadu_epi8(mask, codes.as_ptr().add(8 * BITS * i).cast());
             let near = _mm512_permutexvar_epi8(bytes, all);
             let codes = _mm512_multishift_epi64_epi8(shifts, near);
             let levels = _mm512_permutexvar_epi8(codes, table);
-            _mm512_storeu_epi8(out.as_mut_ptr().cast(), levels);
+            _mm512_storeu_epi8(out.as_mut_ptr().add(64 * i).cast(), levels);
         }
     }
 }
