@@ -237,28 +237,10 @@ impl JointCodec {
         self.layout.levels(order, slot, tokens, segments, out);
     }
 
-    /// See [`Layout::segment_factors`].
-    #[inline]
-    pub(crate) fn segment_factors(
-        &self,
-        slot: &[u8],
-        tokens: usize,
-        segments: usize,
-        out: &mut [f32],
-    ) {
-        self.layout.segment_factors(slot, tokens, segments, out);
-    }
-
     /// See [`Layout::row_factors`].
     #[inline]
-    pub(crate) fn row_factors(
-        &self,
-        slot: &[u8],
-        segments: usize,
-        out: &mut [f32],
-        boosts: &mut Boosts,
-    ) {
-        self.layout.row_factors(slot, segments, out, boosts);
+    pub(crate) fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Boosts) {
+        self.layout.row_factors(slot, out, boosts);
     }
 
     /// Plain rows of one head of a block of `tokens` rows. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:

@@ -14,7 +14,10 @@ pub(super) const TILE: usize = 64;
 const MOST: f32 = 127.0;
 
 /// Steps of the fine query (16 bits) in one of the coarse query (8 bits).
-const FINE: f32 = 256.0;
+pub const FINE: f32 = 256.0;
+
+/// What the longest pair of a query is to be in steps of the fine query, for [`rotate_to_bytes`].
+pub const LONGEST: f32 = FINE * MOST;
 
 /// A basis that queries are folded into, and the mean that keys have in it, as integers.
 ///
@@ -386,20 +389,19 @@ pub fn largest_pair(query: &[f32]) -> f32 {
 }
 
 /// Rotates rows of queries (`[rows, dim]`) by `cos` and `sin` (`[dim / 2]` each; `None`: not at all)
-/// and rounds them, each divided by the worth of its bytes (`scales`: `[rows]`, at least its
-/// [`largest_pair`] / 127): to bytes, and to 256ths of bytes.
+/// and rounds them to integers, and to 256ths of them as bytes. No pair may be longer than
+/// [`LONGEST`].
 ///
 /// # Panics
-/// If a slice is shorter than its shape says.
+/// If a slice is shorter than its shape says, or queries are not whole rows.
 pub fn rotate_to_bytes(
     queries: &[f32],
     dim: usize,
     turn: Option<(&[f32], &[f32])>,
-    scales: &[f32],
     bytes: &mut [i8],
     fine: &mut [i16],
 ) {
-    rotate_to_bytes_on(ByteIsa::best(), queries, dim, turn, scales, bytes, fine);
+    rotate_to_bytes_on(ByteIsa::best(), queries, dim, turn, bytes, fine);
 }
 
 pub(super) fn rotate_to_bytes_on(
@@ -407,23 +409,22 @@ pub(super) fn rotate_to_bytes_on(
     queries: &[f32],
     dim: usize,
     turn: Option<(&[f32], &[f32])>,
-    scales: &[f32],
     bytes: &mut [i8],
     fine: &mut [i16],
 ) {
     const ONES: [f32; 128] = [1.0; 128];
     const ZEROS: [f32; 128] = [0.0; 128];
     let (cos, sin) = turn.unwrap_or((&ONES, &ZEROS));
-    let n = scales.len() * dim;
-    assert!(queries.len() >= n && bytes.len() >= n && fine.len() >= n, "{n} of queries");
+    let n = queries.len();
+    assert!(n.is_multiple_of(dim) && bytes.len() >= n && fine.len() >= n, "{n} of queries");
     assert!(cos.len() >= dim / 2 && sin.len() >= dim / 2, "{} angles", cos.len());
     #[cfg(target_arch = "x86_64")]
     if isa == ByteIsa::Vnni {
         // SAFETY: `ByteIsa` names only what the processor has; lengths are asserted above.
-        return unsafe { x86::rotate_to_bytes(queries, dim, (cos, sin), scales, bytes, fine) };
+        return unsafe { x86::rotate_to_bytes(queries, dim, (cos, sin), bytes, fine) };
     }
     let _ = isa;
-    rotate_body(queries, dim, (cos, sin), scales, bytes, fine);
+    rotate_body(queries, dim, (cos, sin), bytes, fine);
 }
 
 #[inline(always)]
@@ -431,22 +432,20 @@ fn rotate_body(
     queries: &[f32],
     dim: usize,
     (cos, sin): (&[f32], &[f32]),
-    scales: &[f32],
     bytes: &mut [i8],
     fine: &mut [i16],
 ) {
     // Adding 1.5 · 2^23 rounds to an integer, which its low bits then hold.
     const ROUND: f32 = 12_582_912.0;
     let pairs = dim / 2;
-    for (row, scale) in scales.iter().enumerate() {
-        let inverse = if *scale > 0.0 { FINE / scale } else { 0.0 };
-        let (a, b) = queries[row * dim..(row + 1) * dim].split_at(pairs);
-        let (fine_a, fine_b) = fine[row * dim..(row + 1) * dim].split_at_mut(pairs);
-        let (byte_a, byte_b) = bytes[row * dim..(row + 1) * dim].split_at_mut(pairs);
+    let outputs = fine.chunks_exact_mut(dim).zip(bytes.chunks_exact_mut(dim));
+    for (query, (fine, bytes)) in queries.chunks_exact(dim).zip(outputs) {
+        let (a, b) = query.split_at(pairs);
+        let (fine_a, fine_b) = fine.split_at_mut(pairs);
+        let (byte_a, byte_b) = bytes.split_at_mut(pairs);
         for i in 0..pairs {
-            let (c, s) = (cos[i] * inverse, sin[i] * inverse);
-            let x = (a[i] * c - b[i] * s + ROUND).to_bits() as i16;
-            let y = (b[i] * c + a[i] * s + ROUND).to_bits() as i16;
+            let x = (a[i] * cos[i] - b[i] * sin[i] + ROUND).to_bits() as i16;
+            let y = (b[i] * cos[i] + a[i] * sin[i] + ROUND).to_bits() as i16;
             (fine_a[i], fine_b[i]) = (x, y);
             byte_a[i] = (x.wrapping_add(128) >> 8) as i8;
             byte_b[i] = (y.wrapping_add(128) >> 8) as i8;

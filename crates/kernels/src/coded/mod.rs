@@ -15,7 +15,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use basis::{ByteBasis, ByteQueries, largest_pair, rotate_to_bytes};
+pub use basis::{ByteBasis, ByteQueries, FINE, LONGEST, largest_pair, rotate_to_bytes};
 pub use scores::{Scores, add_scores};
 pub use softmax::{Rows, soft_weights};
 pub use values::{BoostedValues, Weights, add_boosted_values, add_values};

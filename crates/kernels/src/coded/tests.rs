@@ -88,11 +88,13 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                 if d < half { a * c - b * s } else { b * c + a * s }
             })
             .collect();
+        let in_steps = queries.iter().zip(0..).map(|(q, i): (_, usize)| q * FINE / worth[i / dim]);
+        let in_steps: Vec<f32> = in_steps.collect();
         let mut seen: Option<(Vec<i8>, Vec<i16>)> = None;
         for isa in ByteIsa::available() {
             let (mut bytes, mut fine) = (vec![0; rows * dim], vec![0; rows * dim]);
             let turn = Some((&cos[..], &sin[..]));
-            rotate_to_bytes_on(isa, &queries, dim, turn, &worth, &mut bytes, &mut fine);
+            rotate_to_bytes_on(isa, &in_steps, dim, turn, &mut bytes, &mut fine);
             for (i, x) in rotated.iter().enumerate() {
                 let w = worth[i / dim];
                 assert!((f32::from(bytes[i]) * w - x).abs() <= 0.51 * w);
@@ -194,7 +196,7 @@ fn queries_without_size_fold_to_nothing() {
     let coded = ByteBasis::new(64, 16, &entries, &scales(4), &[0.0; 64]);
     for isa in ByteIsa::available() {
         let (mut bytes, mut fine) = (vec![9; 64], vec![9; 64]);
-        rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &[0.0], &mut bytes, &mut fine);
+        rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &mut bytes, &mut fine);
         let folded = fold(isa, &coded, 0, 4, &bytes, &[0.0]);
         assert!(folded.bytes[..TILE].iter().all(|b| *b == 0));
         assert_eq!((folded.offsets[0], folded.scales[0]), (0, 0.0));
@@ -304,7 +306,7 @@ fn boosted_values_add_what_the_boost_is_more() {
             slot[tokens + row] = segment | exponent << 4;
         }
         let mut boosts = Boosts::default();
-        layout.row_factors(&slot, segments, &mut factors, &mut boosts);
+        layout.row_factors(&slot, &mut factors, &mut boosts);
         boosts
     });
     let values = BoostedValues {
@@ -329,7 +331,8 @@ fn boosted_values_add_what_the_boost_is_more() {
         let (row, c) = (i / stride, i % stride);
         let mut want = 0.0;
         for (block, boosts) in boosts.iter().enumerate().filter(|_| c < 48) {
-            for (token, factor) in boosts.of(c / 16) {
+            for token in (0..tokens).filter(|t| boosts.rows(c / 16) >> t & 1 == 1) {
+                let factor = boosts.factor(token);
                 let at = (c / 16 * tokens + token / 4 * 4) * 16 + c % 16 * 4 + token % 4;
                 let level = f32::from(levels[block * block_bytes + at] as i8);
                 want += weights[row * 40 + block * tokens + token] * (factor - 1.0) * level;

@@ -123,8 +123,10 @@ pub(super) fn add_boosted_values_on(
     assert!(values.stride >= blocks * block_tokens, "weights: {}", values.stride);
     assert!(blocks == 0 || values.levels.len() >= (blocks - 1) * values.block_bytes + bytes);
     assert!(sums.len() >= (rows - 1) * stride + values.segments * SEGMENT, "{}", sums.len());
-    let tokens = values.boosts.iter().map(|b| b.rows()).max().unwrap_or(0);
-    assert!(tokens <= block_tokens, "boosts of {tokens} rows in blocks of {block_tokens}");
+    let beyond = |b: &&Boosts| {
+        (0..values.segments).any(|s| b.rows(s).checked_shr(block_tokens as u32).unwrap_or(0) != 0)
+    };
+    assert!(!values.boosts.iter().any(beyond), "boosts beyond {block_tokens} rows");
     #[cfg(target_arch = "x86_64")]
     if isa == ByteIsa::Vnni {
         // SAFETY: `ByteIsa` names only what the processor has; lengths are asserted above.
@@ -133,7 +135,9 @@ pub(super) fn add_boosted_values_on(
     let _ = isa;
     for segment in 0..values.segments {
         for (block, boosts) in values.boosts.iter().enumerate() {
-            for (token, factor) in boosts.of(segment) {
+            let mut rows_left = boosts.rows(segment);
+            while let Some(token) = Boosts::next(&mut rows_left) {
+                let factor = boosts.factor(token);
                 let first = block * values.block_bytes
                     + (segment * block_tokens + token / 4 * 4) * SEGMENT
                     + token % 4;

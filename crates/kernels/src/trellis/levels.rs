@@ -3,7 +3,6 @@
 
 use super::{BOOSTS, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes, tables};
 use crate::coded::ByteIsa;
-use crate::isa::dispatch;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -11,33 +10,51 @@ mod x86;
 /// Rows that a block of levels comes in multiples of.
 pub(crate) const ROW_GROUP: usize = 16;
 
+/// Most rows of a block whose boosts are named.
+const MAX_ROWS: usize = 64;
+
 /// Rows that have a factor of their own for one of their segments.
 #[derive(Debug, Clone)]
 pub struct Boosts {
-    /// Row and factor, by segment.
-    entries: Vec<(usize, f32)>,
-    /// Rows of the block: all entries' are below it.
-    rows: usize,
-    /// Where each segment's begin.
-    starts: [usize; MAX_SEGMENTS + 1],
+    /// By segment, rows as bits.
+    rows: [u64; MAX_SEGMENTS],
+    /// Exponents by row, in the high nibble.
+    headers: [u8; MAX_ROWS],
 }
 
 impl Default for Boosts {
     fn default() -> Self {
-        Self { entries: Vec::new(), rows: 0, starts: [0; MAX_SEGMENTS + 1] }
+        Self { rows: [0; MAX_SEGMENTS], headers: [0; MAX_ROWS] }
     }
 }
 
 impl Boosts {
-    /// Rows whose levels in a segment are multiplied with a factor beside the row's.
+    /// Rows whose levels in a segment are multiplied with a factor beside the row's, as bits.
     #[inline]
-    pub fn of(&self, segment: usize) -> &[(usize, f32)] {
-        &self.entries[self.starts[segment]..self.starts[segment + 1]]
+    pub fn rows(&self, segment: usize) -> u64 {
+        self.rows[segment]
     }
 
-    /// Rows of their block.
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
+    /// The factor of a row's boosted segment.
+    #[inline]
+    pub fn factor(&self, row: usize) -> f32 {
+        BOOSTS[usize::from(self.headers[row] >> 4)]
+    }
+
+    /// The first of `rows`, which loses it.
+    #[inline]
+    pub(crate) fn next(rows: &mut u64) -> Option<usize> {
+        let row = rows.trailing_zeros() as usize;
+        *rows &= rows.wrapping_sub(1);
+        (row < MAX_ROWS).then_some(row)
+    }
+
+    /// The definition.
+    fn read(&mut self, headers: &[u8]) {
+        self.rows = [0; MAX_SEGMENTS];
+        for (row, header) in headers.iter().enumerate().filter(|(_, h)| **h >= 16) {
+            self.rows[usize::from(header & 15)] |= 1 << row;
+        }
     }
 }
 
@@ -98,67 +115,69 @@ impl Layout {
         let _ = isa;
     }
 
-    /// Factors of every row of a block in its first `segments` segments, as levels without any scale
-    /// need them: `[segments, rows]`.
+    /// Factors of every row of a block (`[rows]`), and its boosts beside them.
     ///
     /// # Panics
-    /// If `slot` is shorter than the headers of `rows` rows, or `out` is not of its shape.
-    pub fn segment_factors(&self, slot: &[u8], rows: usize, segments: usize, out: &mut [f32]) {
-        assert!(out.len() == segments * rows, "out: {}", out.len());
-        let (codes, boosts) = slot.split_at(rows);
-        let Some((first, others)) = out.split_at_mut_checked(rows) else { return };
-        row_scales(codes, first);
-        others.chunks_exact_mut(rows).for_each(|out| out.copy_from_slice(first));
-        for (row, boost) in boosts[..rows].iter().enumerate() {
-            if let Some(out) = out.get_mut(usize::from(boost & 15) * rows + row) {
-                *out *= BOOSTS[usize::from(boost >> 4)];
+    /// If `slot` is shorter than the headers of as many rows as `out` has, or these are no multiple of 16
+    /// up to 64.
+    pub fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Boosts) {
+        self.row_factors_on(ByteIsa::best(), slot, out, boosts);
+    }
+
+    pub(super) fn row_factors_on(
+        &self,
+        isa: ByteIsa,
+        slot: &[u8],
+        out: &mut [f32],
+        boosts: &mut Boosts,
+    ) {
+        let rows = out.len();
+        assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS, "{rows} rows");
+        let (codes, headers) = slot.split_at(rows);
+        boosts.headers[..rows].copy_from_slice(&headers[..rows]);
+        #[cfg(target_arch = "x86_64")]
+        if isa == ByteIsa::Vnni {
+            // SAFETY: `ByteIsa` names only what the processor has.
+            return unsafe { x86::row_factors(codes, out, boosts) };
+        }
+        let _ = isa;
+        boosts.read(&headers[..rows]);
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = ROW_SCALES[usize::from(*code)];
+        }
+    }
+
+    /// Factors of every row of a block in its first `segments` segments, as levels without any scale
+    /// need them: `[segments, rows]`. `factors`, `boosts`: what [`Self::row_factors`] gives.
+    ///
+    /// # Panics
+    /// If a slice is not of its shape.
+    pub fn segment_factors(factors: &[f32], boosts: &Boosts, segments: usize, out: &mut [f32]) {
+        Self::segment_factors_on(ByteIsa::best(), factors, boosts, segments, out);
+    }
+
+    pub(super) fn segment_factors_on(
+        isa: ByteIsa,
+        factors: &[f32],
+        boosts: &Boosts,
+        segments: usize,
+        out: &mut [f32],
+    ) {
+        let rows = factors.len();
+        assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS, "{rows} rows");
+        assert!(out.len() == segments * rows && segments <= MAX_SEGMENTS, "out: {}", out.len());
+        #[cfg(target_arch = "x86_64")]
+        if isa == ByteIsa::Vnni {
+            // SAFETY: `ByteIsa` names only what the processor has.
+            return unsafe { x86::segment_factors(factors, boosts, out) };
+        }
+        let _ = isa;
+        for (segment, out) in out.chunks_exact_mut(rows).enumerate() {
+            for (row, (out, factor)) in out.iter_mut().zip(factors).enumerate() {
+                let boosted = boosts.rows(segment) >> row & 1 == 1;
+                *out = if boosted { factor * boosts.factor(row) } else { *factor };
             }
         }
-    }
-
-    /// Factors of every row of a block (`[rows]`), and the boosts of its first `segments` segments
-    /// beside them.
-    ///
-    /// # Panics
-    /// If `slot` is shorter than the headers of as many rows as `out` has, or `segments` is above 16.
-    pub fn row_factors(&self, slot: &[u8], segments: usize, out: &mut [f32], boosts: &mut Boosts) {
-        let rows = out.len();
-        let (codes, headers) = slot.split_at(rows);
-        let headers = &headers[..rows];
-        row_scales(codes, out);
-        let asked = |header: u8| header >= 16 && usize::from(header & 15) < segments;
-        let mut starts = [0; MAX_SEGMENTS + 1];
-        for header in headers.iter().filter(|h| asked(**h)) {
-            starts[usize::from(header & 15) + 1] += 1;
-        }
-        for i in 0..MAX_SEGMENTS {
-            starts[i + 1] += starts[i];
-        }
-        boosts.starts = starts;
-        boosts.rows = rows;
-        boosts.entries.clear();
-        boosts.entries.resize(starts[segments], (0, 1.0));
-        for (row, header) in headers.iter().enumerate().filter(|(_, h)| asked(**h)) {
-            let at = &mut starts[usize::from(header & 15)];
-            boosts.entries[*at] = (row, BOOSTS[usize::from(header >> 4)]);
-            *at += 1;
-        }
-    }
-}
-
-dispatch! {
-    /// Row scales by their codes, without looking them up one by one.
-    fn row_scales / row_scales_on(codes: &[u8], out: &mut [f32]) = row_scales_body;
-}
-
-#[inline(always)]
-fn row_scales_body<const FMA: bool>(codes: &[u8], out: &mut [f32]) {
-    for (out, code) in out.iter_mut().zip(codes) {
-        let code = u32::from(*code);
-        // The table's own product: a power of two times one of eight.
-        let power = f32::from_bits((code / 8 + 127 - 16) << 23);
-        let eighth = ROW_SCALES[128 + (code % 8) as usize];
-        *out = if code == 0 { 0.0 } else { power * eighth };
     }
 }
 

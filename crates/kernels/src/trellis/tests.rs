@@ -400,25 +400,30 @@ fn levels_are_what_rows_decode_to() {
 #[test]
 fn factors_and_boosts_are_those_of_the_headers() {
     let layout = layout(&[3, 0, 4], &[1.0; 3]);
-    let mut slot = vec![0; layout.slot_bytes(16)];
-    slot[..6].copy_from_slice(&[128, 0, 136, 255, 1, 77]);
-    // One segment that is not there, and a boost by nothing.
-    slot[16..22].copy_from_slice(&[0x32, 0x31, 0x3F, 0x02, 0x10, 0xF2]);
-    let (mut factors, mut boosts) = ([f32::NAN; 16], Boosts::default());
-    layout.row_factors(&slot, 3, &mut factors, &mut boosts);
-    for (factor, code) in factors.iter().zip(&slot) {
-        assert_eq!(*factor, ROW_SCALES[usize::from(*code)]);
+    for rows in [16, 32, 64] {
+        let mut random = Gaussian(2);
+        let mut slot: Vec<u8> =
+            (0..layout.slot_bytes(rows)).map(|_| (random.uniform() * 256.0) as u8).collect();
+        (slot[3], slot[rows + 5], slot[rows + 6]) = (0, 0x02, 0x1F);
+        for isa in ByteIsa::available() {
+            let (mut factors, mut boosts) = (vec![f32::NAN; rows], Boosts::default());
+            layout.row_factors_on(isa, &slot, &mut factors, &mut boosts);
+            let mut all = vec![f32::NAN; 3 * rows];
+            Layout::segment_factors_on(isa, &factors, &boosts, 3, &mut all);
+            for (row, factor) in factors.iter().enumerate() {
+                assert_eq!(*factor, ROW_SCALES[usize::from(slot[row])]);
+                let header = slot[rows + row];
+                assert_eq!(boosts.factor(row), BOOSTS[usize::from(header >> 4)]);
+                for segment in 0..16 {
+                    let boosted = header >= 16 && usize::from(header & 15) == segment;
+                    assert_eq!(boosts.rows(segment) >> row & 1 == 1, boosted, "{isa:?}");
+                    let boost = if boosted { boosts.factor(row) } else { 1.0 };
+                    if segment < 3 {
+                        assert_eq!(all[segment * rows + row], factor * boost, "{isa:?}");
+                    }
+                }
+            }
+            assert!((0..16).all(|s| boosts.rows(s) >> (rows - 1) <= 1));
+        }
     }
-    assert_eq!(boosts.of(0), [(4, BOOSTS[1])]);
-    assert_eq!(boosts.of(1), [(1, BOOSTS[3])]);
-    assert_eq!(boosts.of(2), [(0, BOOSTS[3]), (5, BOOSTS[15])]);
-    let mut all = [f32::NAN; 48];
-    layout.segment_factors(&slot, 16, 3, &mut all);
-    for (i, factor) in all.iter().enumerate() {
-        let boost = boosts.of(i / 16).iter().find(|(row, _)| *row == i % 16);
-        assert_eq!(*factor, factors[i % 16] * boost.map_or(1.0, |b| b.1));
-    }
-    layout.row_factors(&slot, 2, &mut factors, &mut boosts);
-    assert_eq!(boosts.of(1), [(1, BOOSTS[3])]);
-    assert_eq!(boosts.of(2), []);
 }

@@ -9,10 +9,11 @@
 use std::time::Instant;
 
 use kvasir_kernels::coded::{
-    BoostedValues, ByteBasis, ByteQueries, Rows, Scores, Weights, add_boosted_values, add_scores,
-    add_values, largest_pair, prefetch, rotate_to_bytes, soft_weights,
+    BoostedValues, ByteBasis, ByteQueries, FINE, LONGEST, Rows, Scores, Weights,
+    add_boosted_values, add_scores, add_values, largest_pair, prefetch, rotate_to_bytes,
+    soft_weights,
 };
-use kvasir_kernels::trellis::{Boosts, Order, SEGMENT};
+use kvasir_kernels::trellis::{Boosts, Layout, Order, SEGMENT};
 use kvasir_kernels::{AlignedBytes, gemm_nt, scale_in_place, soft_cap};
 
 use super::super::Work;
@@ -32,12 +33,12 @@ const GROUP_TOKENS: usize = 128;
 const MAX_BLOCKS: usize = GROUP_TOKENS / 16;
 
 /// Cache lines asked for at a time.
-const LINES: usize = 20;
+const LINES: usize = 10;
 
 /// One thread's buffers. `rows` are those of one sequence over all its heads, `[heads, rows of a head]`.
 #[derive(Debug)]
 pub(in super::super) struct ByteTile {
-    /// Queries of the item's sequences in weighted channels, one sequence after another: `[rows,
+    /// Queries of the item's sequences in weighted channels and in steps of fine queries, one sequence after another: `[rows,
     /// head_dim]` each.
     weighted: Vec<f32>,
     /// What a byte of each is worth.
@@ -68,8 +69,10 @@ struct Held {
 struct HeldBlock {
     /// Which, and how many of its segments.
     of: Option<(SlotId, FormatId, usize)>,
-    /// Factors of its rows, without a gain; of keys, by segment.
-    factors: Vec<f32>, // [segments or 1, block_size]
+    /// Factors of its rows, without a gain.
+    factors: Vec<f32>, // [block_size]
+    /// The same of keys with their boosts.
+    by_segment: Vec<f32>, // [segments, block_size]
     boosts: Boosts,
 }
 
@@ -135,12 +138,12 @@ impl Held {
             if held.of != Some(of) {
                 let slot = pool.bytes(entry.slot);
                 codec.levels(order, slot, tokens, segments, levels);
+                held.factors.resize(tokens, 0.0);
+                codec.row_factors(slot, &mut held.factors, &mut held.boosts);
                 if part == 0 {
-                    held.factors.resize(segments * tokens, 0.0);
-                    codec.segment_factors(slot, tokens, segments, &mut held.factors);
-                } else {
-                    held.factors.resize(tokens, 0.0);
-                    codec.row_factors(slot, segments, &mut held.factors, &mut held.boosts);
+                    held.by_segment.resize(segments * tokens, 0.0);
+                    let by_segment = &mut held.by_segment;
+                    Layout::segment_factors(&held.factors, &held.boosts, segments, by_segment);
                 }
                 held.of = Some(of);
             }
@@ -321,7 +324,11 @@ impl KvCache {
                     for query in work.queries[at..at + width].chunks_exact(dim) {
                         let from = tile.weighted.len();
                         tile.weighted.extend(query.iter().zip(weights).map(|(q, w)| q * w));
-                        tile.worth.push(largest_pair(&tile.weighted[from..]) / 127.0);
+                        let row = &mut tile.weighted[from..];
+                        let longest = largest_pair(row);
+                        let steps = if longest > 0.0 { LONGEST / longest } else { 0.0 };
+                        scale_in_place(row, steps);
+                        tile.worth.push(longest * FINE / LONGEST);
                     }
                 }
             }
@@ -413,14 +420,14 @@ impl KvCache {
             let own = rows.first + head * n;
             fetch.some();
             for (i, block) in blocks.iter().flatten().enumerate() {
+                fetch.some();
                 for t in 0..work.len {
                     let distance = work.start + t - block.number * tokens;
                     let at = ((head * count + i) * n + t * work.group) * dim;
                     rotate_to_bytes(
-                        &tile.weighted[(own + t * work.group) * dim..],
+                        &tile.weighted[(own + t * work.group) * dim..][..width],
                         dim,
                         self.frame.span(work.l.rope, distance, 1),
-                        &tile.worth[own + t * work.group..][..work.group],
                         &mut tile.queries[at..at + width],
                         &mut tile.fine[at..at + width],
                     );
@@ -470,7 +477,7 @@ impl KvCache {
         scales.iter_mut().for_each(|s| *s *= gain);
         let s = Scores {
             levels: &held[0].levels.as_slice()[i * width * tokens..],
-            factors: &held[0].blocks[i].factors,
+            factors: &held[0].blocks[i].by_segment,
             tokens,
             segments,
             queries: &tile.folded[i * all * basis.stride()..],

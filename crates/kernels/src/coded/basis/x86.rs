@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteBasis, ByteQueries, FINE, Head, TILE, byte_factor, rotate_body, shift};
+use super::{ByteBasis, ByteQueries, Head, TILE, byte_factor, rotate_body, shift};
 use crate::trellis::SEGMENT;
 
 /// Rows folded together: their sums for one tile fill 24 registers.
@@ -284,34 +284,31 @@ impl MeanTile {
 /// See [`super::rotate_to_bytes`].
 ///
 /// # Safety
-/// Queries and outputs must have `scales.len() · dim` elements, cosines and sines `dim / 2`.
+/// Queries must be whole rows, outputs as long, cosines and sines `dim / 2`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn rotate_to_bytes(
     queries: &[f32],
     dim: usize,
     turn: (&[f32], &[f32]),
-    scales: &[f32],
     bytes: &mut [i8],
     fine: &mut [i16],
 ) {
     let pairs = dim / 2;
     if !pairs.is_multiple_of(LANES) {
-        return rotate_body(queries, dim, turn, scales, bytes, fine);
+        return rotate_body(queries, dim, turn, bytes, fine);
     }
-    for (row, scale) in scales.iter().enumerate() {
-        let inverse = _mm512_set1_ps(if *scale > 0.0 { FINE / scale } else { 0.0 });
-        for i in (0..pairs).step_by(LANES) {
-            // SAFETY: both halves of row `row` have `pairs` channels, of which 16 from `i` on are taken.
-            unsafe {
-                let (at, half) = (row * dim + i, pairs);
-                let cos = _mm512_mul_ps(_mm512_loadu_ps(turn.0.as_ptr().add(i)), inverse);
-                let sin = _mm512_mul_ps(_mm512_loadu_ps(turn.1.as_ptr().add(i)), inverse);
-                let a = _mm512_loadu_ps(queries.as_ptr().add(at));
-                let b = _mm512_loadu_ps(queries.as_ptr().add(at + half));
+    for i in (0..pairs).step_by(LANES) {
+        // SAFETY: both halves of a row have `pairs` channels, of which 16 from `i` on are taken.
+        unsafe {
+            let cos = _mm512_loadu_ps(turn.0.as_ptr().add(i));
+            let sin = _mm512_loadu_ps(turn.1.as_ptr().add(i));
+            for row in (0..queries.len()).step_by(dim) {
+                let a = _mm512_loadu_ps(queries.as_ptr().add(row + i));
+                let b = _mm512_loadu_ps(queries.as_ptr().add(row + i + pairs));
                 // As the definition has it: products are rounded before they are added.
                 let x = _mm512_sub_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin));
                 let y = _mm512_add_ps(_mm512_mul_ps(b, cos), _mm512_mul_ps(a, sin));
-                for (value, at) in [(x, at), (y, at + half)] {
+                for (value, at) in [(x, row + i), (y, row + i + pairs)] {
                     let words = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value));
                     _mm256_storeu_epi16(fine.as_mut_ptr().add(at), words);
                     let rounded = _mm256_add_epi16(words, _mm256_set1_epi16(128));

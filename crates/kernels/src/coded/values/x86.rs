@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{BoostedValues, Weights};
-use crate::trellis::SEGMENT;
+use crate::trellis::{Boosts, SEGMENT};
 
 /// Query rows summed together, over three segments each.
 const ROWS: usize = 9;
@@ -179,11 +179,12 @@ unsafe fn boosted<const R: usize>(
             let levels = values.levels.as_ptr().add(block * values.block_bytes);
             let levels = levels.add(segment * values.block_tokens * SEGMENT);
             let weights = weights.add(block * values.block_tokens);
-            for (token, factor) in boosts.of(segment) {
+            let mut tokens = boosts.rows(segment);
+            while let Some(token) = Boosts::next(&mut tokens) {
                 let quads = _mm512_loadu_epi8(levels.add(token / 4 * 4 * SEGMENT).cast());
                 let left = _mm_cvtsi32_si128(24 - 8 * (token % 4) as i32);
                 let level = _mm512_srai_epi32::<24>(_mm512_sll_epi32(quads, left));
-                let factor = _mm512_set1_ps(factor - 1.0);
+                let factor = _mm512_set1_ps(boosts.factor(token) - 1.0);
                 let level = _mm512_mul_ps(_mm512_cvtepi32_ps(level), factor);
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let weight = _mm512_set1_ps(*weights.add(r * values.stride + token));

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Order, ROW_GROUP, TABLES};
+use super::{BOOSTS, Boosts, MAX_ROWS, Order, ROW_GROUP, ROW_SCALES, TABLES};
 
 /// See [`super::segment`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -191,6 +191,58 @@ fn values<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
             let codes = _mm512_multishift_epi64_epi8(shifts, near);
             let levels = _mm512_permutexvar_epi8(codes, table);
             _mm512_storeu_epi8(out.as_mut_ptr().add(64 * i).cast(), levels);
+        }
+    }
+}
+
+/// See [`super::Layout::row_factors`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub(super) fn row_factors(codes: &[u8], out: &mut [f32], boosts: &mut Boosts) {
+    let rows = out.len();
+    assert!(codes.len() >= rows && rows <= MAX_ROWS);
+    // SAFETY: 16 codes and factors from each multiple of 16 below `rows` on; 64 headers.
+    unsafe {
+        let eighths = _mm512_loadu_ps(ROW_SCALES.as_ptr().add(128));
+        for t in (0..rows).step_by(ROW_GROUP) {
+            let code = _mm512_cvtepu8_epi32(_mm_loadu_epi8(codes.as_ptr().add(t).cast()));
+            // The table's own product: a power of two times one of eight.
+            let exponent = _mm512_add_epi32(_mm512_srli_epi32::<3>(code), _mm512_set1_epi32(111));
+            let power = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent));
+            let eighth = _mm512_and_si512(code, _mm512_set1_epi32(7));
+            let eighth = _mm512_permutexvar_ps(eighth, eighths);
+            let some = _mm512_test_epi32_mask(code, code);
+            let scale = _mm512_maskz_mul_ps(some, power, eighth);
+            _mm512_storeu_ps(out.as_mut_ptr().add(t), scale);
+        }
+        let headers = _mm512_loadu_epi8(boosts.headers.as_ptr().cast());
+        let own = (u64::MAX >> (MAX_ROWS - rows.max(1))) * u64::from(rows > 0);
+        let boosted = own & _mm512_cmpge_epu8_mask(headers, _mm512_set1_epi8(16));
+        let segments = _mm512_and_si512(headers, _mm512_set1_epi8(15));
+        for (segment, rows) in boosts.rows.iter_mut().enumerate() {
+            let segment = _mm512_set1_epi8(segment as i8);
+            *rows = _mm512_mask_cmpeq_epi8_mask(boosted, segments, segment);
+        }
+    }
+}
+
+/// See [`super::Layout::segment_factors`]. `out`: `[segments, rows]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub(super) fn segment_factors(factors: &[f32], boosts: &Boosts, out: &mut [f32]) {
+    let rows = factors.len();
+    assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS && out.len().is_multiple_of(rows));
+    // SAFETY: 16 factors and headers from each multiple of 16 below `rows` on, in every segment.
+    unsafe {
+        let table = _mm512_loadu_ps(BOOSTS.as_ptr());
+        for t in (0..rows).step_by(ROW_GROUP) {
+            let headers = _mm_loadu_epi8(boosts.headers.as_ptr().add(t).cast());
+            let exponents = _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(headers));
+            let plain = _mm512_loadu_ps(factors.as_ptr().add(t));
+            let boosted = _mm512_mul_ps(plain, _mm512_permutexvar_ps(exponents, table));
+            for segment in 0..out.len() / rows {
+                let own = (boosts.rows[segment] >> t) as u16;
+                let factor = _mm512_mask_blend_ps(own, plain, boosted);
+                _mm512_storeu_ps(out.as_mut_ptr().add(segment * rows + t), factor);
+            }
         }
     }
 }
