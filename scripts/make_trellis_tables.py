@@ -11,7 +11,9 @@ bits + 2 bits that starts at bit bits * j of a circular string of 16 * bits bits
 trained like Lloyd's quantiser: code the samples optimally, move every level to the mean of the
 samples that use it, repeat. Such training ends in local optima, so it starts from several orders of
 the Gaussian's quantiles, and the best start is trained on more samples. The tables of 5 and 6 bits
-are Lloyd-Max quantisers, computed from the exact integrals.
+are the optimal quantisers whose levels lie on the grid below, computed from the exact integrals.
+
+All levels are whole multiples of one step, so that products with them are sums of bytes.
 
 The distortions are mean squared errors on fresh samples (1 to 4 bits) or exact (5 and 6 bits).
 """
@@ -27,10 +29,14 @@ STATES = 4
 TRELLIS_BITS = [1, 2, 3, 4]
 PLAIN_BITS = [5, 6]
 
+# 127 steps reach past the outermost level of 6 bits; smaller steps would cut it off.
+STEP = 0.03
+
 HEADER = """\
 //! Levels for the unit Gaussian. Written by `scripts/make_trellis_tables.py`; do not edit.
 
-#![allow(clippy::excessive_precision)] // All numbers have six decimals.
+/// What levels are multiples of.
+pub const STEP: f32 = {step};
 
 /// Mean squared error on the unit Gaussian, by bits per coefficient.
 pub const DISTORTION: [f32; 7] = [{distortion}];
@@ -124,26 +130,50 @@ def train(bits, args):
     candidates = [improve(few, t, bits, 12) for t in starts(bits, args.starts, args.seed)]
     errors = [distortion(check, t, bits) for t in candidates]
     table = improve(many, candidates[int(np.argmin(errors))], bits, args.iterations)
-    table = np.round(table.astype(np.float64), 6).astype(np.float32)
+    grid = on_grid(table)
+    table = (grid * STEP).astype(np.float32)
     batches = [samples(args.seed + 3 + i, 20_000) for i in range(args.check_batches)]
-    return table, float(np.mean([distortion(x, table, bits) for x in batches]))
+    return grid, float(np.mean([distortion(x, table, bits) for x in batches]))
 
 
-def lloyd_max(bits, iterations=20_000):
-    """Levels and distortion of the optimal scalar quantiser."""
+def on_grid(table):
+    return np.round(table / STEP).astype(int)
+
+
+def grid_quantiser(bits):
+    """Levels and distortion of the optimal scalar quantiser with levels on the grid: the shortest
+    path over positive levels, as it is symmetric."""
     def density(x):
         return np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
     def below(x):
-        return np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+        return np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x.ravel()]).reshape(x.shape)
 
-    levels = gaussian_quantiles(1 << bits).astype(np.float64)
-    for _ in range(iterations):
-        edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
-        mass = np.diff(below(edges))
-        levels = -np.diff(density(edges)) / mass
-        levels = (levels - levels[::-1]) / 2
-    return levels, 1 - float(np.sum(mass * levels**2))
+    def error(level, low, high):
+        mass = below(high) - below(low)
+        first = density(low) - density(high)
+        top = np.where(np.isinf(high), 0, high)
+        second = mass + low * density(low) - top * density(top)
+        return second - 2 * level * first + level * level * mass
+
+    grid = np.arange(1, 128) * STEP
+    low, high = np.meshgrid(grid, grid, indexing="ij")
+    middle = (low + high) / 2
+    between = error(low, low, middle) + error(high, middle, high)
+    between[low >= high] = np.inf
+    cost = error(grid, np.zeros_like(grid), grid)
+    back = []
+    for _ in range((1 << bits - 1) - 1):
+        paths = cost[:, None] + between
+        back.append(paths.argmin(0))
+        cost = paths.min(0)
+    cost = cost + error(grid, grid, np.full_like(grid, np.inf))
+    last = int(cost.argmin())
+    chosen = [last]
+    for previous in reversed(back):
+        chosen.append(int(previous[chosen[-1]]))
+    positive = np.array(chosen[::-1]) + 1
+    return np.concatenate([-positive[::-1], positive]), 2 * float(cost[last])
 
 
 def nearest_distortion(x, levels):
@@ -169,21 +199,15 @@ def fit_estimate(x, error_at):
 
 
 def rust_table(name, doc, levels):
-    text = f"\n/// {doc}\n#[rustfmt::skip]\npub(super) const {name}: [f32; {len(levels)}] = [\n"
+    text = f"\n/// {doc}\n#[rustfmt::skip]\npub(super) const {name}: [i8; {len(levels)}] = [\n"
     for row in np.asarray(levels).reshape(-1, 8):
-        numbers = ", ".join(literal(v) for v in row)
+        numbers = ", ".join(f"{v:4d}" for v in row)
         text += f"    {numbers},\n"
     return text + "];\n"
 
 
 def listed(values):
     return ", ".join(str(float(f"{v:.4g}")) for v in values)
-
-
-def literal(value):
-    """Six decimals, grouped by three as the rest of the crate writes them."""
-    whole, fraction = f"{value: .6f}".split(".")
-    return f"{whole}.{fraction[:3]}_{fraction[3:]}"
 
 
 def main():
@@ -206,11 +230,13 @@ def main():
         if bits in TRELLIS_BITS:
             table, error = train(bits, args)
             doc = f"Levels of {bits} bit{'s' if bits > 1 else ''}, by window of {bits + 2} bits."
-            scaled = lambda s: s * s * distortion(x / s, table, bits)
+            levels = (table * STEP).astype(np.float32)
+            scaled = lambda s: s * s * distortion(x / s, levels, bits)
         else:
-            table, error = lloyd_max(bits)
-            doc = f"Levels of {bits} bits, ascending (Lloyd-Max), by code."
-            scaled = lambda s: s * s * nearest_distortion(x / s, table)
+            table, error = grid_quantiser(bits)
+            doc = f"Levels of {bits} bits, ascending, by code."
+            levels = table * STEP
+            scaled = lambda s: s * s * nearest_distortion(x / s, levels)
         estimate = fit_estimate(x, scaled)
         body += rust_table(f"LEVELS_{bits}", doc, table)
         for numbers, number in zip((errors, grains, spreads, reaches), (error, *estimate)):
@@ -218,7 +244,7 @@ def main():
         shown = ", ".join(f"{v:.4g}" for v in estimate)
         print(f"{bits} bits: {error:.5f} (grain, spread, reach: {shown})", flush=True)
     constants = {"distortion": errors, "grain": grains, "spread": spreads, "reach": reaches}
-    header = HEADER.format(**{name: listed(values) for name, values in constants.items()})
+    header = HEADER.format(step=STEP, **{name: listed(values) for name, values in constants.items()})
     args.out.write_text(header + body)
 
 

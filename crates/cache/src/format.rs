@@ -186,7 +186,7 @@ impl Formats {
                     joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
                 }
                 CodecKind::Rotation(bits) => {
-                    let basis = Arc::new(rotation(layer, l)?);
+                    let basis = Arc::new(rotation(layer, l, shapes.geometry.block_size())?);
                     let codec = || {
                         let bits = vec![bits; basis.width() / SEGMENT];
                         JointCodec::with_bits(Arc::clone(&basis), bits)
@@ -215,9 +215,11 @@ impl Formats {
             let layers = statistics.layers.iter().zip(shapes.geometry.layers());
             self.bases = layers
                 .map(|(groups, l)| {
+                    let rows = shapes.geometry.block_size();
                     let bases = |[keys, values]: &[PartStatistics; 2]| {
+                        let means = rotated_means(keys, l, shapes);
                         [
-                            Arc::new(Basis::new(keys, &rotated_means(keys, l, shapes))),
+                            Arc::new(Basis::for_keys(keys, &means, l.head_dim, rows)),
                             Arc::new(Basis::new(values, &values.mean)),
                         ]
                     };
@@ -243,7 +245,7 @@ fn rotated_means(keys: &PartStatistics, l: &LayerGeometry, shapes: Shapes<'_>) -
 
 /// A signed Hadamard turn of one head without any statistics: the control that shows what they are
 /// worth. Heads whose size is no power of two are turned in pieces.
-fn rotation(layer: usize, l: &LayerGeometry) -> Result<Basis> {
+fn rotation(layer: usize, l: &LayerGeometry, rows: usize) -> Result<Basis> {
     group_heads(layer, l)?;
     let dim = l.head_dim;
     let piece = 1 << dim.trailing_zeros();
@@ -260,7 +262,7 @@ fn rotation(layer: usize, l: &LayerGeometry) -> Result<Basis> {
         basis: (0..dim * dim).map(|i| half::f16::from_f32(entry(i))).collect(),
         scales: vec![1.0; dim / SEGMENT],
     };
-    Ok(Basis::new(&part, &part.mean))
+    Ok(Basis::for_keys(&part, &part.mean, dim, rows))
 }
 
 fn joint_layer(

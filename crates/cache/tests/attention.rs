@@ -362,7 +362,7 @@ fn all_paths_over_coded_blocks_agree() {
                 let expected = &whole[first * width..(first + len) * width];
                 let worst =
                     part.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 2e-5, "{recipe} {dim}: rows {first}+{len} differ by {worst}");
+                assert!(worst < 2e-3, "{recipe} {dim}: rows {first}+{len} differ by {worst}");
             }
         }
     }

@@ -16,6 +16,7 @@
 mod activation;
 mod aligned;
 mod attention;
+pub mod coded;
 mod convert;
 mod elementwise;
 mod gemm;

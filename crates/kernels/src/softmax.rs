@@ -83,16 +83,29 @@ impl OnlineSoftmax {
             scores.fill(0.0);
             return false;
         }
-        if tile_max > self.max {
+        let max = self.raise(tile_max, acc);
+        self.sum += exp_minus_and_sum(scores, max);
+        true
+    }
+
+    /// Raises the running maximum to at least `max`, rescaling the sum and `acc`, and returns it.
+    #[inline]
+    pub(crate) fn raise(&mut self, max: f32, acc: &mut [f32]) -> f32 {
+        if max > self.max {
             if self.sum > 0.0 {
-                let factor = (self.max - tile_max).exp();
+                let factor = (self.max - max).exp();
                 self.sum *= factor;
                 crate::scale_in_place(acc, factor);
             }
-            self.max = tile_max;
+            self.max = max;
         }
-        self.sum += exp_minus_and_sum(scores, self.max);
-        true
+        self.max
+    }
+
+    /// Adds weights that are relative to the running maximum.
+    #[inline]
+    pub(crate) fn add(&mut self, weights: f32) {
+        self.sum += weights;
     }
 
     /// 1 / Σ, or 0 if nothing was visible.

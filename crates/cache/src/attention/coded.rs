@@ -3,10 +3,16 @@
 //!
 //! An item's sequences walk their blocks side by side. Where neighbours read the same slots (a common
 //! prefix), the tile is decoded once and meets the queries of all of them in one product.
+//!
+//! Where the processor has products of bytes, [`bytes`] does all that with them.
 
 use std::time::Instant;
 
 use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_cap};
+
+mod bytes;
+
+pub(super) use bytes::ByteTile;
 
 use super::tile::{Sums, Tile};
 use super::{Visible, Work, mask};
@@ -29,6 +35,27 @@ pub(super) struct Affinity {
     pub(super) heads: usize,
     /// The first slot that a common prefix would share.
     first: Option<SlotId>,
+}
+
+/// What a row of sums holds: plain channels, coded ones, and the mass of the blocks in coded ones.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stride {
+    /// From one row to the next.
+    pub(super) row: usize,
+    /// Where the mass is.
+    mass: usize,
+}
+
+impl Stride {
+    /// Of sums over blocks of `heads` heads of `dim` channels.
+    pub(super) fn new(dim: usize, heads: usize) -> Self {
+        let mass = dim * (1 + heads);
+        Self { row: mass + 16, mass }
+    }
+
+    fn of(work: &Work<'_>) -> Self {
+        Self::new(work.l.head_dim, work.heads)
+    }
 }
 
 /// A block that is the same for some of an item's sequences.
@@ -70,8 +97,8 @@ impl KvCache {
         self.joint_keys(layer, sequence).is_some()
     }
 
-    /// Some blocks of one job over all heads of a head group. `sums`: `[heads · rows of all works, head_dim +
-    /// width]`, plain channels before coded ones, to which they are added.
+    /// Some blocks of one job over all heads of a head group. `sums`: of [`Stride`], `[heads, rows of all
+    /// works]` (where they are read as bytes, by work, `[heads, rows]`), to which they are added.
     pub(super) fn attend_coded(
         &self,
         works: &[Work<'_>],
@@ -84,6 +111,10 @@ impl KvCache {
         let width = heads * dim;
         let rows: usize = works.iter().map(Work::rows).sum();
         tile.resize(heads * rows, dim, width, block_size);
+        if self.has_byte_queries(first) {
+            self.attend_bytes(works, (from, to), sums, tile);
+            return;
+        }
         tile.folded.resize(heads * rows * width, 0.0);
         for block in from..to {
             let (mut at, mut first_row) = (0, 0);
@@ -93,7 +124,7 @@ impl KvCache {
                 if let Some(batch) = batch {
                     self.coded_block(&batch, rows, sums, tile);
                 } else if let Some(v) = work.visible(block, block_size) {
-                    self.plain_block(work, &v, first_row, rows, sums, tile);
+                    self.plain_block(work, &v, (first_row, rows), sums, tile);
                 }
                 first_row += works[at..at + taken].iter().map(Work::rows).sum::<usize>();
                 at += taken;
@@ -106,10 +137,14 @@ impl KvCache {
     pub(super) fn finish_coded(&self, works: &[Work<'_>], sums: &Sums, tile: &mut Tile) {
         let Some(first) = works.first() else { return };
         let (dim, width) = (first.l.head_dim, first.heads * first.l.head_dim);
-        let stride = dim + width;
+        let stride = Stride::of(first).row;
         let rows: usize = works.iter().map(Work::rows).sum();
+        tile.mixed.resize(first.heads * rows * dim, 0.0);
+        if self.has_byte_queries(first) {
+            self.finish_bytes(works, sums, tile);
+            return;
+        }
         let Tile { mixed, bases, .. } = tile;
-        mixed.resize(first.heads * rows * dim, 0.0);
         let format = &self.formats.get(first.sequence.sealed_formats[1]).layers[first.layer];
         let values = format.groups[first.kv_head / format.heads][1].joint();
         // The first block never is.
@@ -145,40 +180,51 @@ impl KvCache {
         block: usize,
         first_row: usize,
     ) -> Option<Batch<'a>> {
-        let entries = |work: &Work<'_>| {
-            let group = self.geometry.group(work.layer, work.kv_head);
-            let entry = |part| work.sequence.entry(group, part, block);
-            (block < work.sequence.num_sealed).then(|| [entry(0), entry(1)])
-        };
-        let all_see = |work: &Work<'_>| {
-            let v = work.visible(block, self.geometry.block_size());
-            v.is_some_and(|v| (v.t0, v.t1) == (0, work.len))
-        };
-        let work = works.first()?;
-        let own = entries(work).filter(|_| all_see(work))?;
-        let codec = |part: usize| {
-            let format = &self.formats.get(own[part].format).layers[work.layer];
-            format.groups[work.kv_head / format.heads][part].joint()
-        };
-        let codecs = [codec(0)?, codec(1)?];
-        let alike = |work: &&Work<'_>| entries(work) == Some(own) && all_see(work);
+        let (own, codecs) = self.coded_entries(works.first()?, block)?;
+        let alike = |work: &&Work<'_>| self.sealed_entries(work, block) == Some(own);
         let more = works[1..].iter().take_while(alike).count();
         Some(Batch { works: &works[..1 + more], first_row, entries: own, codecs, block })
     }
 
+    /// Keys and values of a sealed block that all queries see.
+    fn sealed_entries(&self, work: &Work<'_>, block: usize) -> Option<[Entry; 2]> {
+        let v = work.visible(block, self.geometry.block_size())?;
+        let group = self.geometry.group(work.layer, work.kv_head);
+        let entry = |part| work.sequence.entry(group, part, block);
+        let whole = block < work.sequence.num_sealed && (v.t0, v.t1) == (0, work.len);
+        whole.then(|| [entry(0), entry(1)])
+    }
+
+    /// The same, with their codecs, if they are jointly coded.
+    fn coded_entries(
+        &self,
+        work: &Work<'_>,
+        block: usize,
+    ) -> Option<([Entry; 2], [&JointCodec; 2])> {
+        let own = self.sealed_entries(work, block)?;
+        let codec = |part: usize| {
+            let format = &self.formats.get(own[part].format).layers[work.layer];
+            format.groups[work.kv_head / format.heads][part].joint()
+        };
+        Some((own, [codec(0)?, codec(1)?]))
+    }
+
+    fn has_byte_queries(&self, work: &Work<'_>) -> bool {
+        let keys = self.joint_keys(work.layer, work.sequence);
+        keys.is_some_and(|(_, keys)| keys.basis().byte_queries().is_some())
+    }
+
     /// A block of another kind, or one that not all queries see: head by head, into the plain channels of
-    /// the sums.
+    /// the sums. `place`: the first row of the first head, and rows from one head to the next.
     fn plain_block(
         &self,
         work: &Work<'_>,
         v: &Visible,
-        first_row: usize,
-        rows: usize,
+        (first_row, rows): (usize, usize),
         sums: &mut Sums,
         tile: &mut Tile,
     ) {
-        let dim = work.l.head_dim;
-        let stride = dim + work.heads * dim;
+        let stride = Stride::of(work).row;
         for head in 0..work.heads {
             let first = head * rows + first_row;
             let (states, values) = (&mut sums.states[first..], &mut sums.values[first * stride..]);
@@ -202,7 +248,7 @@ impl KvCache {
         let Batch { works, first_row, entries, codecs: [keys, values], block } = batch;
         let Some(work) = works.first() else { return };
         let (dim, heads, tokens) = (work.l.head_dim, work.heads, self.geometry.block_size());
-        let (width, stride) = (heads * dim, dim + heads * dim);
+        let (width, stride) = (heads * dim, Stride::of(work).row);
         let n: usize = works.iter().map(Work::rows).sum();
         let p = block * tokens;
         let Tile {
@@ -236,7 +282,7 @@ impl KvCache {
         let [key, value] = entries;
         let tile_keys = &mut tile_keys[..tokens * width];
         let clock = Instant::now();
-        keys.decode_coded(self.pool.bytes(key.slot), key.gain.to_f32(), tile_keys);
+        keys.decode_coded(self.pool.bytes(key.slot), tokens, key.gain.to_f32(), tile_keys);
         *decode_nanos += clock.elapsed().as_nanos() as u64;
         let scores = &mut scores[..heads * n * tokens];
         gemm_nt((heads * n, tokens, width), folded, width, tile_keys, width, scores, tokens);
@@ -253,7 +299,7 @@ impl KvCache {
         }
         let tile_values = &mut tile_values[..tokens * width];
         let clock = Instant::now();
-        values.decode_coded(self.pool.bytes(value.slot), value.gain.to_f32(), tile_values);
+        values.decode_coded(self.pool.bytes(value.slot), tokens, value.gain.to_f32(), tile_values);
         *decode_nanos += clock.elapsed().as_nanos() as u64;
         // Rows of all heads follow each other if they are all there.
         let (products, n) = if n == rows { (1, heads * n) } else { (heads, n) };
@@ -277,7 +323,7 @@ fn push(
     states: &mut [OnlineSoftmax],
     sums: &mut [f32],
 ) {
-    let stride = work.l.head_dim * (1 + work.heads);
+    let stride = Stride::of(work).row;
     let rows = scores.chunks_exact_mut(filled).take(n).zip(&mut states[first..]);
     let sums = sums[first * stride..].chunks_exact_mut(stride);
     for (i, ((scores, state), sums)) in rows.zip(sums).enumerate() {

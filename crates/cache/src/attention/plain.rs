@@ -165,7 +165,8 @@ impl KvCache {
         let out = &mut out[..filled * dim];
         if let Some(codec) = found.parts[part].joint() {
             bases[part].load(codec.basis());
-            codec.decode_head(bytes, gain, found.head, dim, &bases[part].columns, coded, out);
+            let (tokens, columns) = (self.geometry.block_size(), &bases[part].columns);
+            codec.decode_head(bytes, tokens, gain, found.head, dim, columns, coded, out);
         } else {
             found.parts[part].codec().decode(bytes, self.geometry.block_size(), dim, out);
             if gain != 1.0 {

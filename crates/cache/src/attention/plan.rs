@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::coded::Affinity;
+use super::coded::{Affinity, Stride};
 use super::{BatchSlice, CODED_QUERY_TOKENS, QUERY_TOKENS};
 use crate::error::Result;
 use crate::geometry::LayerGeometry;
@@ -55,9 +55,9 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Elements of a row's sum: plain channels, and on the coded path those of the heads together.
+    /// Elements of a row's sum.
     pub(super) fn stride(&self, l: &LayerGeometry) -> usize {
-        l.head_dim * if self.coded { 1 + self.heads } else { 1 }
+        if self.coded { Stride::new(l.head_dim, self.heads).row } else { l.head_dim }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvasir_kernels::{BlockScratch, OnlineSoftmax};
 
+use super::coded::ByteTile;
 use crate::codec::Basis;
 
 /// See the module's documentation.
@@ -26,6 +27,8 @@ pub(super) struct Tile {
     pub(super) sums: [Sums; 2],
     /// An item's rows when they are finished.
     pub(super) mixed: Vec<f32>, // [heads, rows, head_dim]
+    /// What the byte products of the coded path need.
+    pub(super) bytes: ByteTile,
     /// Time spent on decoding blocks since it was last asked for.
     pub(super) decode_nanos: u64,
 }

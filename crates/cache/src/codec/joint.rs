@@ -11,7 +11,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use half::f16;
-use kvasir_kernels::trellis::{DISTORTION, Layout, SEGMENT};
+use kvasir_kernels::coded::{ByteBasis, ByteIsa};
+use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
 use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::{Codec, Part};
@@ -40,6 +41,8 @@ pub(crate) struct Basis {
     scales: Vec<f32>,          // [width / 16]
     /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
     means: Vec<f32>,
+    /// For keys: the basis and the means as bytes, where the processor has products of them.
+    bytes: Option<ByteBasis>,
 }
 
 /// What a scale of its own takes off a row's error: it follows the row's energy, which the codebooks'
@@ -62,6 +65,7 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
+            bytes: None,
         };
         let mut columns = Vec::new();
         basis.columns_into(&mut columns);
@@ -69,6 +73,39 @@ impl Basis {
         basis.transform(means, &columns, &mut Vec::new(), &mut coded);
         basis.means = coded;
         basis
+    }
+
+    /// The basis of keys of heads of `dim` channels, in blocks of `rows` tokens. `means` as in
+    /// [`Self::new`].
+    pub(crate) fn for_keys(part: &PartStatistics, means: &[f32], dim: usize, rows: usize) -> Self {
+        let mut basis = Self::new(part, means);
+        if ByteIsa::best() == ByteIsa::Vnni {
+            let mut columns = Vec::new();
+            basis.columns_into(&mut columns);
+            let weights = basis.weights.iter().cycle();
+            let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
+            basis.bytes = Some(ByteBasis::new(dim, rows, &columns, &basis.scales, &weighted));
+        }
+        basis
+    }
+
+    /// What queries are folded with for products of bytes, if they are to be.
+    #[inline]
+    pub(crate) fn byte_queries(&self) -> Option<&ByteBasis> {
+        self.bytes.as_ref()
+    }
+
+    /// Sums of weighted levels as sums of coded rows: `out = scales ∘ sums + mass · mean`, for a basis
+    /// with one mean. `sums`, `out`: `[width]`; `mass`: the sum of the weights.
+    #[inline]
+    pub(crate) fn sums_of_levels(&self, sums: &[f32], mass: f32, out: &mut [f32]) {
+        let segments = sums.chunks_exact(SEGMENT).zip(self.means.chunks_exact(SEGMENT));
+        let segments = segments.zip(&self.scales).zip(out.chunks_exact_mut(SEGMENT));
+        for (((sums, means), scale), out) in segments {
+            for ((out, sum), mean) in out.iter_mut().zip(sums).zip(means) {
+                *out = scale * STEP * sum + mass * mean;
+            }
+        }
     }
 
     /// `out = B (w ∘ x)` for rows of `x`. `columns`: what [`Self::columns_into`] gives.
@@ -84,7 +121,10 @@ impl Basis {
 
     /// Bytes it takes.
     pub(crate) fn num_bytes(&self) -> usize {
-        2 * self.columns.len() + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
+        let bytes = self.bytes.as_ref().map_or(0, ByteBasis::num_bytes);
+        bytes
+            + 2 * self.columns.len()
+            + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
     }
 
     /// The basis as f32, `[channels, coefficients]`.
@@ -147,36 +187,69 @@ impl JointCodec {
         if self.basis.means.len() == self.basis.width { 0 } else { self.basis.width }
     }
 
-    /// Coded rows: `gain` times the coefficients, plus the mean. `out`: `[n, width]`.
+    /// Coded rows: `gain` times the coefficients, plus the mean. `slot`: a block of `tokens` rows; `out`:
+    /// `[n, width]`, the first `n` of them.
     #[inline]
-    pub(crate) fn decode_coded(&self, slot: &[u8], gain: f32, out: &mut [f32]) {
-        let width = self.basis.width;
-        let rows = &slot[..out.len() / width * self.layout.row_bytes()];
-        self.layout.decode(rows, gain, &self.basis.means, self.mean_stride(), out, width);
+    pub(crate) fn decode_coded(&self, slot: &[u8], tokens: usize, gain: f32, out: &mut [f32]) {
+        let (width, means) = (self.basis.width, &self.basis.means);
+        let n = out.len() / width;
+        let slot = &slot[..self.layout.slot_bytes(tokens)];
+        self.layout.decode(slot, n, gain, means, self.mean_stride(), out, width);
     }
 
     /// Coefficients without the mean: what [`Self::coefficients`] gave, as it was stored. `out`:
-    /// `[n, width]`.
+    /// `[tokens, width]`, the whole block.
     pub(crate) fn decode_coefficients(&self, slot: &[u8], out: &mut [f32]) {
         const NO_MEAN: [f32; MAX_WIDTH] = [0.0; MAX_WIDTH];
         let width = self.basis.width;
-        let rows = &slot[..out.len() / width * self.layout.row_bytes()];
-        self.layout.decode(rows, 1.0, &NO_MEAN[..width], 0, out, width);
+        let tokens = out.len() / width;
+        let slot = &slot[..self.layout.slot_bytes(tokens)];
+        self.layout.decode(slot, tokens, 1.0, &NO_MEAN[..width], 0, out, width);
     }
 
     /// Stores coefficients. `z`: `[tokens, width]`.
     pub(crate) fn encode_coefficients(&self, z: &[f32], slot: &mut [u8]) {
-        let rows = slot.chunks_exact_mut(self.layout.row_bytes());
-        for (z, row) in z.chunks_exact(self.basis.width).zip(rows) {
-            self.layout.encode_row(z, row);
-        }
+        let bytes = self.layout.slot_bytes(z.len() / self.basis.width);
+        self.layout.encode(z, &mut slot[..bytes]);
     }
 
-    /// Plain rows of one head. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:
+    /// What a block of `tokens` rows takes of its slot.
+    pub(crate) fn stored<'a>(&self, slot: &'a [u8], tokens: usize) -> &'a [u8] {
+        &slot[..self.layout.slot_bytes(tokens)]
+    }
+
+    /// Segments up to the last that has bits.
+    pub(crate) fn used_segments(&self) -> usize {
+        self.layout.used_segments()
+    }
+
+    /// Levels of the first `segments` segments of a block of `tokens` rows, see [`Layout::levels`].
+    #[inline]
+    pub(crate) fn levels(
+        &self,
+        order: Order,
+        slot: &[u8],
+        tokens: usize,
+        segments: usize,
+        out: &mut [u8],
+    ) {
+        let slot = &slot[..self.layout.slot_bytes(tokens)];
+        self.layout.levels(order, slot, tokens, segments, out);
+    }
+
+    /// See [`Layout::row_factors`].
+    #[inline]
+    pub(crate) fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Boosts) {
+        self.layout.row_factors(slot, out, boosts);
+    }
+
+    /// Plain rows of one head of a block of `tokens` rows. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:
     /// `[n, dim]`.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn decode_head(
         &self,
         slot: &[u8],
+        tokens: usize,
         gain: f32,
         head: usize,
         dim: usize,
@@ -187,7 +260,7 @@ impl JointCodec {
         let width = self.basis.width;
         let n = out.len() / dim;
         coded.resize(n * width, 0.0);
-        self.decode_coded(slot, gain, coded);
+        self.decode_coded(slot, tokens, gain, coded);
         let columns = &columns[head * dim * width..];
         gemm_nt((n, dim, width), coded, width, columns, width, out, dim);
         for row in out.chunks_exact_mut(dim) {
@@ -216,7 +289,7 @@ impl Codec for JointCodec {
     }
 
     fn slot_bytes(&self, tokens: usize, _dim: usize) -> usize {
-        tokens * self.layout.row_bytes()
+        self.layout.slot_bytes(tokens)
     }
 
     /// `rows`: `[tokens, width]`; `dim` is the width.
@@ -228,9 +301,9 @@ impl Codec for JointCodec {
         SCRATCH.with_borrow_mut(|s| s[2] = z);
     }
 
-    fn decode(&self, slot: &[u8], _tokens: usize, dim: usize, out: &mut [f32]) {
+    fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]) {
         let mut coded = vec![0.0; out.len()];
-        self.decode_coded(slot, 1.0, &mut coded);
+        self.decode_coded(slot, tokens, 1.0, &mut coded);
         let mut columns = Vec::new();
         self.basis.columns_into(&mut columns);
         gemm_nt((out.len() / dim, dim, dim), &coded, dim, &columns, dim, out, dim);
@@ -339,7 +412,7 @@ mod tests {
         codec.encode(&x, 64, &mut slot);
         let [once, twice, none] = [1.0, 2.0, 0.0].map(|gain| {
             let mut out = vec![0.0; x.len()];
-            codec.decode_coded(&slot, gain, &mut out);
+            codec.decode_coded(&slot, 16, gain, &mut out);
             out
         });
         for ((a, b), mean) in once.iter().zip(&twice).zip(&none) {

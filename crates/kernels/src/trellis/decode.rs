@@ -5,21 +5,32 @@
 // Lanes are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use super::tables::{LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6};
-use super::{BOOSTS, HEADER_BYTES, Layout, ROW_SCALES, SEGMENT, segment_bytes};
+use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, scaled, segment_bytes, tables};
 use crate::isa::Isa;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+const LEVELS_1: [f32; 8] = scaled(&tables::LEVELS_1);
+const LEVELS_2: [f32; 16] = scaled(&tables::LEVELS_2);
+const LEVELS_3: [f32; 32] = scaled(&tables::LEVELS_3);
+const LEVELS_4: [f32; 64] = scaled(&tables::LEVELS_4);
+const LEVELS_5: [f32; 32] = scaled(&tables::LEVELS_5);
+const LEVELS_6: [f32; 64] = scaled(&tables::LEVELS_6);
+
 /// Rows decoded together, segment by segment: enough to spread the cost of choosing the code for a
 /// segment's bit width, few enough that their outputs stay in L1.
 const ROWS: usize = 16;
 
-/// Up to [`ROWS`] encoded rows and what to add them to.
+/// Up to [`ROWS`] rows of a slot and what to add them to.
 #[derive(Clone, Copy)]
 struct Block<'a> {
-    rows: &'a [u8],
+    slot: &'a [u8],
+    /// Rows of the slot.
+    rows: usize,
+    /// Those that are decoded: `first .. first + count`.
+    first: usize,
+    count: usize,
     gain: f32,
     means: &'a [f32],
     mean_stride: usize,
@@ -28,9 +39,8 @@ struct Block<'a> {
 
 /// One segment of a block.
 struct Segment<'a> {
-    /// Encoded rows from the segment's first byte on.
+    /// The first row's code and those after it.
     codes: &'a [u8],
-    row_bytes: usize,
     /// Factor of the levels, by row; as many as there are rows.
     factors: &'a [f32],
     /// Means from the segment's first coefficient on.
@@ -42,30 +52,34 @@ struct Segment<'a> {
 impl Layout {
     /// `out[t][i] = means[t][i] + gain · row_scale · boost_i · scales_i · level`.
     ///
-    /// `rows`: `[tokens, row_bytes]`. `means`: `[tokens, width]` with stride `mean_stride`, or one
-    /// row for all with stride 0. `out`: `[tokens, width]` with stride `out_stride`; what lies
-    /// between rows is left alone. Any bytes decode to something.
+    /// `slot`: a block of as many rows as its length says; the first `tokens` of them are decoded.
+    /// `means`: `[tokens, width]` with stride `mean_stride`, or one row for all with stride 0. `out`:
+    /// `[tokens, width]` with stride `out_stride`; what lies between rows is left alone. Any bytes
+    /// decode to something.
     ///
     /// # Panics
-    /// If `rows` is not whole rows, a stride other than 0 for the means is below the width, or a
-    /// slice is shorter than its shape and stride say.
+    /// If `slot` is not whole rows or fewer than `tokens`, a stride other than 0 for the means is
+    /// below the width, or a slice is shorter than its shape and stride say.
+    #[allow(clippy::too_many_arguments)]
     pub fn decode(
         &self,
-        rows: &[u8],
+        slot: &[u8],
+        tokens: usize,
         gain: f32,
         means: &[f32],
         mean_stride: usize,
         out: &mut [f32],
         out_stride: usize,
     ) {
-        self.decode_on(Isa::best(), rows, gain, means, mean_stride, out, out_stride);
+        self.decode_on(Isa::best(), slot, tokens, gain, means, mean_stride, out, out_stride);
     }
 
     #[allow(clippy::too_many_arguments)]
     pub(super) fn decode_on(
         &self,
         isa: Isa,
-        rows: &[u8],
+        slot: &[u8],
+        tokens: usize,
         gain: f32,
         means: &[f32],
         mean_stride: usize,
@@ -73,8 +87,9 @@ impl Layout {
         out_stride: usize,
     ) {
         let (width, row_bytes) = (self.width(), self.row_bytes);
-        let tokens = rows.len() / row_bytes;
-        assert!(rows.len() == tokens * row_bytes, "{} bytes / {row_bytes} a row", rows.len());
+        let rows = slot.len() / row_bytes;
+        assert!(slot.len() == rows * row_bytes, "{} bytes / {row_bytes} a row", slot.len());
+        assert!(tokens <= rows, "{tokens} of {rows} rows");
         if tokens == 0 {
             return;
         }
@@ -84,9 +99,12 @@ impl Layout {
         assert!(out.len() >= (tokens - 1) * out_stride + width, "out: {}", out.len());
 
         for first in (0..tokens).step_by(ROWS) {
-            let n = ROWS.min(tokens - first);
+            let count = ROWS.min(tokens - first);
             let block = Block {
-                rows: &rows[first * row_bytes..(first + n) * row_bytes],
+                slot,
+                rows,
+                first,
+                count,
                 gain,
                 means: &means[first * mean_stride..],
                 mean_stride,
@@ -114,21 +132,17 @@ fn decode_block(isa: Isa, layout: &Layout, block: Block<'_>, out: &mut [f32]) {
 /// Calls `decode(index, bits, segment)` for each segment of the block.
 #[inline(always)]
 fn for_segments(layout: &Layout, block: Block<'_>, mut decode: impl FnMut(usize, u8, Segment<'_>)) {
-    let row_bytes = layout.row_bytes;
-    let scales = RowScales::read(block.rows, row_bytes, block.gain);
-    let mut offset = HEADER_BYTES;
-    for (i, (bits, scale)) in layout.bits.iter().zip(&layout.scales).enumerate() {
-        let factors = scales.of_segment(i, *scale);
+    let scales = RowScales::read(&block);
+    for (i, (bits, scale, offset)) in layout.segments(block.rows).enumerate() {
+        let factors = scales.of_segment(i, scale);
         let segment = Segment {
-            codes: &block.rows[offset..],
-            row_bytes,
-            factors: &factors[..(block.rows.len() / row_bytes).min(ROWS)],
+            codes: &block.slot[offset + block.first * segment_bytes(bits)..],
+            factors: &factors[..block.count.min(ROWS)],
             means: &block.means[i * SEGMENT..],
             mean_stride: block.mean_stride,
             out_stride: block.out_stride,
         };
-        decode(i, *bits, segment);
-        offset += segment_bytes(*bits);
+        decode(i, bits, segment);
     }
 }
 
@@ -143,12 +157,13 @@ struct RowScales {
 
 impl RowScales {
     #[inline(always)]
-    fn read(rows: &[u8], row_bytes: usize, gain: f32) -> Self {
+    fn read(block: &Block<'_>) -> Self {
         let mut scales =
             Self { plain: [0.0; ROWS], boosted: [0.0; ROWS], boosted_segment: [0; ROWS] };
-        for (t, row) in rows.chunks_exact(row_bytes).enumerate().take(ROWS) {
-            let (code, boost) = (row[0], row[1]);
-            scales.plain[t] = gain * ROW_SCALES[usize::from(code)];
+        let (codes, boosts) = block.slot.split_at(block.rows);
+        let rows = codes[block.first..].iter().zip(&boosts[block.first..]).take(block.count);
+        for (t, (&code, &boost)) in rows.enumerate().take(ROWS) {
+            scales.plain[t] = block.gain * ROW_SCALES[usize::from(code)];
             scales.boosted[t] = scales.plain[t] * BOOSTS[usize::from(boost >> 4)];
             scales.boosted_segment[t] = u32::from(boost & 15);
         }
@@ -228,7 +243,7 @@ fn segment_rows<const BITS: usize, const N: usize>(
     halves: impl Fn(&[u8]) -> [u64; 2],
 ) {
     for (t, factor) in s.factors.iter().enumerate() {
-        let halves = halves(&s.codes[t * s.row_bytes..][..2 * BITS]);
+        let halves = halves(&s.codes[t * 2 * BITS..][..2 * BITS]);
         let means = &s.means[t * s.mean_stride..][..SEGMENT];
         let out = &mut out[t * s.out_stride..][..SEGMENT];
         for j in 0..SEGMENT {

@@ -6,11 +6,22 @@
 // Lanes and states are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use super::tables::{
-    GRAIN, LEVELS_1, LEVELS_2, LEVELS_3, LEVELS_4, LEVELS_5, LEVELS_6, REACH, SPREAD,
+use super::tables::{self, GRAIN, REACH, SPREAD};
+use super::{
+    BOOSTS, HEADER_BYTES, Layout, MAX_BITS, MAX_SEGMENTS, ROW_SCALES, SEGMENT, scaled,
+    segment_bytes,
 };
-use super::{BOOSTS, HEADER_BYTES, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::isa::{Isa, dispatch};
+
+const LEVELS_1: [f32; 8] = scaled(&tables::LEVELS_1);
+const LEVELS_2: [f32; 16] = scaled(&tables::LEVELS_2);
+const LEVELS_3: [f32; 32] = scaled(&tables::LEVELS_3);
+const LEVELS_4: [f32; 64] = scaled(&tables::LEVELS_4);
+const LEVELS_5: [f32; 32] = scaled(&tables::LEVELS_5);
+const LEVELS_6: [f32; 64] = scaled(&tables::LEVELS_6);
+
+/// Most bytes of a row.
+const MAX_ROW_BYTES: usize = HEADER_BYTES + MAX_SEGMENTS * segment_bytes(MAX_BITS);
 
 /// Row scales tried, as steps of the scale code from the root mean square.
 const STEPS: [f32; 5] = [-2.575_4, 0.0, 3.028_1, 6.124_2, 9.1];
@@ -25,21 +36,38 @@ const LIMIT: f32 = 64.0;
 type Coefficients = [[f32; SEGMENT]; MAX_SEGMENTS];
 
 impl Layout {
-    /// Encodes one row: `z`: `[width]` coefficients with their means removed; `row`: `[row_bytes]`,
-    /// all of it overwritten. Returns the squared error in the units of `z`, for a gain of 1.
+    /// Encodes a block: `z`: `[rows, width]` coefficients with their means removed; `slot`:
+    /// [`Self::slot_bytes`] of as many rows, all of it overwritten. Returns the squared error in the
+    /// units of `z`, for a gain of 1.
     ///
-    /// NaN and infinities count as 0 and do not touch other coefficients.
+    /// NaN and infinities count as 0 and do not touch other coefficients. What a row becomes does not
+    /// depend on the others.
     ///
     /// # Panics
-    /// If a slice is shorter than that.
-    pub fn encode_row(&self, z: &[f32], row: &mut [u8]) -> f32 {
-        self.encode_row_on(Isa::best(), z, row)
+    /// If `z` is not whole rows, or the slot has another length.
+    pub fn encode(&self, z: &[f32], slot: &mut [u8]) -> f32 {
+        self.encode_block_on(Isa::best(), z, slot)
     }
 
-    pub(super) fn encode_row_on(&self, isa: Isa, z: &[f32], row: &mut [u8]) -> f32 {
-        assert!(z.len() >= self.width(), "z: {} of {}", z.len(), self.width());
-        assert!(row.len() >= self.row_bytes, "row: {} of {}", row.len(), self.row_bytes);
-        encode_on(isa, self, &z[..self.width()], &mut row[..self.row_bytes])
+    pub(super) fn encode_block_on(&self, isa: Isa, z: &[f32], slot: &mut [u8]) -> f32 {
+        let rows = z.len() / self.width();
+        assert!(z.len() == rows * self.width(), "z: {} of rows of {}", z.len(), self.width());
+        assert!(slot.len() == self.slot_bytes(rows), "slot: {} for {rows} rows", slot.len());
+        let mut bytes = [0; MAX_ROW_BYTES];
+        let mut error = 0.0;
+        for (t, z) in z.chunks_exact(self.width()).enumerate() {
+            let row = &mut bytes[..self.row_bytes];
+            error += encode_on(isa, self, z, row);
+            let (header, mut codes) = row.split_at(HEADER_BYTES);
+            slot[t] = header[0];
+            slot[rows + t] = header[1];
+            for (bits, _, offset) in self.segments(rows) {
+                let (own, others) = codes.split_at(segment_bytes(bits));
+                slot[offset + t * own.len()..][..own.len()].copy_from_slice(own);
+                codes = others;
+            }
+        }
+        error
     }
 }
 

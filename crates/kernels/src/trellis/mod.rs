@@ -9,24 +9,32 @@
 //! That is worth 0.6 dB (1 bit) to 1.3 dB (3, 4 bits) over the best scalar quantiser. With 5 and 6
 //! bits codes are plain.
 //!
-//! # Row layout
+//! All levels are whole multiples of one step below 128, so that products with them can be sums of
+//! bytes ([`crate::coded`]).
 //!
-//! | bytes | content |
+//! # Slot layout
+//!
+//! The rows of a block stand beside each other, segment by segment, so that one register holds the
+//! codes of several:
+//!
+//! | bytes, for n rows | content |
 //! |---|---|
-//! | 0 | row scale code c: 2^((c - 128) / 8); 0: every coefficient decodes to its mean |
-//! | 1 | boost: low nibble a segment's index, high nibble e; that segment's factor is 2^(e / 2) |
-//! | 2 bits_i | per segment: a little-endian integer `word` of 16 bits_i bits |
+//! | n | row scale codes c: 2^((c - 128) / 8); 0: every coefficient decodes to its mean |
+//! | n | boosts: low nibble a segment's index, high nibble e; that segment's factor is 2^(e / 2) |
+//! | n · 2 bits_i | per segment, for each row a little-endian integer `word` of 16 bits_i bits |
 //!
 //! Window j of a trellis segment is the low bits_i + 2 bits of `word` rotated right by bits_i · j
 //! (circular in its 16 bits_i bits); code j of a plain segment is bits bits_i · j onwards.
 
 mod decode;
 mod encode;
+mod levels;
 mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use tables::DISTORTION;
+pub use levels::{Boosts, Order};
+pub use tables::{DISTORTION, STEP};
 
 /// Coefficients in a segment.
 pub const SEGMENT: usize = 16;
@@ -71,6 +79,21 @@ impl Layout {
         self.row_bytes
     }
 
+    /// Bytes of a block of `rows` rows.
+    pub fn slot_bytes(&self, rows: usize) -> usize {
+        rows * self.row_bytes
+    }
+
+    /// Segments with their bits, their scale, and where the codes of a block of `rows` rows begin.
+    fn segments(&self, rows: usize) -> impl Iterator<Item = (u8, f32, usize)> {
+        let mut offset = HEADER_BYTES * rows;
+        self.bits.iter().zip(&self.scales).map(move |(bits, scale)| {
+            let at = offset;
+            offset += rows * segment_bytes(*bits);
+            (*bits, *scale, at)
+        })
+    }
+
     /// Bits per coefficient of each segment.
     pub fn bits(&self) -> &[u8] {
         &self.bits
@@ -85,6 +108,17 @@ impl Layout {
 /// Bytes of a segment's codes.
 const fn segment_bytes(bits: u8) -> usize {
     SEGMENT * bits as usize / 8
+}
+
+/// Levels as numbers.
+const fn scaled<const N: usize>(levels: &[i8; N]) -> [f32; N] {
+    let mut out = [0.0; N];
+    let mut i = 0;
+    while i < N {
+        out[i] = levels[i] as f32 * STEP;
+        i += 1;
+    }
+    out
 }
 
 /// Row scales by code: 2^((c - 128) / 8), and 0 for code 0.

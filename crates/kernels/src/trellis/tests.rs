@@ -1,4 +1,6 @@
+use super::levels::Order;
 use super::*;
+use crate::coded::ByteIsa;
 use crate::isa::Isa;
 
 /// Normal deviates by Box and Muller from an LCG.
@@ -30,22 +32,35 @@ fn mixture() -> Layout {
 }
 
 fn decoded(layout: &Layout, rows: &[u8]) -> Vec<f32> {
-    let mut out = vec![f32::NAN; rows.len() / layout.row_bytes() * layout.width()];
-    layout.decode(rows, 1.0, &vec![0.0; layout.width()], 0, &mut out, layout.width());
+    let n = rows.len() / layout.row_bytes();
+    let mut out = vec![f32::NAN; n * layout.width()];
+    layout.decode(rows, n, 1.0, &vec![0.0; layout.width()], 0, &mut out, layout.width());
     out
+}
+
+/// Row `t` of a block, as a block of its own.
+fn row_of(layout: &Layout, slot: &[u8], t: usize) -> Vec<u8> {
+    let rows = slot.len() / layout.row_bytes();
+    let mut row = vec![slot[t], slot[rows + t]];
+    for (bits, _, offset) in layout.segments(rows) {
+        let bytes = segment_bytes(bits);
+        row.extend(&slot[offset + t * bytes..][..bytes]);
+    }
+    row
 }
 
 fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }
 
-/// Encodes `z` on every instruction set, checks that they agree, and returns row and error.
+/// Encodes a block on every instruction set, checks that they agree, and returns it with its error.
 fn encoded(layout: &Layout, z: &[f32]) -> (Vec<u8>, f32) {
-    let mut row = vec![0xA5; layout.row_bytes()];
-    let error = layout.encode_row_on(Isa::Baseline, z, &mut row);
+    let bytes = layout.slot_bytes(z.len() / layout.width());
+    let mut row = vec![0xA5; bytes];
+    let error = layout.encode_block_on(Isa::Baseline, z, &mut row);
     for isa in Isa::available() {
-        let mut other = vec![0x5A; layout.row_bytes()];
-        let other_error = layout.encode_row_on(isa, z, &mut other);
+        let mut other = vec![0x5A; bytes];
+        let other_error = layout.encode_block_on(isa, z, &mut other);
         assert_eq!((&other, other_error.to_bits()), (&row, error.to_bits()), "{isa}");
     }
     (row, error)
@@ -121,7 +136,7 @@ fn no_codes_beat_the_search() {
 
 #[test]
 fn windows_follow_the_definition() {
-    let tables: [&[f32]; 4] =
+    let tables: [&[i8]; 4] =
         [&tables::LEVELS_1, &tables::LEVELS_2, &tables::LEVELS_3, &tables::LEVELS_4];
     let mut random = Gaussian(5);
     for bits in 1..=4u32 {
@@ -133,6 +148,7 @@ fn windows_follow_the_definition() {
             let circle = u128::from(word) | u128::from(word) << (16 * bits);
             let expected: Vec<f32> = (0..16)
                 .map(|j| tables[bits as usize - 1][(circle >> (bits * j)) as usize % (4 << bits)])
+                .map(|level| f32::from(level) * STEP)
                 .collect();
             assert_eq!(decoded(&layout, &row), expected, "{bits} bits, {word:x}");
         }
@@ -205,7 +221,7 @@ fn layouts_without_bits_or_with_zero_scales_give_means() {
         let energy: f64 = z.iter().map(|z| f64::from(*z).powi(2)).sum();
         assert!((f64::from(error) / energy - 1.0).abs() < 1e-5);
         let mut out = [0.0; 32];
-        layout.decode(&row, 1.0, &[5.0; 32], 0, &mut out, 32);
+        layout.decode(&row, 1, 1.0, &[5.0; 32], 0, &mut out, 32);
         assert_eq!(out, [5.0; 32]);
     }
 }
@@ -252,12 +268,11 @@ fn decoding_adds_scaled_levels_to_means() {
     let layout = mixture();
     let (width, tokens) = (layout.width(), 37);
     let mut random = Gaussian(21);
-    let mut rows = Vec::new();
+    let mut z: Vec<f32> = (0..tokens).flat_map(|_| random.row(layout.scales())).collect();
     for t in 0..tokens {
-        let mut z = random.row(layout.scales());
-        z[16 * (t % 7)] *= 100.0;
-        rows.extend(encoded(&layout, &z).0);
+        z[t * width + 16 * (t % 7)] *= 100.0;
     }
+    let (rows, _) = encoded(&layout, &z);
     let plain = decoded(&layout, &rows);
     let (gain, mean_stride, out_stride) = (0.37, width + 5, width + 3);
     let means: Vec<f32> = (0..tokens * mean_stride).map(|_| random.next()).collect();
@@ -266,8 +281,7 @@ fn decoding_adds_scaled_levels_to_means() {
             [(1, 0), (5, mean_stride), (16, mean_stride), (tokens, 0), (tokens, mean_stride)]
         {
             let mut out = vec![f32::NAN; (n - 1) * out_stride + width];
-            let rows = &rows[..n * layout.row_bytes()];
-            layout.decode_on(isa, rows, gain, &means, mean_stride, &mut out, out_stride);
+            layout.decode_on(isa, &rows, n, gain, &means, mean_stride, &mut out, out_stride);
             for t in 0..n {
                 for i in 0..out_stride.min(out.len() - t * out_stride) {
                     let got = out[t * out_stride + i];
@@ -293,11 +307,11 @@ fn rows_do_not_depend_on_their_neighbours() {
     let means: Vec<f32> = (0..width).map(|_| random.next()).collect();
     for isa in Isa::available() {
         let mut all = vec![0.0; 21 * width];
-        layout.decode_on(isa, &rows, 0.5, &means, 0, &mut all, width);
+        layout.decode_on(isa, &rows, 21, 0.5, &means, 0, &mut all, width);
         for t in 0..21 {
             let mut one = vec![0.0; width];
-            let row = &rows[t * bytes..(t + 1) * bytes];
-            layout.decode_on(isa, row, 0.5, &means, 0, &mut one, width);
+            let row = row_of(&layout, &rows, t);
+            layout.decode_on(isa, &row, 1, 0.5, &means, 0, &mut one, width);
             let same = one.iter().zip(&all[t * width..]).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same, "{isa} row {t}");
         }
@@ -306,7 +320,7 @@ fn rows_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn no_rows_decode_to_nothing() {
-    mixture().decode(&[], 1.0, &[], 0, &mut [], 128);
+    mixture().decode(&[], 0, 1.0, &[], 0, &mut [], 128);
 }
 
 /// `cargo test --release -p kvasir-kernels trellis::tests::speed -- --ignored --nocapture`
@@ -325,21 +339,91 @@ fn speed() {
             let mut best = [f64::INFINITY; 2];
             for _ in 0..200 {
                 let start = std::time::Instant::now();
-                let rows = codes.chunks_exact_mut(layout.row_bytes());
-                for (z, row) in z.chunks_exact(layout.width()).zip(rows) {
-                    layout.encode_row_on(isa, z, row);
-                }
+                layout.encode_block_on(isa, &z, &mut codes);
                 best[0] = best[0].min(start.elapsed().as_secs_f64());
                 let start = std::time::Instant::now();
                 for _ in 0..10 {
                     let out = std::hint::black_box(&mut out);
-                    layout.decode_on(isa, &codes, 1.0, &means, 0, out, layout.width());
+                    layout.decode_on(isa, &codes, rows, 1.0, &means, 0, out, layout.width());
                 }
                 best[1] = best[1].min(start.elapsed().as_secs_f64() / 10.0);
             }
             let [encode, decode] = best.map(|s| s * 1e9 / z.len() as f64);
             let bits = layout.bits();
             println!("{bits:?} {isa}: encode {encode:.2}, decode {decode:.3} ns per coefficient");
+        }
+    }
+}
+
+/// Both orders name the same levels as rows of numbers, on every instruction set.
+#[test]
+fn levels_are_what_rows_decode_to() {
+    let layouts = [mixture(), layout(&[0, 3, 6], &[1.0; 3]), layout(&[2; 12], &[1.0; 12])];
+    for layout in layouts {
+        let (width, bytes) = (layout.width(), layout.row_bytes());
+        for rows in [16, 32, 48, 64] {
+            let mut random = Gaussian(41);
+            let mut slot: Vec<u8> =
+                (0..rows * bytes).map(|_| (random.uniform() * 256.0) as u8).collect();
+            // Neither row scales nor boosts.
+            slot[..rows].fill(128);
+            slot[rows..2 * rows].fill(0);
+            let unit = layout.scales().iter().flat_map(|s| [s * STEP; SEGMENT]);
+            let unit: Vec<f32> = unit.collect();
+            let plain = decoded(&layout, &slot);
+            for isa in ByteIsa::available() {
+                for segments in [1, layout.used_segments(), layout.bits().len()] {
+                    for order in [Order::Keys, Order::Values] {
+                        let mut out = vec![77; width * rows + 5];
+                        layout.levels_on(isa, order, &slot, rows, segments, &mut out);
+                        assert!(out[SEGMENT * segments * rows..].iter().all(|b| *b == 77));
+                        for (t, c) in
+                            (0..rows).flat_map(|t| (0..16 * segments).map(move |c| (t, c)))
+                        {
+                            let level = match order {
+                                Order::Keys => i32::from(out[(c / 4 * rows + t) * 4 + c % 4]) - 128,
+                                Order::Values => {
+                                    let at = (c / 16 * rows + t / 4 * 4) * 16 + c % 16 * 4 + t % 4;
+                                    i32::from(out[at] as i8)
+                                }
+                            };
+                            let want = (plain[t * width + c] / unit[c]).round() as i32;
+                            assert_eq!(level, want, "{isa:?} {order:?} row {t}, coefficient {c}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn factors_and_boosts_are_those_of_the_headers() {
+    let layout = layout(&[3, 0, 4], &[1.0; 3]);
+    for rows in [16, 32, 64] {
+        let mut random = Gaussian(2);
+        let mut slot: Vec<u8> =
+            (0..layout.slot_bytes(rows)).map(|_| (random.uniform() * 256.0) as u8).collect();
+        (slot[3], slot[rows + 5], slot[rows + 6]) = (0, 0x02, 0x1F);
+        for isa in ByteIsa::available() {
+            let (mut factors, mut boosts) = (vec![f32::NAN; rows], Boosts::default());
+            layout.row_factors_on(isa, &slot, &mut factors, &mut boosts);
+            let mut all = vec![f32::NAN; 3 * rows];
+            Layout::segment_factors_on(isa, &factors, &boosts, 3, &mut all);
+            for (row, factor) in factors.iter().enumerate() {
+                assert_eq!(*factor, ROW_SCALES[usize::from(slot[row])]);
+                let header = slot[rows + row];
+                assert_eq!(boosts.factor(row), BOOSTS[usize::from(header >> 4)]);
+                for segment in 0..16 {
+                    let boosted = header >= 16 && usize::from(header & 15) == segment;
+                    assert_eq!(boosts.rows(segment) >> row & 1 == 1, boosted, "{isa:?}");
+                    let boost = if boosted { boosts.factor(row) } else { 1.0 };
+                    if segment < 3 {
+                        assert_eq!(all[segment * rows + row], factor * boost, "{isa:?}");
+                    }
+                }
+            }
+            assert!((0..16).all(|s| boosts.rows(s) >> (rows - 1) <= 1));
         }
     }
 }

@@ -90,7 +90,7 @@ fn decode_segment<const BITS: usize, const N: usize>(
     if n == 0 {
         return;
     }
-    assert!(s.codes.len() >= (n - 1) * s.row_bytes + 2 * BITS);
+    assert!(s.codes.len() >= n * 2 * BITS);
     assert!(s.means.len() >= (n - 1) * s.mean_stride + SEGMENT);
     assert!(out.len() >= (n - 1) * s.out_stride + SEGMENT);
     let table = Lookup::new(levels);
@@ -101,7 +101,7 @@ fn decode_segment<const BITS: usize, const N: usize>(
         let shuffle = _mm512_loadu_epi8(shuffle.as_ptr().cast());
         let shifts = _mm512_loadu_epi32(shifts.as_ptr().cast());
         for t in 0..n {
-            let bytes = broadcast::<BITS>(s.codes.as_ptr().add(t * s.row_bytes));
+            let bytes = broadcast::<BITS>(s.codes.as_ptr().add(t * 2 * BITS));
             let codes = _mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, shuffle), shifts);
             let mean = _mm512_loadu_ps(s.means.as_ptr().add(t * s.mean_stride));
             let factor = _mm512_set1_ps(s.factors[t]);

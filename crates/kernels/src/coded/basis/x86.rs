@@ -1,0 +1,321 @@
+//! HOT PATH. VNNI code of the functions above it; contracts as their callers state them.
+
+use std::arch::x86_64::*;
+
+use super::{ByteBasis, ByteQueries, Head, TILE, byte_factor, rotate_body, shift};
+use crate::trellis::SEGMENT;
+
+/// Rows folded together: their sums for one tile fill 24 registers.
+const ROWS: usize = 6;
+
+/// Channels rotated together.
+const LANES: usize = 16;
+
+/// Most columns of a basis.
+const MAX_STRIDE: usize = 256;
+
+/// See [`ByteBasis::fold`].
+///
+/// # Safety
+/// Queries and outputs must have the lengths that `fold_on` and `fold_checked` assert.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn fold(
+    basis: &ByteBasis,
+    head: &Head,
+    segments: usize,
+    queries: &[i8],
+    worth: &[f32],
+    out: &mut ByteQueries<'_>,
+) {
+    let (dim, stride) = (basis.dim, basis.stride);
+    let rows = queries.len() / dim;
+    let tiles = (segments * SEGMENT).div_ceil(TILE);
+    assert!(tiles * TILE <= stride.min(MAX_STRIDE));
+    let mut words = [0i16; ROWS * MAX_STRIDE];
+    let mut row = 0;
+    while row < rows {
+        let n = ROWS.min(rows - row);
+        // SAFETY: rows `row .. row + n` of the queries are there; `words` has room for `ROWS` rows of
+        // at most `MAX_STRIDE`; the outputs have room for the row of every query.
+        unsafe {
+            let query = queries.as_ptr().add(row * dim);
+            let to = words.as_mut_ptr();
+            match n {
+                6 => fold_rows::<6>(head, dim, segments, query, to),
+                5 => fold_rows::<5>(head, dim, segments, query, to),
+                4 => fold_rows::<4>(head, dim, segments, query, to),
+                3 => fold_rows::<3>(head, dim, segments, query, to),
+                2 => fold_rows::<2>(head, dim, segments, query, to),
+                _ => fold_rows::<1>(head, dim, segments, query, to),
+            }
+            for i in 0..n {
+                let r = out.row(row + i);
+                let bytes = out.bytes.as_mut_ptr().add(r * stride);
+                let offsets = out.offsets.as_mut_ptr().add(r * stride / 4);
+                let factor = to_bytes(to.add(i * MAX_STRIDE), tiles, bytes, offsets);
+                out.scales[r] = worth[(row + i) % worth.len()] * basis.worth(head, factor);
+            }
+        }
+        row += n;
+    }
+}
+
+/// `R` rows through all tiles, to 16 bits, `MAX_STRIDE` apart.
+///
+/// # Safety
+/// `query`: `R` rows of `dim` bytes; `to`: room for `R` rows of `MAX_STRIDE` words.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn fold_rows<const R: usize>(
+    head: &Head,
+    dim: usize,
+    segments: usize,
+    query: *const i8,
+    to: *mut i16,
+) {
+    let shift = shift(dim);
+    let count = _mm_cvtsi32_si128(shift as i32);
+    let columns = head.columns.as_slice().as_ptr();
+    let factors = head.factors.as_slice().as_ptr();
+    // SAFETY: a tile's columns are `dim` · TILE bytes, its factors TILE words; the rest by contract.
+    unsafe {
+        // Entries are 128 too large; the half makes the shift round.
+        let mut begin = [_mm512_setzero_si512(); R];
+        for (r, begin) in begin.iter_mut().enumerate() {
+            let mut sum = _mm_setzero_si128();
+            for k in 0..dim / 16 {
+                let q = _mm_loadu_epi8(query.add(r * dim + 16 * k));
+                sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(-128), q);
+            }
+            let pair = _mm_add_epi32(sum, _mm_shuffle_epi32::<0x4E>(sum));
+            let all = _mm_add_epi32(pair, _mm_shuffle_epi32::<0xB1>(pair));
+            let half = _mm_set1_epi32(1 << shift >> 1);
+            *begin = _mm512_broadcastd_epi32(_mm_sub_epi32(half, all));
+        }
+        for tile in 0..(segments * SEGMENT).div_ceil(TILE) {
+            let columns = columns.add(tile * dim * TILE);
+            let mut sums = [[_mm512_setzero_si512(); 4]; R];
+            for (sums, begin) in sums.iter_mut().zip(begin) {
+                *sums = [begin; 4];
+            }
+            for k in 0..dim / 4 {
+                let at = columns.add(4 * TILE * k);
+                let b: [__m512i; 4] = [
+                    _mm512_loadu_epi8(at.cast()),
+                    _mm512_loadu_epi8(at.add(64).cast()),
+                    _mm512_loadu_epi8(at.add(128).cast()),
+                    _mm512_loadu_epi8(at.add(192).cast()),
+                ];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let q = query.add(r * dim + 4 * k).cast::<i32>().read_unaligned();
+                    let q = _mm512_set1_epi32(q);
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = _mm512_dpbusd_epi32(*sum, b, q);
+                    }
+                }
+            }
+            let factors = factors.add(2 * TILE * tile);
+            // A 128-bit lane of factors is half of a segment's: those that are not asked for are zero.
+            let lanes = (segments - tile * TILE / SEGMENT).min(4);
+            let asked = ((1u16 << (2 * lanes)) - 1) as u8;
+            let low = _mm512_maskz_loadu_epi64(asked, factors.cast());
+            let high = _mm512_maskz_loadu_epi64(asked, factors.add(64).cast());
+            for (r, sums) in sums.iter().enumerate() {
+                let [a, b, c, d] = sums.map(|s| _mm512_sra_epi32(s, count));
+                let to = to.add(r * MAX_STRIDE + tile * TILE);
+                let first = _mm512_mulhrs_epi16(_mm512_packs_epi32(a, b), low);
+                let second = _mm512_mulhrs_epi16(_mm512_packs_epi32(c, d), high);
+                _mm512_storeu_epi16(to, first);
+                _mm512_storeu_epi16(to.add(32), second);
+            }
+        }
+    }
+}
+
+/// One row of words to bytes and their offsets; returns the factor taken.
+///
+/// # Safety
+/// `words`, `bytes`: `tiles` · TILE elements; `offsets`: a quarter of that.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, offsets: *mut i32) -> i16 {
+    // SAFETY: by contract.
+    unsafe {
+        let mut most = _mm512_setzero_si512();
+        for tile in 0..tiles {
+            let (a, b) = pair(words.add(tile * TILE));
+            most = _mm512_max_epu16(most, _mm512_abs_epi16(a));
+            most = _mm512_max_epu16(most, _mm512_abs_epi16(b));
+        }
+        let half =
+            _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64::<1>(most));
+        let quarter =
+            _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+        // The least complement is the largest.
+        let ones = _mm_set1_epi8(-1);
+        let least = _mm_minpos_epu16(_mm_xor_si128(quarter, ones));
+        let most = !(_mm_extract_epi16::<0>(least) as u16);
+        let factor = byte_factor(most);
+        let by = _mm512_set1_epi16(factor);
+        for tile in 0..tiles {
+            let (a, b) = pair(words.add(tile * TILE));
+            let packed = _mm512_packs_epi16(_mm512_mulhrs_epi16(a, by), _mm512_mulhrs_epi16(b, by));
+            _mm512_storeu_epi8(bytes.add(tile * TILE), packed);
+            // A 128-bit lane is a segment.
+            let zero = _mm512_setzero_si512();
+            let fours = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(-128), packed);
+            let pairs = _mm512_add_epi32(fours, _mm512_shuffle_epi32::<0x4E>(fours));
+            let all = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0xB1>(pairs));
+            _mm512_storeu_epi32(offsets.add(tile * TILE / 4), _mm512_sub_epi32(zero, all));
+        }
+        factor
+    }
+}
+
+/// # Safety
+/// TILE words must be readable.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn pair(words: *const i16) -> (__m512i, __m512i) {
+    // SAFETY: by contract.
+    unsafe { (_mm512_loadu_epi16(words), _mm512_loadu_epi16(words.add(32))) }
+}
+
+/// See [`ByteBasis::mean_scores`]. `means`: `[dim / 2, tokens, 2]` words.
+///
+/// # Safety
+/// Slices must have the lengths that `mean_scores_on` asserts; `tokens` must be a multiple of 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn mean_scores(
+    (rows, dim, tokens): (usize, usize, usize),
+    means: &[u8],
+    queries: &[i16],
+    scales: &[f32],
+    unit: f32,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    assert!(means.len() == 2 * dim * tokens && scales.len() >= rows);
+    let mut t = 0;
+    while t < tokens {
+        let groups = if tokens - t >= 32 { 2 } else { 1 };
+        let mut row = 0;
+        while row < rows {
+            let n = ROWS.min(rows - row);
+            // SAFETY: rows `row .. row + n` and columns `t .. t + 16 · groups` are in bounds.
+            unsafe {
+                let tile = MeanTile {
+                    dim,
+                    tokens,
+                    means: means.as_ptr().add(4 * t),
+                    queries: queries.as_ptr().add(row * dim),
+                    scales: scales.as_ptr().add(row),
+                    unit,
+                    out: out.as_mut_ptr().add(row * out_stride + t),
+                    out_stride,
+                };
+                match (n, groups) {
+                    (6, 2) => tile.run::<6, 2>(),
+                    (5, 2) => tile.run::<5, 2>(),
+                    (4, 2) => tile.run::<4, 2>(),
+                    (3, 2) => tile.run::<3, 2>(),
+                    (2, 2) => tile.run::<2, 2>(),
+                    (1, 2) => tile.run::<1, 2>(),
+                    (6, _) => tile.run::<6, 1>(),
+                    (5, _) => tile.run::<5, 1>(),
+                    (4, _) => tile.run::<4, 1>(),
+                    (3, _) => tile.run::<3, 1>(),
+                    (2, _) => tile.run::<2, 1>(),
+                    _ => tile.run::<1, 1>(),
+                }
+            }
+            row += n;
+        }
+        t += 16 * groups;
+    }
+}
+
+/// Some rows against some tokens.
+struct MeanTile {
+    dim: usize,
+    tokens: usize,
+    means: *const u8,
+    queries: *const i16,
+    scales: *const f32,
+    unit: f32,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl MeanTile {
+    /// # Safety
+    /// `R` rows of queries, scales and outputs and 16 `G` tokens must be there.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    #[inline]
+    unsafe fn run<const R: usize, const G: usize>(&self) {
+        // SAFETY: by contract.
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); G]; R];
+            for k in 0..self.dim / 2 {
+                let at = self.means.add(4 * self.tokens * k);
+                let mut means = [_mm512_setzero_si512(); G];
+                for (g, means) in means.iter_mut().enumerate() {
+                    *means = _mm512_loadu_epi8(at.add(64 * g).cast());
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let q = self.queries.add(r * self.dim + 2 * k).cast::<i32>().read_unaligned();
+                    let q = _mm512_set1_epi32(q);
+                    for (sum, means) in sums.iter_mut().zip(means) {
+                        *sum = _mm512_dpwssd_epi32(*sum, means, q);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let scale = _mm512_set1_ps(*self.scales.add(r) * self.unit);
+                for (g, sum) in sums.iter().enumerate() {
+                    let out = self.out.add(r * self.out_stride + 16 * g);
+                    _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_cvtepi32_ps(*sum), scale));
+                }
+            }
+        }
+    }
+}
+
+/// See [`super::rotate_to_bytes`].
+///
+/// # Safety
+/// Queries must be whole rows, outputs as long, cosines and sines `dim / 2`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn rotate_to_bytes(
+    queries: &[f32],
+    dim: usize,
+    turn: (&[f32], &[f32]),
+    bytes: &mut [i8],
+    fine: &mut [i16],
+) {
+    let pairs = dim / 2;
+    if !pairs.is_multiple_of(LANES) {
+        return rotate_body(queries, dim, turn, bytes, fine);
+    }
+    for i in (0..pairs).step_by(LANES) {
+        // SAFETY: both halves of a row have `pairs` channels, of which 16 from `i` on are taken.
+        unsafe {
+            let cos = _mm512_loadu_ps(turn.0.as_ptr().add(i));
+            let sin = _mm512_loadu_ps(turn.1.as_ptr().add(i));
+            for row in (0..queries.len()).step_by(dim) {
+                let a = _mm512_loadu_ps(queries.as_ptr().add(row + i));
+                let b = _mm512_loadu_ps(queries.as_ptr().add(row + i + pairs));
+                // As the definition has it: products are rounded before they are added.
+                let x = _mm512_sub_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin));
+                let y = _mm512_add_ps(_mm512_mul_ps(b, cos), _mm512_mul_ps(a, sin));
+                for (value, at) in [(x, row + i), (y, row + i + pairs)] {
+                    let words = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value));
+                    _mm256_storeu_epi16(fine.as_mut_ptr().add(at), words);
+                    let rounded = _mm256_add_epi16(words, _mm256_set1_epi16(128));
+                    let coarse = _mm256_cvtepi16_epi8(_mm256_srai_epi16::<8>(rounded));
+                    _mm_storeu_epi8(bytes.as_mut_ptr().add(at), coarse);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Attention over blocks whose levels are bytes ([`crate::trellis`]): folding a basis into queries,
+//! scores, softmax and weighted sums, all as sums of byte products.
+//!
+//! Levels are small integers times factors per row and per segment. Factors per segment go into the
+//! folded query and into the finished sums; factors per row go onto scores and weights. What is left
+//! between them is integers: queries folded and rounded to bytes (an error of about a hundredth, where
+//! codes of 3 bits have one of a sixth), weights rounded to bytes per query row. Sums of integers do
+//! not depend on their order, so every instruction set, and any company, gives the same bits.
+
+mod basis;
+mod scores;
+mod softmax;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use basis::{ByteBasis, ByteQueries, FINE, LONGEST, largest_pair, rotate_to_bytes};
+pub use scores::{Scores, add_scores};
+pub use softmax::{Rows, soft_weights};
+pub use values::{BoostedValues, Weights, add_boosted_values, add_values};
+
+/// Instruction sets that byte products have their own code for, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ByteIsa {
+    /// AVX-512 with VBMI and VNNI.
+    Vnni,
+    /// Whatever the compilation target guarantees.
+    Scalar,
+}
+
+impl ByteIsa {
+    /// The best set this processor has.
+    #[inline]
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl")
+            && std::is_x86_feature_detected!("avx512vbmi")
+            && std::is_x86_feature_detected!("avx512vnni")
+            && std::is_x86_feature_detected!("fma")
+        {
+            return Self::Vnni;
+        }
+        Self::Scalar
+    }
+
+    /// Every set this processor can run, best first: for tests that compare them.
+    pub fn available() -> Vec<Self> {
+        [Self::Vnni, Self::Scalar].into_iter().filter(|isa| *isa >= Self::best()).collect()
+    }
+}
+
+/// Asks for bytes to be brought near, one cache line for each of `bytes`' first `lines`; returns what is
+/// left.
+#[inline]
+pub fn prefetch(bytes: &[u8], lines: usize) -> &[u8] {
+    let (now, later) = bytes.split_at(bytes.len().min(64 * lines));
+    #[cfg(target_arch = "x86_64")]
+    for line in now.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on time, and the address is within a slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    let _ = now;
+    later
+}

@@ -1,0 +1,392 @@
+use super::basis::{TILE, rotate_to_bytes_on};
+use super::scores::add_scores_on;
+use super::softmax::soft_weights_on;
+use super::values::{add_boosted_values_on, add_values_on};
+use super::*;
+use crate::OnlineSoftmax;
+use crate::trellis::{Boosts, Layout, SEGMENT};
+
+/// An LCG.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    /// Around 0, of about unit size.
+    fn number(&mut self) -> f32 {
+        let sum: f64 = (0..4).map(|_| self.bits() as f64 / (1u64 << 31) as f64 - 0.5).sum();
+        (sum * 1.7) as f32
+    }
+
+    fn numbers(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.number()).collect()
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.bits() as u8).collect()
+    }
+}
+
+/// `(head_dim, heads)` and segments' scales that fall.
+const SHAPES: [(usize, usize); 5] = [(64, 3), (256, 1), (48, 2), (16, 5), (128, 2)];
+
+fn scales(segments: usize) -> Vec<f32> {
+    (0..segments).map(|s| 3.0 * 0.7f32.powi(s as i32)).collect()
+}
+
+/// A basis of no particular structure whose columns have unit length.
+fn basis(width: usize, random: &mut Random) -> Vec<f32> {
+    random.numbers(width * width).iter().map(|x| x / (width as f32).sqrt()).collect()
+}
+
+struct Folded {
+    bytes: Vec<i8>,
+    offsets: Vec<i32>,
+    scales: Vec<f32>,
+}
+
+fn fold(
+    isa: ByteIsa,
+    basis: &ByteBasis,
+    head: usize,
+    segments: usize,
+    queries: &[i8],
+    worth: &[f32],
+) -> Folded {
+    let rows = worth.len();
+    let mut folded = Folded {
+        bytes: vec![99; rows * basis.stride()],
+        offsets: vec![99; rows * basis.stride() / 4],
+        scales: vec![99.0; rows],
+    };
+    let Folded { bytes, offsets, scales } = &mut folded;
+    let mut out = ByteQueries { bytes, offsets, scales, runs: (rows, rows) };
+    basis.fold_on(isa, head, segments, queries, worth, &mut out);
+    folded
+}
+
+#[test]
+fn folded_queries_are_close_and_equal_on_every_isa() {
+    for (dim, heads) in SHAPES {
+        let (width, tokens, rows) = (dim * heads, 32, 7);
+        let mut random = Random(1);
+        let (entries, scales) = (basis(width, &mut random), scales(width / SEGMENT));
+        let means = random.numbers(tokens * width);
+        let coded = ByteBasis::new(dim, tokens, &entries, &scales, &means);
+        let queries = random.numbers(rows * dim);
+        let angles = random.numbers(dim / 2);
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let worth: Vec<f32> = queries.chunks_exact(dim).map(|q| largest_pair(q) / 127.0).collect();
+        let rotated: Vec<f32> = (0..rows * dim)
+            .map(|i| {
+                let (row, d, half) = (i / dim * dim, i % dim, dim / 2);
+                let (a, b) = (queries[row + d % half], queries[row + d % half + half]);
+                let (c, s) = (cos[d % half], sin[d % half]);
+                if d < half { a * c - b * s } else { b * c + a * s }
+            })
+            .collect();
+        let in_steps = queries.iter().zip(0..).map(|(q, i): (_, usize)| q * FINE / worth[i / dim]);
+        let in_steps: Vec<f32> = in_steps.collect();
+        let mut seen: Option<(Vec<i8>, Vec<i16>)> = None;
+        for isa in ByteIsa::available() {
+            let (mut bytes, mut fine) = (vec![0; rows * dim], vec![0; rows * dim]);
+            let turn = Some((&cos[..], &sin[..]));
+            rotate_to_bytes_on(isa, &in_steps, dim, turn, &mut bytes, &mut fine);
+            for (i, x) in rotated.iter().enumerate() {
+                let w = worth[i / dim];
+                assert!((f32::from(bytes[i]) * w - x).abs() <= 0.51 * w);
+                assert!((f32::from(fine[i]) * w / 256.0 - x).abs() <= 0.51 * w / 256.0);
+            }
+            let seen = seen.get_or_insert((bytes.clone(), fine.clone()));
+            assert_eq!(*seen, (bytes, fine), "{isa:?}");
+        }
+        let Some((bytes, fine)) = seen else { panic!("no instruction set") };
+        for head in 0..heads {
+            for segments in [1, width / SEGMENT / 2 + 1, width / SEGMENT] {
+                let reference = fold(ByteIsa::Scalar, &coded, head, segments, &bytes, &worth);
+                for isa in ByteIsa::available() {
+                    let folded = fold(isa, &coded, head, segments, &bytes, &worth);
+                    assert_eq!(folded.bytes, reference.bytes, "{isa:?} {dim} {segments}");
+                    assert_eq!(folded.offsets, reference.offsets);
+                    assert_eq!(folded.scales, reference.scales);
+                }
+                for bytes in reference.bytes.chunks_exact(coded.stride()) {
+                    let tiles = (segments * SEGMENT).next_multiple_of(TILE);
+                    assert!(bytes[segments * SEGMENT..tiles].iter().all(|b| *b == 0));
+                    assert!(bytes[tiles..].iter().all(|b| *b == 99));
+                }
+                for row in 0..rows {
+                    let exact: Vec<f32> = (0..segments * SEGMENT)
+                        .map(|c| {
+                            let q = rotated[row * dim..][..dim].iter().enumerate();
+                            let dot: f32 =
+                                q.map(|(d, q)| q * entries[(head * dim + d) * width + c]).sum();
+                            dot * scales[c / SEGMENT] * crate::trellis::STEP
+                        })
+                        .collect();
+                    let got = &reference.bytes[row * coded.stride()..];
+                    let scale = reference.scales[row];
+                    let errors = exact.iter().zip(got);
+                    let error: f32 = errors.map(|(e, g)| (e - f32::from(*g) * scale).powi(2)).sum();
+                    let energy: f32 = exact.iter().map(|e| e * e).sum();
+                    assert!(error < 8e-4 * energy, "{dim}, {segments}: {}", error / energy);
+                }
+            }
+            let mut expected: Option<Vec<f32>> = None;
+            for isa in ByteIsa::available() {
+                let stride = tokens + 3;
+                let mut out = vec![f32::NAN; rows * stride];
+                coded.mean_scores_on(isa, head, &fine, &worth, &mut out, stride);
+                for (i, got) in out.iter().enumerate() {
+                    let (row, t) = (i / stride, i % stride);
+                    if t >= tokens {
+                        assert!(got.is_nan());
+                        continue;
+                    }
+                    let q = &rotated[row * dim..][..dim];
+                    let mean = &means[t * width + head * dim..][..dim];
+                    let exact: f32 = q.iter().zip(mean).map(|(q, m)| q * m).sum();
+                    let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+                    let bound = 3e-4 * norm(q) * norm(mean);
+                    assert!((got - exact).abs() < bound, "{got} {exact} {bound}");
+                }
+                out.retain(|x| !x.is_nan());
+                let expected = expected.get_or_insert_with(|| out.clone());
+                assert_eq!(*expected, out, "{isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_of_queries_go_to_their_places() {
+    let mut random = Random(9);
+    let entries = basis(64, &mut random);
+    let coded = ByteBasis::new(64, 16, &entries, &scales(4), &[0.0; 64]);
+    let queries: Vec<i8> = random.bytes(9 * 64).iter().map(|b| *b as i8).collect();
+    let worth = [0.5, 1.0, 2.0];
+    for isa in ByteIsa::available() {
+        let Folded { mut bytes, mut offsets, mut scales } =
+            Folded { bytes: vec![99; 13 * 64], offsets: vec![99; 13 * 16], scales: vec![99.0; 13] };
+        let mut out = ByteQueries {
+            bytes: &mut bytes,
+            offsets: &mut offsets,
+            scales: &mut scales,
+            runs: (3, 5),
+        };
+        coded.fold_on(isa, 0, 4, &queries, &worth, &mut out);
+        for run in 0..3 {
+            let queries = &queries[run * 3 * 64..][..3 * 64];
+            let alone = fold(isa, &coded, 0, 4, queries, &worth);
+            assert_eq!(alone.bytes, bytes[run * 5 * 64..][..3 * 64]);
+            assert_eq!(alone.offsets, offsets[run * 5 * 16..][..3 * 16]);
+            assert_eq!(alone.scales, scales[run * 5..][..3]);
+        }
+        assert!(offsets[48..80].iter().all(|t| *t == 99));
+    }
+}
+
+#[test]
+fn queries_without_size_fold_to_nothing() {
+    let mut random = Random(7);
+    let entries = basis(64, &mut random);
+    let coded = ByteBasis::new(64, 16, &entries, &scales(4), &[0.0; 64]);
+    for isa in ByteIsa::available() {
+        let (mut bytes, mut fine) = (vec![9; 64], vec![9; 64]);
+        rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &mut bytes, &mut fine);
+        let folded = fold(isa, &coded, 0, 4, &bytes, &[0.0]);
+        assert!(folded.bytes[..TILE].iter().all(|b| *b == 0));
+        assert_eq!((folded.offsets[0], folded.scales[0]), (0, 0.0));
+        let mut out = [f32::NAN; 16];
+        coded.mean_scores_on(isa, 0, &fine, &[1.0], &mut out, 16);
+        assert_eq!(out, [0.0; 16], "no mean");
+    }
+}
+
+#[test]
+fn scores_are_scaled_sums_on_every_isa() {
+    let mut random = Random(3);
+    for (segments, tokens, rows) in [(12, 32, 9), (16, 64, 4), (3, 16, 23), (1, 48, 1)] {
+        let width = segments * SEGMENT;
+        let (levels, stride) = (random.bytes(width * tokens), width + 16);
+        let queries: Vec<i8> = random.bytes(rows * stride).iter().map(|b| *b as i8).collect();
+        let (scales, factors) = (random.numbers(rows), random.numbers(segments * tokens));
+        let of_segment = |bytes: &[i8]| {
+            let sum: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
+            [-128 * sum; 4]
+        };
+        let offsets: Vec<i32> = queries.chunks_exact(SEGMENT).flat_map(of_segment).collect();
+        let before = random.numbers(rows * (tokens + 1));
+        let s = Scores {
+            levels: &levels,
+            factors: &factors,
+            tokens,
+            segments,
+            queries: &queries,
+            stride,
+            offsets: &offsets,
+            scales: &scales,
+        };
+        let run = |isa| {
+            let mut out = before.clone();
+            add_scores_on(isa, &s, &mut out, tokens + 1);
+            out
+        };
+        let reference = run(ByteIsa::Scalar);
+        for row in 0..rows {
+            for t in 0..tokens {
+                let (mut exact, mut size) = (0.0f64, 0.0f64);
+                for c in 0..width {
+                    let level = f64::from(levels[(c / 4 * tokens + t) * 4 + c % 4]) - 128.0;
+                    let factor = f64::from(factors[c / SEGMENT * tokens + t] * scales[row]);
+                    let product = level * f64::from(queries[row * stride + c]) * factor;
+                    (exact, size) = (exact + product, size + product.abs());
+                }
+                let at = row * (tokens + 1) + t;
+                exact += f64::from(before[at]);
+                assert!((f64::from(reference[at]) - exact).abs() < 1e-6 * size + 1e-5);
+            }
+        }
+        for isa in ByteIsa::available() {
+            assert_eq!(run(isa), reference, "{isa:?} {segments} {tokens} {rows}");
+        }
+    }
+}
+
+#[test]
+fn values_are_scaled_sums_on_every_isa() {
+    let mut random = Random(5);
+    for (segments, tokens, blocks, rows) in [(12, 32, 4, 9), (16, 64, 2, 4), (4, 16, 3, 20)] {
+        let width = segments * SEGMENT;
+        let (block_bytes, all) = (width * tokens + 64, blocks * tokens);
+        let levels = random.bytes(blocks * block_bytes);
+        let bytes = random.bytes(rows * (all + 4));
+        let scales = random.numbers(rows);
+        let before = random.numbers(rows * (width + 5));
+        let weights = Weights { bytes: &bytes, stride: all + 4, scales: &scales };
+        let run = |isa| {
+            let (mut sums, shape) = (before.clone(), (blocks, tokens, block_bytes));
+            add_values_on(isa, &weights, &levels, shape, segments, &mut sums, width + 5);
+            sums
+        };
+        let reference = run(ByteIsa::Scalar);
+        for (i, got) in reference.iter().enumerate() {
+            let (row, c) = (i / (width + 5), i % (width + 5));
+            let mut exact = 0.0;
+            for t in (0..all).filter(|_| c < width) {
+                let at = (c / 16 * tokens + t % tokens / 4 * 4) * 16 + c % 16 * 4 + t % 4;
+                let level = levels[t / tokens * block_bytes + at] as i8;
+                let weight = weights.bytes[row * (all + 4) + t];
+                exact += f64::from(level) * f64::from(weight);
+            }
+            let exact = exact * f64::from(weights.scales[row]) + f64::from(before[i]);
+            assert!((f64::from(*got) - exact).abs() < 1e-6 * exact.abs() + 1e-2, "{got} {exact}");
+        }
+        for isa in ByteIsa::available() {
+            assert_eq!(run(isa), reference, "{isa:?} {segments} {tokens} {rows}");
+        }
+    }
+}
+
+#[test]
+fn boosted_values_add_what_the_boost_is_more() {
+    let mut random = Random(8);
+    let (segments, tokens, rows, stride) = (3, 16, 5, 60);
+    let block_bytes = segments * SEGMENT * tokens + 64;
+    let levels = random.bytes(2 * block_bytes);
+    let weights = random.numbers(rows * 40);
+    let Some(layout) = Layout::new(vec![1; 3], vec![1.0; 3]) else { panic!("a layout") };
+    let mut factors = [0.0; 16];
+    let boosts = [vec![(7, 2, 4), (15, 0, 1), (3, 0, 15)], vec![(0, 1, 2)]].map(|boosts| {
+        let mut slot = vec![0; layout.slot_bytes(tokens)];
+        for (row, segment, exponent) in boosts {
+            slot[tokens + row] = segment | exponent << 4;
+        }
+        let mut boosts = Boosts::default();
+        layout.row_factors(&slot, &mut factors, &mut boosts);
+        boosts
+    });
+    let values = BoostedValues {
+        boosts: &[&boosts[0], &boosts[1]],
+        levels: &levels,
+        block_tokens: tokens,
+        block_bytes,
+        segments,
+        weights: &weights,
+        stride: 40,
+    };
+    let run = |isa| {
+        let mut sums = vec![0.0; (rows - 1) * stride + 48];
+        add_boosted_values_on(isa, &values, &mut sums, stride);
+        sums
+    };
+    let sums = run(ByteIsa::Scalar);
+    for isa in ByteIsa::available() {
+        assert_eq!(run(isa), sums, "{isa:?}");
+    }
+    for (i, sum) in sums.iter().enumerate() {
+        let (row, c) = (i / stride, i % stride);
+        let mut want = 0.0;
+        for (block, boosts) in boosts.iter().enumerate().filter(|_| c < 48) {
+            for token in (0..tokens).filter(|t| boosts.rows(c / 16) >> t & 1 == 1) {
+                let factor = boosts.factor(token);
+                let at = (c / 16 * tokens + token / 4 * 4) * 16 + c % 16 * 4 + token % 4;
+                let level = f32::from(levels[block * block_bytes + at] as i8);
+                want += weights[row * 40 + block * tokens + token] * (factor - 1.0) * level;
+            }
+        }
+        assert!((sum - want).abs() < 1e-4 * want.abs() + 1e-4, "{sum} {want}");
+    }
+}
+
+#[test]
+fn weights_are_those_of_the_softmax() {
+    let (rows, tokens, stride) = (5, 48, 50);
+    let mut random = Random(13);
+    let factors: Vec<f32> = random.numbers(tokens).iter().map(|x| x.abs() + 0.1).collect();
+    let tiles: Vec<Vec<f32>> =
+        (0..3).map(|_| random.numbers(rows * stride).iter().map(|x| 6.0 * x).collect()).collect();
+    for isa in ByteIsa::available() {
+        let mut states = vec![OnlineSoftmax::default(); rows];
+        let (mut bytes, mut scales) = (vec![0; rows * stride], vec![0.0; rows]);
+        // Columns: the weighted sum of the factors by bytes, and the mass.
+        let mut sums = vec![0.0; rows * 2];
+        for tile in &tiles {
+            let mut scores = tile.clone();
+            let mut all = Rows {
+                scores: &mut scores,
+                bytes: &mut bytes,
+                scales: &mut scales,
+                stride,
+                states: &mut states,
+                sums: &mut sums,
+                sums_stride: 2,
+                mass: 1,
+            };
+            soft_weights_on(isa, tokens, &factors, &mut all);
+            for row in 0..rows {
+                let scores = &scores[row * stride..][..tokens];
+                for (byte, weight) in bytes[row * stride..].iter().zip(scores) {
+                    let error = (f32::from(*byte) * scales[row] - weight).abs();
+                    assert!(error <= 0.501 * scales[row]);
+                    sums[row * 2] += f32::from(*byte) * scales[row];
+                }
+            }
+        }
+        for row in 0..rows {
+            let of_tile = |tile: &Vec<f32>| tile[row * stride..][..tokens].to_vec();
+            let scores: Vec<f32> = tiles.iter().flat_map(of_tile).collect();
+            let max = scores.iter().copied().fold(f32::MIN, f32::max);
+            let p = scores.iter().map(|s| f64::from(s - max).exp());
+            let mass: f64 = p.clone().sum();
+            let weighted: f64 = p.zip(factors.iter().cycle()).map(|(p, f)| p * f64::from(*f)).sum();
+            let normaliser = f64::from(states[row].normaliser());
+            assert!((normaliser * mass - 1.0).abs() < 1e-5);
+            assert!((f64::from(sums[row * 2 + 1]) / mass - 1.0).abs() < 1e-5);
+            assert!((f64::from(sums[row * 2]) / weighted - 1.0).abs() < 5e-3, "{isa:?}");
+        }
+    }
+}
