@@ -142,7 +142,7 @@ pub fn measure(
         let mut out = vec![0.0; 32 * layout.width()];
         let seconds = time(repetitions, &mut || {
             for codes in codes.chunks(32 * layout.row_bytes()) {
-                layout.decode(codes, 1.0, &means, 0, &mut out, layout.width());
+                layout.decode(codes, 32, 1.0, &means, 0, &mut out, layout.width());
             }
         });
         kernels.push(kernel(

@@ -77,7 +77,7 @@ fn trellis(c: &mut Criterion) {
         });
         let (means, mut out) = (vec![0.0; 192], vec![0.0; z.len()]);
         group.bench_function(BenchmarkId::new("decode", bits), |b| {
-            b.iter(|| layout.decode(&codes, 1.0, &means, 0, &mut out, 192));
+            b.iter(|| layout.decode(&codes, 32, 1.0, &means, 0, &mut out, 192));
         });
     }
 }
