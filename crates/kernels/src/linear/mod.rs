@@ -25,12 +25,15 @@ pub use packed::{CodeFormat, GROUP, GroupCodes};
 use crate::activation::{Activation, gated};
 use crate::gemm::gemm_nt_raw;
 use crate::isa::Isa;
-use crate::threads::{Disjoint, parallel_for};
+use crate::threads::{Disjoint, num_threads, parallel_for};
 use packed::{Packed, TILE};
 use product::{Block, Path, ROWS, multiply_tile};
 
 /// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
 const ROWS_PER_PASS: usize = 192;
+
+/// Tasks of a thread in a loop over few rows: enough to even out what is left at the end.
+const TASKS_PER_THREAD: usize = 6;
 
 /// `y = x Wᵀ + b` with `W: [out_features, in_features]`.
 #[derive(Debug)]
@@ -211,9 +214,14 @@ fn forward_on<const N: usize>(
 /// Calls `body(rows, tile)` for every tile and pass, on the current threads.
 fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sync) {
     let passes = rows.div_ceil(ROWS_PER_PASS);
-    parallel_for(passes * tiles, |task, _| {
-        let first = task / tiles * ROWS_PER_PASS;
-        body(first..rows.min(first + ROWS_PER_PASS), task % tiles);
+    // Few rows are done with a tile in less than a microsecond: taking a task would cost a part of that.
+    let most = if rows <= ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
+    let per_task = most.max(1);
+    parallel_for((passes * tiles).div_ceil(per_task), |task, _| {
+        for tile in task * per_task..(passes * tiles).min((task + 1) * per_task) {
+            let first = tile / tiles * ROWS_PER_PASS;
+            body(first..rows.min(first + ROWS_PER_PASS), tile % tiles);
+        }
     });
 }
 
