@@ -240,8 +240,8 @@ fn neither_threads_nor_chunks_change_a_bit_of_long_contexts() {
             let run = |threads: usize, chunks: &[usize]| {
                 let mut cache = cache(vec![l.clone()], 32, recipe, 8 << 20, false);
                 let id = cache.add_sequence(None).unwrap();
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| paged(&mut cache, id, &l, 0, chunks, &q, &k, &v))
+                let pool = kvasir_kernels::Threads::new(threads).unwrap();
+                pool.run(|| paged(&mut cache, id, &l, 0, chunks, &q, &k, &v))
             };
             let whole = run(1, &[tokens]);
             let error = worst(&whole, &expected);
@@ -415,8 +415,8 @@ fn company_does_not_change_a_bit() {
         };
         // The fewer threads, the more sequences an item has.
         for threads in [1, 2] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let together = pool.install(|| attend(&slices, &queries));
+            let pool = kvasir_kernels::Threads::new(threads).unwrap();
+            let together = pool.run(|| attend(&slices, &queries));
             for slice in &slices {
                 let rows = slice.row * 192..(slice.row + slice.len) * 192;
                 let alone = attend(&[BatchSlice { row: 0, ..*slice }], &queries[rows.clone()]);

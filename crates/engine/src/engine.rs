@@ -2,19 +2,19 @@
 
 mod admit;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvasir_cache::{BatchSlice, KvCache, SharingMode};
-use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, Threads, Tokenizer};
+use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, Threads, Tokenizer, parallel_zip};
 use rustc_hash::FxHashMap;
 
 use self::admit::longest_fitting;
 use crate::config::EngineConfig;
 use crate::error::{EngineError, Result};
-use crate::request::{Finish, RequestId, SequenceOutput, StepOutput, TokenId};
+use crate::request::{Finish, RequestId, SequenceOutput, StepOutput, TokenId, TokenLogprobs};
 use crate::sampler::{Context, Sampler, logprobs};
 use crate::scheduler::{Plan, Scheduled, Scheduler};
-use crate::sequence::SeqKey;
+use crate::sequence::{SeqKey, Sequence};
 use crate::stats::EngineStats;
 
 /// Rows of logits computed at a time: a whole prompt's would not fit in memory.
@@ -30,7 +30,8 @@ pub struct Engine {
     cache: KvCache,
     runner: Runner,
     scheduler: Scheduler,
-    sampler: Sampler,
+    /// One for each thread.
+    samplers: Vec<Mutex<Sampler>>,
     requests: FxHashMap<RequestId, Vec<SeqKey>>,
     next_key: u64,
     num_unseeded: u64,
@@ -39,6 +40,7 @@ pub struct Engine {
     tokens: Vec<TokenId>,
     slices: Vec<BatchSlice>,
     logits: Vec<f32>,
+    chosen: Vec<Chosen>,
 }
 
 /// A row of the step's batch whose logits are wanted.
@@ -48,6 +50,37 @@ struct LogitRow {
     row: usize,
     /// The prompt position this row predicts, or the next token if `None`.
     prompt_position: Option<usize>,
+}
+
+/// What a row of logits led to.
+#[derive(Debug, Default)]
+struct Chosen {
+    token: TokenId,
+    logprobs: Option<TokenLogprobs>,
+}
+
+impl LogitRow {
+    /// `logits`: `[vocab]`, changed in place.
+    fn choose(&self, sequence: &Sequence, logits: &mut [f32], sampler: &Mutex<Sampler>) -> Chosen {
+        let params = &sequence.params;
+        if let Some(position) = self.prompt_position {
+            let (token, top) = (sequence.tokens[position], params.prompt_logprobs.unwrap_or(0));
+            return Chosen { token, logprobs: Some(logprobs(logits, token, top)) };
+        }
+        // Log probabilities are of the raw logits; the sampler changes them.
+        let raw = params.logprobs.map(|top| (top, logits.to_vec()));
+        let context = Context {
+            tokens: &sequence.tokens,
+            prompt_len: sequence.prompt_len,
+            end_tokens: &sequence.end_tokens,
+            seed: sequence.seed,
+            index: sequence.index,
+        };
+        // Only scratch: what a panic left in it is written before it is read.
+        let mut sampler = sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = sampler.sample(logits, params, context);
+        Chosen { token, logprobs: raw.map(|(top, raw)| logprobs(&raw, token, top)) }
+    }
 }
 
 /// Counting bytes by layer goes through all tables: rarely enough to cost nothing.
@@ -96,6 +129,8 @@ impl Engine {
             })
         });
         let runner = Runner::new(Threads::new(config.threads)?);
+        let samplers =
+            std::iter::repeat_with(Mutex::default).take(runner.threads().count()).collect();
         let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);
         Ok(Self {
             model,
@@ -105,7 +140,7 @@ impl Engine {
             cache,
             runner,
             scheduler,
-            sampler: Sampler::default(),
+            samplers,
             requests: FxHashMap::default(),
             next_key: 0,
             num_unseeded: 0,
@@ -113,6 +148,7 @@ impl Engine {
             tokens: Vec::new(),
             slices: Vec::new(),
             logits: Vec::new(),
+            chosen: Vec::new(),
         })
     }
 
@@ -197,11 +233,11 @@ impl Engine {
             let indices: Vec<usize> = rows.iter().map(|r| r.row).collect();
             let mut logits = std::mem::take(&mut self.logits);
             self.model.logits(&indices, &mut self.runner, &mut logits);
-            let vocab_size = self.model.spec().vocab_size;
-            for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
-                self.use_logits(*row, logits, &mut output)?;
-            }
+            self.choose(rows, &mut logits);
             self.logits = logits;
+            for (at, row) in rows.iter().enumerate() {
+                self.append(*row, at, &mut output)?;
+            }
         }
         if fuses {
             self.fuse()?;
@@ -265,34 +301,36 @@ impl Engine {
         rows
     }
 
-    fn use_logits(
-        &mut self,
-        row: LogitRow,
-        logits: &mut [f32],
-        output: &mut StepOutput,
-    ) -> Result<()> {
+    /// Chooses the rows' tokens, or looks at the prompt's, on all threads. `logits`: `[rows, vocab]`,
+    /// changed in place.
+    fn choose(&mut self, rows: &[LogitRow], logits: &mut [f32]) {
+        let vocab_size = self.model.spec().vocab_size;
+        self.chosen.clear();
+        self.chosen.resize_with(rows.len(), Chosen::default);
+        let (sequences, samplers) = (&self.scheduler.sequences, &self.samplers);
+        let body = |at: usize, thread: usize, logits: &mut [f32], chosen: &mut [Chosen]| {
+            let row = &rows[at];
+            if let (Some(sequence), [chosen]) = (sequences.get(&row.key), chosen) {
+                *chosen = row.choose(sequence, logits, &samplers[thread % samplers.len()]);
+            }
+        };
+        self.runner.threads().run(|| {
+            parallel_zip((logits, vocab_size), (&mut self.chosen, 1), body);
+        });
+    }
+
+    /// Takes in what was chosen for a row.
+    fn append(&mut self, row: LogitRow, at: usize, output: &mut StepOutput) -> Result<()> {
         let Some(sequence) = self.scheduler.sequences.get_mut(&row.key) else { return Ok(()) };
-        if let Some(position) = row.prompt_position {
-            let top = sequence.params.prompt_logprobs.unwrap_or(0);
-            let found = logprobs(logits, sequence.tokens[position], top);
+        let Chosen { token, logprobs } = std::mem::take(&mut self.chosen[at]);
+        if row.prompt_position.is_some() {
             if sequence.prompt_logprobs.is_empty() {
                 sequence.prompt_logprobs.push(None);
             }
-            sequence.prompt_logprobs.push(Some(found));
+            sequence.prompt_logprobs.push(logprobs);
             return Ok(());
         }
-        let params = Arc::clone(&sequence.params);
-        // Log probabilities are of the raw logits; the sampler changes them.
-        let raw = params.logprobs.map(|top| (top, logits.to_vec()));
-        let context = Context {
-            tokens: &sequence.tokens,
-            prompt_len: sequence.prompt_len,
-            end_tokens: &sequence.end_tokens,
-            seed: sequence.seed,
-            index: sequence.index,
-        };
-        let token = self.sampler.sample(logits, &params, context);
-        let logprobs = raw.map(|(top, raw)| logprobs(&raw, token, top)).into_iter().collect();
+        let logprobs = logprobs.into_iter().collect();
         let first = sequence.num_output() == 0;
         self.stats.generation_tokens += 1;
 

@@ -157,14 +157,8 @@ impl Sampler {
 }
 
 /// The most likely token; of equals the first.
-pub(crate) fn argmax(logits: &[f32]) -> TokenId {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as TokenId
+fn argmax(logits: &[f32]) -> TokenId {
+    kvasir_model::argmax(logits) as TokenId
 }
 
 /// Log probability of `token` and of the `top` most likely tokens. O(vocab).

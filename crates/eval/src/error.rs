@@ -14,7 +14,7 @@ pub enum EvalError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A line of a .jsonl corpus that is no object with a text.
+    /// A line of a .jsonl file that is no object with a text, or with a prompt.
     #[error("{path}, line {line}: {what}")]
     Corpus {
         /// The file.
@@ -34,6 +34,12 @@ pub enum EvalError {
     #[error("{what}")]
     TooShort {
         /// What there is, and what is needed.
+        what: String,
+    },
+    /// A tokenizer that is elsewhere refused or failed.
+    #[error("{what}")]
+    Tokenizer {
+        /// What happened.
         what: String,
     },
     /// The engine ended a request without its result: a bug.

@@ -2,23 +2,18 @@
 
 use std::time::Instant;
 
-use kvasir_engine::{Engine, Request, RequestId, SamplingParams};
+use kvasir_engine::{Engine, Request, RequestId, SamplingParams, TokenId};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::latency::random_tokens;
 
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Load {
-    /// Requests.
-    pub num_prompts: usize,
-    /// Tokens of each prompt.
-    pub input_len: usize,
-    /// Tokens generated for each; end tokens are ignored.
+/// One request of a load; end tokens are ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Token ids of the prompt.
+    pub prompt: Vec<TokenId>,
+    /// Tokens to generate.
     pub output_len: usize,
-    /// Seed of the prompts' tokens.
-    pub seed: u64,
 }
 
 /// What came of it.
@@ -46,20 +41,19 @@ pub struct Throughput {
 /// Lengths that the engine refuses.
 pub fn measure(
     engine: &mut Engine,
-    load: Load,
+    jobs: Vec<Job>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Throughput> {
-    let Load { num_prompts, input_len, output_len, seed } = load;
-    add(engine, "warm-up", 8, 2, seed)?;
+    add(engine, "warm-up", Job { prompt: vec![0; 8], output_len: 2 })?;
     while engine.has_unfinished() {
         engine.step()?;
     }
     engine.reset_prefix_cache()?;
     let preemptions = engine.stats().preemptions;
-    for i in 0..num_prompts {
-        // Seeds far apart: neighbours of one load are not those of the next.
-        let seed = seed.wrapping_mul(1 << 20).wrapping_add(i as u64 + 1);
-        add(engine, &format!("throughput {i}"), input_len, output_len, seed)?;
+    let asked: usize = jobs.iter().map(|job| job.output_len).sum();
+    let prompt_tokens: usize = jobs.iter().map(|job| job.prompt.len()).sum();
+    for (i, job) in jobs.into_iter().enumerate() {
+        add(engine, &format!("throughput {i}"), job)?;
     }
     let (mut max_running, mut generated) = (0, 0);
     let start = Instant::now();
@@ -68,26 +62,30 @@ pub fn measure(
         let finished = step.outputs.iter().filter(|o| o.finish.is_some()).count();
         max_running = max_running.max(engine.num_running() + finished);
         generated += step.outputs.iter().map(|o| o.token_ids.len()).sum::<usize>();
-        progress(generated, num_prompts * output_len);
+        progress(generated, asked);
     }
     let seconds = start.elapsed().as_secs_f64();
     let stats = engine.stats();
     Ok(Throughput {
         seconds,
         output_tokens_per_second: generated as f64 / seconds,
-        total_tokens_per_second: (generated + num_prompts * input_len) as f64 / seconds,
+        total_tokens_per_second: (generated + prompt_tokens) as f64 / seconds,
         max_running,
         preemptions: stats.preemptions - preemptions,
         peak_kv_physical_bytes: stats.kv_peak_physical_bytes,
     })
 }
 
-fn add(engine: &mut Engine, id: &str, input: usize, output: usize, seed: u64) -> Result<()> {
-    let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy(output) };
-    let prompt = random_tokens(input, engine.model().spec().vocab_size, seed);
-    let params = params.into();
-    let id = RequestId::from(id);
-    engine.add_request(Request { id, prompt, params, cache_salt: None, kv_cache: None })?;
+fn add(engine: &mut Engine, id: &str, job: Job) -> Result<()> {
+    let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy(job.output_len) };
+    let (id, params) = (RequestId::from(id), params.into());
+    engine.add_request(Request {
+        id,
+        prompt: job.prompt,
+        params,
+        cache_salt: None,
+        kv_cache: None,
+    })?;
     Ok(())
 }
 
@@ -97,10 +95,12 @@ mod tests {
     use kvasir_model::testkit::tiny_model;
 
     use super::*;
+    use crate::random::random_tokens;
 
     #[test]
     fn a_load_is_done_whole_and_a_small_cache_shows() {
-        let load = Load { num_prompts: 6, input_len: 40, output_len: 9, seed: 3 };
+        let job = |i| Job { prompt: random_tokens(40, 256, i), output_len: 9 };
+        let jobs: Vec<Job> = (0..6).map(job).collect();
         let run = |kv_cache_memory| {
             let config = EngineConfig {
                 threads: 1,
@@ -110,8 +110,8 @@ mod tests {
             };
             let mut engine = Engine::new(tiny_model(1), config).unwrap();
             let mut last = (0, 0);
-            let found =
-                measure(&mut engine, load, &mut |done, total| last = (done, total)).unwrap();
+            let found = measure(&mut engine, jobs.clone(), &mut |done, total| last = (done, total))
+                .unwrap();
             assert_eq!(last, (54, 54));
             assert!(!engine.has_unfinished());
             let ratio = found.total_tokens_per_second / found.output_tokens_per_second;

@@ -1,7 +1,5 @@
 //! HOT PATH. Gated activations of feed-forward layers.
 
-use rayon::prelude::*;
-
 use crate::isa::{dispatch, mul_add};
 use crate::softmax::exp;
 
@@ -39,13 +37,13 @@ fn gelu_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `gate = activation(gate) · up`, element by element. Uses the current rayon pool.
-pub fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    const TASK: usize = 1 << 14;
-    gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(|(gate, up)| match activation {
+/// `gate = activation(gate) · up`, element by element.
+#[inline]
+pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
         Activation::Silu => silu_gated(gate, up),
         Activation::GeluTanh => gelu_gated(gate, up),
-    });
+    }
 }
 
 #[cfg(test)]

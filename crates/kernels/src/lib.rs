@@ -10,8 +10,7 @@
 //! A new kernel must keep this; `gemm::tests::rows_do_not_depend_on_the_batch` shows how it is
 //! checked.
 //!
-//! Kernels that use threads run on the *current* rayon pool: call them inside
-//! [`Threads::install`].
+//! Kernels that use threads run on the *current* team: call them inside [`Threads::run`].
 #![allow(unsafe_code)]
 
 mod activation;
@@ -23,20 +22,24 @@ mod gemm;
 mod isa;
 mod linear;
 mod norm;
+mod peak;
 mod rope;
 mod softmax;
 mod threads;
 pub mod trellis;
 
-pub use activation::{Activation, gated};
+pub use activation::Activation;
 pub use aligned::AlignedBytes;
 pub use attention::{BlockScratch, KvBlock, QueryRows, StoredRows, attend_block, merge_rows};
 pub use convert::{f16_to_f32, f32_to_f16};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
 pub use isa::Isa;
-pub use linear::Linear;
+pub use linear::{
+    ActivationKind, Activations, CodeFormat, GROUP, GroupCodes, Linear, forward_all, forward_gated,
+};
 pub use norm::{rms_norm, rms_norm_rows};
+pub use peak::{Product, peak_operations, peak_read_bytes};
 pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};
-pub use softmax::{OnlineSoftmax, log_sum_exp};
-pub use threads::{Threads, ThreadsError};
+pub use softmax::{OnlineSoftmax, argmax, log_sum_exp};
+pub use threads::{Threads, ThreadsError, num_threads, parallel_for, parallel_zip};

@@ -1,7 +1,5 @@
 //! HOT PATH. RMS norm.
 
-use rayon::prelude::*;
-
 use crate::gemm::sum_lanes;
 use crate::isa::{dispatch, mul_add};
 
@@ -33,14 +31,9 @@ fn body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// [`rms_norm`] of every row of `weight.len()` elements. `x` and `out`: `[rows, weight.len()]`.
 pub fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let width = weight.len();
-    let rows_per_task = (1 << 14) / width.max(1) + 1;
-    x.par_chunks(width * rows_per_task).zip(out.par_chunks_mut(width * rows_per_task)).for_each(
-        |(x, out)| {
-            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                rms_norm(x, weight, eps, out);
-            }
-        },
-    );
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        rms_norm(x, weight, eps, out);
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let clamped = x.clamp(-87.0, 88.0);
     // Adding 1.5 · 2^23 rounds to an integer without a rounding instruction.
     const ROUND: f32 = 12_582_912.0;
-    let n = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = mul_add::<FMA>(n, -LN2_LO, mul_add::<FMA>(n, -LN2_HI, clamped));
     let mut p = 1.987_569_1e-4;
     p = mul_add::<FMA>(p, r, 1.398_2e-3);
@@ -22,7 +23,9 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p = mul_add::<FMA>(p, r, 1.666_666_5e-1);
     p = mul_add::<FMA>(p, r, 5e-1);
     let y = mul_add::<FMA>(p, r * r, r) + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The integer is in the low bits; a cast would be checked lane by lane.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(n.wrapping_add(127) << 23);
     let y = y * scale;
     if x < -87.0 {
         0.0
@@ -116,10 +119,53 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(max) + sum.ln()
 }
 
+dispatch! {
+    /// Index of the largest number; of equals the first; 0 if there is none but NaN.
+    pub fn argmax / argmax_on(x: &[f32]) -> usize = argmax_body;
+}
+
+#[inline(always)]
+fn argmax_body<const FMA: bool>(x: &[f32]) -> usize {
+    let mut lanes = [f32::NEG_INFINITY; 64];
+    let (chunks, rest) = x.as_chunks::<64>();
+    for chunk in chunks {
+        for l in 0..64 {
+            // A comparison that NaN loses.
+            lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+        }
+    }
+    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    // Chunks are compared whole, which vectorises; a search for the first would not.
+    let chunk =
+        chunks.iter().position(|chunk| chunk.iter().fold(false, |any, x| any | (*x == max)));
+    let from = chunk.map_or(64 * chunks.len(), |chunk| 64 * chunk);
+    x[from..].iter().position(|x| *x == max).map_or(0, |at| from + at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Isa;
+
+    #[test]
+    fn argmax_is_the_first_of_the_largest() {
+        for isa in Isa::available() {
+            for n in [1, 63, 64, 65, 300] {
+                let mut x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 - 200.0).collect();
+                for at in [0, n / 2, n - 1] {
+                    let before = std::mem::replace(&mut x[at], 7.0);
+                    assert_eq!(argmax_on(isa, &x), at, "{isa} {n}");
+                    let last = std::mem::replace(&mut x[n - 1], 7.0);
+                    assert_eq!(argmax_on(isa, &x), at, "{isa} {n}");
+                    (x[n - 1], x[at]) = (last, before);
+                }
+            }
+            assert_eq!(argmax_on(isa, &[f32::NAN, 1.0, f32::NAN, 2.0]), 3);
+            assert_eq!(argmax_on(isa, &[f32::NAN; 70]), 0);
+            assert_eq!(argmax_on(isa, &[f32::NEG_INFINITY; 70]), 0);
+            assert_eq!(argmax_on(isa, &[]), 0);
+        }
+    }
 
     #[test]
     fn exp_is_accurate_on_every_isa() {

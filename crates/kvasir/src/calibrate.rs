@@ -84,7 +84,7 @@ pub(crate) fn execute(command: &CalibrateCommand) -> Result<()> {
     }
     let progress = Progress::stderr();
     let model_path = resolve_model(&command.model.model)?;
-    let model = load_model(&model_path, command.threads, progress)?;
+    let model = load_model(&model_path, command.model.dtype.into(), command.threads, progress)?;
     let context = model.spec().context_length;
     let default = statistics::default_tokens_per_text(&model);
     let tokens_per_text = command.tokens_per_text.unwrap_or(default);

@@ -9,7 +9,7 @@ use kvasir_eval::corpus::Corpus;
 use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
 use kvasir_model::{Runner, Threads};
 
-use crate::options::{CacheArgs, ModelArgs};
+use crate::options::{CacheArgs, DtypeArg, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::{load_engine, load_model};
@@ -51,6 +51,7 @@ fused, predicted and counted; bytes before ÷ after, of everything; blocks that 
 Examples:
   kvasir eval quality --recipe int8,kivi4,kivi2
   kvasir eval quality --corpus articles.jsonl --recipe kivi2 --contexts 4 --json
+  kvasir eval quality --recipe f16 --control-dtype float32
   kvasir eval quality --workload retrieval --recipe int8,kivi4
   kvasir eval quality --workload retrieval --passages 6 --passages-total 12 --seed 1 --recipe kivi4")]
 struct QualityCommand {
@@ -81,6 +82,9 @@ struct QualityCommand {
     /// File of the statistics that joint recipes need [default: the one beside the model]
     #[arg(long, value_name = "FILE")]
     kv_statistics: Option<PathBuf>,
+    /// Form of the control's weights [default: as --dtype]
+    #[arg(long, value_name = "DTYPE")]
+    control_dtype: Option<DtypeArg>,
     /// Most tokens computed in a step
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     max_num_batched_tokens: usize,
@@ -211,7 +215,7 @@ fn quality(command: &QualityCommand) -> Result<()> {
     let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.threads, progress)?;
+    let model = load_model(&path, command.model.dtype.into(), command.threads, progress)?;
     let wanted = Wanted {
         recipes: &command.recipe,
         block_size: command.block_size,
@@ -225,7 +229,16 @@ fn quality(command: &QualityCommand) -> Result<()> {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
-    let caches = quality::Caches { recipes: &command.recipe, statistics, sharing: command.sharing };
+    let control = command.control_dtype.filter(|dtype| *dtype != command.model.dtype);
+    let control = control
+        .map(|dtype| load_model(&path, dtype.into(), command.threads, progress))
+        .transpose()?;
+    let caches = quality::Caches {
+        recipes: &command.recipe,
+        statistics,
+        sharing: command.sharing,
+        control: control.as_deref(),
+    };
     let rows = quality::measure(&model, &mut runner, &texts, &caches, &settings, &mut on_step);
     bar.finish_and_clear();
     let rows = rows?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use kvasir_engine::{Engine, EngineConfig};
-use kvasir_model::{LoadOptions, Model};
+use kvasir_model::{Dtype, LoadOptions, Model};
 
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
@@ -18,7 +18,7 @@ pub(crate) fn load_engine(
     progress: Progress,
 ) -> Result<(Arc<Model>, Engine)> {
     let path = resolve_model(&model.model)?;
-    let model = load_model(&path, cache.threads(), progress)?;
+    let model = load_model(&path, model.dtype.into(), cache.threads(), progress)?;
     let config = with_statistics(cache.engine_config(), &model, &path, cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config)?;
     Ok((model, engine))
@@ -43,14 +43,19 @@ pub(crate) fn with_statistics(
 }
 
 /// Loads the model at `path`, with a bar for whoever watches.
-pub(crate) fn load_model(path: &Path, threads: usize, progress: Progress) -> Result<Arc<Model>> {
+pub(crate) fn load_model(
+    path: &Path,
+    dtype: Dtype,
+    threads: usize,
+    progress: Progress,
+) -> Result<Arc<Model>> {
     let bar = progress.steps("loading the model");
     let on_layer = |read: usize, layers: usize| {
         bar.set_length(layers as u64);
         // Layers end in any order; a bar that goes back is worse than one that is late.
         bar.set_position(bar.position().max(read as u64));
     };
-    let options = LoadOptions { threads, progress: Some(&on_layer) };
+    let options = LoadOptions { threads, dtype, progress: Some(&on_layer) };
     let model = Model::load(path, &options);
     bar.finish_and_clear();
     Ok(Arc::new(model?))

@@ -2,7 +2,10 @@
 
 use kvasir_cache::stats::Moments;
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache};
-use kvasir_kernels::{Threads, add_assign, gated, rms_norm_rows, scale_in_place, soft_cap};
+use kvasir_kernels::{
+    Activations, Linear, Threads, add_assign, forward_all, forward_gated, rms_norm_rows,
+    scale_in_place, soft_cap,
+};
 
 use crate::arch::DecoderSpec;
 use crate::error::{ModelError, Result};
@@ -23,14 +26,14 @@ pub struct Runner {
     threads: Threads,
     attention: AttentionScratch,
     hidden: Vec<f32>, // [rows, hidden]
-    normed: Vec<f32>, // [rows, hidden]
-    q: Vec<f32>,      // [rows, query_heads, head_dim]
-    k: Vec<f32>,      // [rows, kv_heads, head_dim]
-    v: Vec<f32>,      // [rows, kv_heads, head_dim]
-    mixed: Vec<f32>,  // [rows, query_heads, head_dim]
-    gate: Vec<f32>,   // [rows, ffn]
-    up: Vec<f32>,     // [rows, ffn]
-    rows: Vec<f32>,   // [logit rows, hidden]
+    inputs: Activations,
+    ffn: Activations,
+    q: Vec<f32>,     // [rows, query_heads, head_dim]
+    k: Vec<f32>,     // [rows, kv_heads, head_dim]
+    v: Vec<f32>,     // [rows, kv_heads, head_dim]
+    mixed: Vec<f32>, // [rows, query_heads, head_dim]
+    /// What a norm reads or writes between two layers.
+    between: Vec<f32>,
 }
 
 impl Runner {
@@ -40,14 +43,13 @@ impl Runner {
             threads,
             attention: AttentionScratch::default(),
             hidden: Vec::new(),
-            normed: Vec::new(),
+            inputs: Activations::default(),
+            ffn: Activations::default(),
             q: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
             mixed: Vec::new(),
-            gate: Vec::new(),
-            up: Vec::new(),
-            rows: Vec::new(),
+            between: Vec::new(),
         }
     }
 
@@ -66,7 +68,7 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// Runs all layers over the batch, writing keys and values into the cache (the caller reserved them
-    /// and commits them). Leaves the normalised hidden states of every row in the runner. `moments` are
+    /// and commits them). Leaves the hidden states of every row in the runner. `moments` are
     /// shown the queries, keys and values of every layer.
     pub(crate) fn forward(
         &self,
@@ -75,7 +77,7 @@ impl Decoder {
         runner: &mut Runner,
         mut moments: Option<&mut Moments>,
     ) -> Result<()> {
-        let Runner { threads, attention, hidden, normed, q, k, v, mixed, gate, up, .. } = runner;
+        let Runner { threads, attention, hidden, inputs, ffn, q, k, v, mixed, between } = runner;
         let s = &self.spec;
         let rows = batch.tokens.len();
         let width = s.hidden_size;
@@ -86,13 +88,10 @@ impl Decoder {
             });
         }
         hidden.resize(rows * width, 0.0);
-        normed.resize(rows * width, 0.0);
         q.resize(rows * s.query_heads * s.head_dim, 0.0);
         k.resize(rows * s.kv_heads * s.head_dim, 0.0);
         v.resize(rows * s.kv_heads * s.head_dim, 0.0);
         mixed.resize(rows * s.query_heads * s.head_dim, 0.0);
-        gate.resize(rows * s.ffn_size, 0.0);
-        up.resize(rows * s.ffn_size, 0.0);
 
         for (row, token) in hidden.chunks_exact_mut(width).zip(batch.tokens) {
             let token = *token as usize;
@@ -101,28 +100,22 @@ impl Decoder {
                     what: format!("token {token} of a vocabulary of {}", s.vocab_size),
                 });
             }
-            row.copy_from_slice(self.weights.embedding.row(token));
+            self.weights.embedding.row_into(token, row);
         }
         if s.embedding_scale != 1.0 {
             scale_in_place(hidden, s.embedding_scale);
         }
 
-        threads.install(|| {
+        threads.run(|| {
             for (layer, w) in self.weights.layers.iter().enumerate() {
-                rms_norm_rows(hidden, &w.attention_norm, s.norm_eps, normed);
-                w.q.forward(normed, q);
-                w.k.forward(normed, k);
-                w.v.forward(normed, v);
-                // `mixed` is free until attention fills it: the norms need another buffer than their
-                // input.
-                if let Some(norm) = &w.q_norm {
-                    rms_norm_rows(q, norm, s.norm_eps, mixed);
-                    q.copy_from_slice(mixed);
-                }
-                if let Some(norm) = &w.k_norm {
-                    let normed_keys = &mut mixed[..k.len()];
-                    rms_norm_rows(k, norm, s.norm_eps, normed_keys);
-                    k.copy_from_slice(normed_keys);
+                inputs.set_normed(w.q.activation_kind(), hidden, &w.attention_norm, s.norm_eps);
+                forward_all([&w.q, &w.k, &w.v], inputs, [q, k, v]);
+                for (rows, norm) in [(&mut *q, &w.q_norm), (&mut *k, &w.k_norm)] {
+                    if let Some(norm) = norm {
+                        between.clear();
+                        between.extend_from_slice(rows);
+                        rms_norm_rows(between, norm, s.norm_eps, rows);
+                    }
                 }
                 if let Some(moments) = &mut moments {
                     let (query, kv) = (s.query_heads * s.head_dim, s.kv_heads * s.head_dim);
@@ -135,17 +128,16 @@ impl Decoder {
                 }
                 cache.write(layer, batch.slices, k, v)?;
                 cache.attend(layer, batch.slices, q, mixed, attention)?;
-                w.o.forward(mixed, normed);
-                add_normed(hidden, normed, w.post_attention_norm.as_deref(), s.norm_eps, gate);
+                inputs.set(w.o.activation_kind(), mixed, w.o.in_features());
+                let norm = w.post_attention_norm.as_deref();
+                add_output(&w.o, inputs, norm, s.norm_eps, hidden, between);
 
-                rms_norm_rows(hidden, &w.ffn_norm, s.norm_eps, normed);
-                w.gate.forward(normed, gate);
-                w.up.forward(normed, up);
-                gated(s.activation, gate, up);
-                w.down.forward(gate, normed);
-                add_normed(hidden, normed, w.post_ffn_norm.as_deref(), s.norm_eps, up);
+                inputs.set_normed(w.gate.activation_kind(), hidden, &w.ffn_norm, s.norm_eps);
+                let kind = w.down.activation_kind();
+                forward_gated(&w.gate, &w.up, s.activation, inputs, kind, ffn);
+                let norm = w.post_ffn_norm.as_deref();
+                add_output(&w.down, ffn, norm, s.norm_eps, hidden, between);
             }
-            rms_norm_rows(hidden, &self.weights.output_norm, s.norm_eps, normed);
             Ok(())
         })
     }
@@ -160,8 +152,10 @@ impl Decoder {
         }
         for layer in &self.weights.layers {
             for linear in [&layer.q, &layer.k, &layer.v] {
+                let mut weights = vec![0.0; linear.in_features()];
                 for row in (0..linear.out_features()).step_by(16) {
-                    update(bytemuck::cast_slice(linear.row(row)));
+                    linear.row_into(row, &mut weights);
+                    update(bytemuck::cast_slice(&weights));
                 }
             }
         }
@@ -175,34 +169,39 @@ impl Decoder {
     /// # Panics
     /// If a row is not in the last batch.
     pub(crate) fn logits(&self, rows: &[usize], runner: &mut Runner, out: &mut Vec<f32>) {
-        let width = self.spec.hidden_size;
-        runner.rows.clear();
+        let s = &self.spec;
+        let width = s.hidden_size;
+        let Runner { threads, hidden, inputs, between, .. } = runner;
+        between.clear();
         for row in rows {
-            runner.rows.extend_from_slice(&runner.normed[row * width..(row + 1) * width]);
+            between.extend_from_slice(&hidden[row * width..(row + 1) * width]);
         }
-        out.resize(rows.len() * self.spec.vocab_size, 0.0);
+        out.resize(rows.len() * s.vocab_size, 0.0);
         let head = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
-        runner.threads.install(|| head.forward(&runner.rows, out));
-        if let Some(cap) = self.spec.logit_cap {
+        let norm = &self.weights.output_norm;
+        threads.run(|| {
+            inputs.set_normed(head.activation_kind(), between, norm, s.norm_eps);
+            head.forward(inputs, out);
+        });
+        if let Some(cap) = s.logit_cap {
             soft_cap(out, cap);
         }
     }
 }
 
-/// `hidden += norm(x)`, or `+= x` where the model has no such norm. `scratch` holds at least `x.len()`
-/// elements in every model whose feed-forward layer is wider than its residual stream; it is enlarged
-/// for others.
-fn add_normed(
-    hidden: &mut [f32],
-    x: &[f32],
+/// `hidden += x Wᵀ`, normed first where the model has a norm after the layer.
+fn add_output(
+    linear: &Linear,
+    x: &Activations,
     norm: Option<&[f32]>,
     eps: f32,
-    scratch: &mut Vec<f32>,
+    hidden: &mut [f32],
+    between: &mut Vec<f32>,
 ) {
-    let Some(norm) = norm else { return add_assign(hidden, x) };
-    let len = scratch.len();
-    scratch.resize(len.max(x.len()), 0.0);
-    rms_norm_rows(x, norm, eps, &mut scratch[..x.len()]);
-    add_assign(hidden, &scratch[..x.len()]);
-    scratch.truncate(len);
+    let Some(norm) = norm else { return linear.forward_add(x, hidden) };
+    between.resize(2 * hidden.len(), 0.0);
+    let (out, normed) = between.split_at_mut(hidden.len());
+    linear.forward(x, out);
+    rms_norm_rows(out, norm, eps, normed);
+    add_assign(hidden, normed);
 }

@@ -28,8 +28,11 @@ pub use calibrate::{Calibration, CorpusInfo};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
-pub use kvasir_kernels::{Threads, ThreadsError, log_sum_exp};
+pub use kvasir_kernels::{
+    Threads, ThreadsError, argmax, log_sum_exp, num_threads, parallel_for, parallel_zip,
+};
 pub use model::{CacheOptions, LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;
 pub use tokenizer::{TokenDecoder, Tokenizer};
+pub use weights::Dtype;

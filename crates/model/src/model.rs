@@ -16,20 +16,25 @@ use crate::gguf::GgufFile;
 use crate::safetensors_dir::SafetensorsDir;
 use crate::source::TensorSource;
 use crate::tokenizer::Tokenizer;
-use crate::weights::Weights;
+use crate::weights::{Dtype, Weights};
 
 /// How to load a model.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
     /// Threads that dequantise; 0 is one per processor.
     pub threads: usize,
+    /// In what form weights are held.
+    pub dtype: Dtype,
     /// Told (layers read, layers) from any thread.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
 
 impl std::fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadOptions").field("threads", &self.threads).finish_non_exhaustive()
+        f.debug_struct("LoadOptions")
+            .field("threads", &self.threads)
+            .field("dtype", &self.dtype)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,8 +136,8 @@ impl Model {
                 progress(done, layers);
             }
         };
-        let weights =
-            threads.install(|| Weights::read(&spec, source, config.is_gguf(), &progress))?;
+        let weights = threads
+            .install(|| Weights::read(&spec, source, config.is_gguf(), options.dtype, &progress))?;
         Ok(Self {
             decoder: Decoder { spec, weights },
             tokenizer: Arc::new(tokenizer),

@@ -1,5 +1,6 @@
 //! Where tensors come from: the seam between file formats and architectures.
 
+use crate::dequant::CodedTensor;
 use crate::error::{ModelError, Result};
 
 /// A set of named tensors that can be read as f32. GGUF files and safetensors folders implement it.
@@ -11,8 +12,22 @@ pub trait TensorSource: Send + Sync {
     /// Reads and dequantises a tensor into row-major f32. The length is the product of `shape`.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 
+    /// A matrix's rows as the codes it is stored in, if its type has codes in groups of 32.
+    fn codes(&self, _name: &str) -> Option<CodedTensor<'_>> {
+        None
+    }
+
     /// Reads a tensor whose shape must be `expected`.
     fn read_shaped(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        self.check_shape(name, expected)?;
+        self.read_f32(name)
+    }
+
+    /// Whether there is a tensor of this name and shape.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`].
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
         let found =
             self.shape(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         if found != expected {
@@ -22,6 +37,6 @@ pub trait TensorSource: Send + Sync {
                 found,
             });
         }
-        self.read_f32(name)
+        Ok(())
     }
 }

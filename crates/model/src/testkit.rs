@@ -120,5 +120,8 @@ pub fn tiny_model(seed: u64) -> Arc<Model> {
 pub fn deep_tiny_model(seed: u64, layers: u64) -> Arc<Model> {
     let bytes = tiny_gguf_of(seed, layers).build();
     let file = GgufFile::from_bytes(bytes, Path::new("tiny.gguf")).expect("a GGUF file");
-    Arc::new(Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).expect("a model"))
+    Arc::new(
+        Model::from_gguf(&file, &LoadOptions { threads: 1, ..LoadOptions::default() })
+            .expect("a model"),
+    )
 }

@@ -1,11 +1,23 @@
 //! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
 
-use kvasir_kernels::Linear;
+use kvasir_kernels::{GROUP, Linear};
 use rayon::prelude::*;
 
 use crate::arch::DecoderSpec;
 use crate::error::{ModelError, Result};
 use crate::source::TensorSource;
+
+/// In what form weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dtype {
+    /// As the file has them: 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
+    /// (Scales of Q4_K and Q5_K are rounded to f16; Q2_K, Q3_K and Q6_K, whose groups are smaller, become
+    /// bf16, and so do f16 and f32.) Inputs of layers are rounded to bf16.
+    #[default]
+    Auto,
+    /// Weights and inputs in f32: slow and large, a control for the other.
+    Float32,
+}
 
 /// One transformer layer.
 #[derive(Debug)]
@@ -132,14 +144,15 @@ impl Weights {
         spec: &DecoderSpec,
         source: &dyn TensorSource,
         gguf: bool,
+        dtype: Dtype,
         progress: &(dyn Fn() + Sync),
     ) -> Result<Self> {
         let names = names(gguf, source);
-        let reader = Reader { spec, source, names };
+        let reader = Reader { spec, source, names, dtype };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
-        let embedding = reader.linear(names.embedding, hidden, vocab)?;
+        let embedding = reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored)?;
         let output = match source.shape(names.output) {
-            Some(_) => Some(reader.linear(names.output, hidden, vocab)?),
+            Some(_) => Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored)?),
             None => None,
         };
         let output_norm = reader.norm(names.output_norm, hidden)?;
@@ -169,6 +182,15 @@ struct Reader<'a> {
     spec: &'a DecoderSpec,
     source: &'a dyn TensorSource,
     names: &'a Names,
+    dtype: Dtype,
+}
+
+/// In which order a matrix's rows are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    AsStored,
+    /// Pairs of RoPE channels are split: (i, i + dim / 2) instead of (2 i, 2 i + 1), head by head.
+    SplitPairs,
 }
 
 impl Reader<'_> {
@@ -178,21 +200,18 @@ impl Reader<'_> {
         let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
         let qkv = |name: &str, heads: usize, rotated: bool| {
-            let (mut rows, size) = (
-                self.read(&weight(name), &[heads * s.head_dim, s.hidden_size])?,
-                heads * s.head_dim,
-            );
+            let size = heads * s.head_dim;
+            let rows = if rotated && s.adjacent_pairs { Rows::SplitPairs } else { Rows::AsStored };
             let bias_name = format!("{}.{index}.{name}.bias", n.layer);
             let mut bias = match (s.qkv_bias, self.source.shape(&bias_name)) {
                 (true, None) => return Err(ModelError::MissingTensor { name: bias_name }),
                 (_, Some(_)) => Some(self.read(&bias_name, &[size])?),
                 (false, None) => None,
             };
-            if rotated && s.adjacent_pairs {
-                rows = split_pairs(&rows, s.head_dim, s.hidden_size);
+            if rows == Rows::SplitPairs {
                 bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
             }
-            Ok(Linear::new(rows, bias, s.hidden_size, size))
+            self.linear(&weight(name), bias, [size, s.hidden_size], rows)
         };
         let optional = |wanted: bool, name: &str, size: usize| {
             wanted.then(|| self.norm(&weight(name), size)).transpose()
@@ -218,8 +237,36 @@ impl Reader<'_> {
         self.source.read_shaped(name, shape)
     }
 
-    fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        Ok(Linear::new(self.read(name, &[outputs, inputs])?, None, inputs, outputs))
+    /// A matrix in the form that the dtype and the file's type ask for.
+    fn linear(
+        &self,
+        name: &str,
+        bias: Option<Vec<f32>>,
+        [outputs, inputs]: [usize; 2],
+        rows: Rows,
+    ) -> Result<Linear> {
+        self.source.check_shape(name, &[outputs, inputs])?;
+        let dim = self.spec.head_dim;
+        let coded = self.source.codes(name).filter(|_| self.dtype == Dtype::Auto);
+        if let Some(coded) = coded.filter(|_| inputs.is_multiple_of(GROUP)) {
+            let linear =
+                Linear::from_codes(coded.format, bias.clone(), inputs, outputs, |row, out| {
+                    let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
+                    coded.row(row, out);
+                    Ok::<(), ModelError>(())
+                })?;
+            if let Some(linear) = linear {
+                return Ok(linear);
+            }
+        }
+        let mut weight = self.read(name, &[outputs, inputs])?;
+        if rows == Rows::SplitPairs {
+            weight = split_pairs(&weight, dim, inputs);
+        }
+        Ok(match self.dtype {
+            Dtype::Auto => Linear::bf16(&weight, bias, inputs, outputs),
+            Dtype::Float32 => Linear::new(weight, bias, inputs, outputs),
+        })
     }
 
     /// A layer's linear with its bias if the file has one.
@@ -231,10 +278,9 @@ impl Reader<'_> {
         outputs: usize,
     ) -> Result<Linear> {
         let of = |what: &str| format!("{}.{index}.{name}.{what}", self.names.layer);
-        let weight = self.read(&of("weight"), &[outputs, inputs])?;
         let bias = of("bias");
         let bias = self.source.shape(&bias).map(|_| self.read(&bias, &[outputs])).transpose()?;
-        Ok(Linear::new(weight, bias, inputs, outputs))
+        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored)
     }
 
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {
@@ -246,19 +292,18 @@ impl Reader<'_> {
     }
 }
 
-/// Reorders the rows of every head from adjacent pairs (2i, 2i + 1) to split pairs (i, i + dim / 2).
-/// `rows`: `[heads · head_dim, width]`.
+/// Which row of adjacent pairs (2i, 2i + 1) becomes row `row` of split pairs (i, i + dim / 2), in its head.
+fn paired_row(row: usize, head_dim: usize) -> usize {
+    let (head, i) = (row / head_dim, row % head_dim);
+    head * head_dim + 2 * (i % (head_dim / 2)) + i / (head_dim / 2)
+}
+
+/// Reorders the rows of every head from adjacent to split pairs. `rows`: `[heads · head_dim, width]`.
 fn split_pairs(rows: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows.len());
-    for head in rows.chunks_exact(head_dim * width) {
-        for half in 0..2 {
-            for pair in 0..head_dim / 2 {
-                let row = 2 * pair + half;
-                out.extend_from_slice(&head[row * width..(row + 1) * width]);
-            }
-        }
-    }
-    out
+    (0..rows.len() / width)
+        .flat_map(|row| &rows[paired_row(row, head_dim) * width..][..width])
+        .copied()
+        .collect()
 }
 
 #[cfg(test)]
@@ -270,5 +315,7 @@ mod tests {
         // Two heads of four rows of one channel.
         let rows = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
         assert_eq!(split_pairs(&rows, 4, 1), [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0]);
+        let wide = split_pairs(&[0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5], 4, 2);
+        assert_eq!(wide, [0.0, 0.5, 2.0, 2.5, 1.0, 1.5, 3.0, 3.5]);
     }
 }

@@ -5,12 +5,15 @@
 use std::path::{Path, PathBuf};
 
 use kvasir_cache::{BatchSlice, Recipe};
-use kvasir_model::{CacheOptions, ForwardBatch, LoadOptions, Model, Runner, Threads};
+use kvasir_model::{CacheOptions, Dtype, ForwardBatch, LoadOptions, Model, Runner, Threads};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-/// Largest error of a logit. Both sides compute in f32, in another order: 2e-5 was measured.
+/// Largest error of a logit in f32. Both sides compute in f32, in another order: 2e-5 was measured.
 const LIMIT: f32 = 1e-4;
+/// The same with weights and inputs rounded to bf16, as a share of the largest logit, in
+/// models whose random weights know no rounding: .031 was measured.
+const BF16_LIMIT: f32 = 0.06;
 const BLOCK_SIZES: [usize; 2] = [16, 32];
 /// Random ways to cut the sequence, for each model and block size.
 const RANDOM_CUTS: u64 = 4;
@@ -75,8 +78,12 @@ fn largest_error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 }
 
 fn check_model(path: &Path, expected: &Expected) -> Vec<Vec<f32>> {
-    let options = LoadOptions { threads: 1, progress: None };
-    let model = Model::load(path, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let load = |dtype| {
+        let options = LoadOptions { threads: 1, dtype, ..LoadOptions::default() };
+        Model::load(path, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    check_bf16(path, &load(Dtype::Auto), expected);
+    let model = load(Dtype::Float32);
     assert_eq!(model.tokenizer().encode("abc", false).unwrap(), [61, 2]);
     let tokens = &expected.tokens;
     let total = tokens.len();
@@ -99,6 +106,21 @@ fn check_model(path: &Path, expected: &Expected) -> Vec<Vec<f32>> {
     }
     eprintln!("{}: logits ±{worst:.6}", path.display());
     logits(&model, 16, tokens, &[total])
+}
+
+/// Packed weights: near enough, and the same to the bit however the sequence is cut.
+fn check_bf16(path: &Path, model: &Model, expected: &Expected) {
+    let tokens = &expected.tokens;
+    let whole = logits(model, 16, tokens, &[tokens.len()]);
+    let found: Vec<_> = expected.positions.iter().map(|p| whole[*p].clone()).collect();
+    let error = largest_error(&found, &expected.logits);
+    let largest = expected.logits.iter().flatten().fold(0.0f32, |a, b| a.max(b.abs()));
+    eprintln!("{}: bf16: logits ±{:.5} of {largest}", path.display(), error / largest);
+    assert!(error < BF16_LIMIT * largest, "{}: bf16: {error} of {largest}", path.display());
+    for seed in 0..RANDOM_CUTS {
+        let cut = logits(model, 16, tokens, &random_chunks(tokens.len(), seed));
+        assert!(cut == whole, "{}: seed {seed}", path.display());
+    }
 }
 
 /// Checks both files of a case, and that they agree at every position.

@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kvasir_kernels::{merge_rows, scale_in_place};
-use rayon::prelude::*;
+use kvasir_kernels::{merge_rows, num_threads, parallel_for, scale_in_place};
 
 use crate::error::Result;
 use crate::frame::Frame;
@@ -90,7 +89,7 @@ impl KvCache {
     /// [`KvCache::write`] has stored this step's keys and values before.
     ///
     /// `queries` (not rotated) and `out`: `[rows, query_heads, head_dim]`. Query heads `h · group ..
-    /// (h + 1) · group` share KV head `h`. Uses the current rayon pool.
+    /// (h + 1) · group` share KV head `h`. Uses the current threads.
     ///
     /// # Errors
     /// [`crate::CacheError::UnknownSequence`].
@@ -103,7 +102,7 @@ impl KvCache {
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
         let clock = Instant::now();
-        let threads = rayon::current_num_threads();
+        let threads = num_threads();
         let AttentionScratch { plan, tiles, partial, left } = scratch;
         plan.make(self, layer, slices, threads)?;
         if tiles.len() < threads {
@@ -131,9 +130,14 @@ impl KvCache {
             self.decode_nanos.fetch_add(nanos, Ordering::Relaxed);
             Ok::<(), crate::CacheError>(())
         };
-        match threads.min(plan.items.len()) {
-            0 | 1 => tiles.iter().take(1).try_for_each(run)?,
-            n => tiles[..n].par_iter().with_max_len(1).try_for_each(run)?,
+        let failed = Mutex::new(None);
+        parallel_for(threads.min(plan.items.len()), |task, _| {
+            if let Err(error) = run(&tiles[task]) {
+                *lock(&failed) = Some(error);
+            }
+        });
+        if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
         }
         self.attention_nanos.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())

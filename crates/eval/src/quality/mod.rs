@@ -10,7 +10,7 @@ mod lane;
 mod tests;
 mod workload;
 
-pub use workload::Workload;
+pub use workload::{Encode, Workload};
 
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub struct Caches<'a> {
     pub statistics: Option<Arc<Statistics>>,
     /// Which blocks they share.
     pub sharing: Sharing,
+    /// The model of the control, if it is another one: the same weights in another form.
+    pub control: Option<&'a Model>,
 }
 
 /// The context a recipe is worst at.
@@ -130,20 +132,24 @@ pub fn measure(
 ) -> Result<Vec<RecipeQuality>> {
     settings.check()?;
     let Settings { workload, continuation, block_size, chunk } = *settings;
-    let contexts = workload.contexts(model.tokenizer(), texts, continuation)?;
+    let mut encode =
+        |text: &str, add_special: bool| Ok(model.tokenizer().encode(text, add_special)?);
+    let contexts = workload.contexts(&mut encode, texts, continuation)?;
     let context_len = workload.context_len();
-    let lane = |recipe: Recipe, sharing: Sharing| {
+    let control_model = caches.control.unwrap_or(model);
+    let lane = |model: &Model, recipe: Recipe, sharing: Sharing| {
         let statistics = caches.statistics.clone();
         let cache = CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(recipe) };
         Lane::new(model, &cache, contexts.len(), context_len + continuation)
     };
-    let mut control = lane(Recipe::F16, Sharing::OFF)?;
-    let lanes = caches.recipes.iter().map(|recipe| lane(*recipe, caches.sharing));
+    let mut control = lane(control_model, Recipe::F16, Sharing::OFF)?;
+    let lanes = caches.recipes.iter().map(|recipe| lane(model, *recipe, caches.sharing));
     let mut lanes = lanes.collect::<Result<Vec<Lane>>>()?;
     let prefills = (lanes.len() + 1) * contexts.len();
     let total = prefills + continuation;
     let mut done = 0;
-    for lane in std::iter::once(&mut control).chain(&mut lanes) {
+    let all = std::iter::once((control_model, &mut control));
+    for (model, lane) in all.chain(lanes.iter_mut().map(|lane| (model, lane))) {
         for (context, tokens) in contexts.iter().enumerate() {
             lane.prefill(model, runner, context, &tokens[..context_len], chunk)?;
             done += 1;
@@ -157,7 +163,7 @@ pub fn measure(
     for step in 0..continuation {
         let at = context_len + step;
         let inputs: Vec<&[u32]> = contexts.iter().map(|tokens| &tokens[at..=at]).collect();
-        control.decode(model, runner, &inputs, &mut exact)?;
+        control.decode(control_model, runner, &inputs, &mut exact)?;
         for lane in &mut lanes {
             lane.decode(model, runner, &inputs, &mut coded)?;
             let pairs = exact.chunks_exact(vocab_size).zip(coded.chunks_exact(vocab_size));

@@ -37,7 +37,7 @@ fn measure_sharing(
     settings: &Settings,
 ) -> Result<Vec<RecipeQuality>> {
     let mut runner = Runner::new(Threads::new(1).unwrap());
-    let caches = Caches { recipes, statistics: None, sharing };
+    let caches = Caches { recipes, sharing, ..Caches::default() };
     super::measure(&tiny_model(1), &mut runner, &texts(), &caches, settings, &mut |_, _| {})
 }
 

@@ -1,9 +1,10 @@
 //! Where the contexts of a measurement come from.
 
-use kvasir_model::Tokenizer;
-
 use super::draw::draw;
 use crate::error::{EvalError, Result};
+
+/// Turns a text into token ids, with the tokens that the tokenizer puts around texts or without.
+pub type Encode<'a> = dyn FnMut(&str, bool) -> Result<Vec<u32>> + 'a;
 
 /// A way to make contexts, and continuations to force after them, out of a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Workload {
     }
 
     /// Finds what no corpus could make right.
-    pub(super) fn check(&self, block_size: usize) -> Result<()> {
+    pub(crate) fn check(&self, block_size: usize) -> Result<()> {
         let what = match *self {
             Self::Continuation { contexts: 0, .. } | Self::Retrieval { contexts: 0, .. } => {
                 "there is nothing to measure in 0 contexts".to_owned()
@@ -81,16 +82,16 @@ impl Workload {
     ///
     /// # Errors
     /// [`EvalError::TooShort`] if too few texts are long enough.
-    pub(super) fn contexts(
+    pub(crate) fn contexts(
         &self,
-        tokenizer: &Tokenizer,
+        encode: &mut Encode<'_>,
         texts: &[String],
         continuation: usize,
     ) -> Result<Vec<Vec<u32>>> {
         match *self {
             Self::Continuation { contexts, context_len } => {
                 let needed = context_len.saturating_add(continuation);
-                let found = first_long(tokenizer, texts, contexts, needed, true)?;
+                let found = first_long(encode, texts, contexts, needed, true)?;
                 if found.is_empty() {
                     let what = format!("no text of the corpus has {needed} tokens");
                     return Err(EvalError::TooShort { what });
@@ -99,7 +100,7 @@ impl Workload {
             }
             Self::Retrieval { contexts, passages, passages_total, passage_len, seed } => {
                 let needed = passage_len.saturating_add(continuation);
-                let articles = first_long(tokenizer, texts, passages_total, needed, false)?;
+                let articles = first_long(encode, texts, passages_total, needed, false)?;
                 if articles.len() < passages_total {
                     let found = articles.len();
                     let what = format!(
@@ -108,7 +109,7 @@ impl Workload {
                     );
                     return Err(EvalError::TooShort { what });
                 }
-                let bos = leading_bos(tokenizer)?;
+                let bos = leading_bos(encode)?;
                 let orders = draw(seed, contexts, passages, passages_total);
                 Ok(orders.iter().map(|order| prompt(&articles, order, passage_len, bos)).collect())
             }
@@ -118,7 +119,7 @@ impl Workload {
 
 /// Token ids of the first `count` texts that have `needed` tokens, cut to one token more than that.
 fn first_long(
-    tokenizer: &Tokenizer,
+    encode: &mut Encode<'_>,
     texts: &[String],
     count: usize,
     needed: usize,
@@ -129,7 +130,7 @@ fn first_long(
         if found.len() == count {
             break;
         }
-        let mut tokens = tokenizer.encode(text, add_special)?;
+        let mut tokens = encode(text, add_special)?;
         if tokens.len() >= needed {
             tokens.truncate(needed.saturating_add(1));
             found.push(tokens);
@@ -139,10 +140,10 @@ fn first_long(
 }
 
 /// The token that the tokenizer puts before every text, if it does.
-fn leading_bos(tokenizer: &Tokenizer) -> Result<Option<u32>> {
+fn leading_bos(encode: &mut Encode<'_>) -> Result<Option<u32>> {
     // Not the empty text: some vocabularies end a text with the same token.
-    let first = tokenizer.encode("a", true)?.first().copied();
-    Ok(first.filter(|first| Some(*first) == tokenizer.bos_id()))
+    let (with, without) = (encode("a", true)?, encode("a", false)?);
+    Ok(with.first().filter(|first| without.first() != Some(first)).copied())
 }
 
 /// The passages that `order` names, then the rest of the last one's article.
@@ -186,7 +187,11 @@ mod tests {
         let file =
             tiny_gguf(1).metadata("tokenizer.ggml.add_bos_token", Value::Bool(add_bos)).build();
         let file = GgufFile::from_bytes(file, Path::new("tiny.gguf")).unwrap();
-        Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).unwrap()
+        Model::from_gguf(&file, &LoadOptions { threads: 1, ..LoadOptions::default() }).unwrap()
+    }
+
+    fn encoder(model: &Model) -> impl FnMut(&str, bool) -> Result<Vec<u32>> {
+        |text, add_special| Ok(model.tokenizer().encode(text, add_special)?)
     }
 
     /// A text of `len` characters that no other `seed` has 4 in a row of.
@@ -202,7 +207,7 @@ mod tests {
 
     fn contexts(workload: Workload, add_bos: bool) -> Vec<Vec<u32>> {
         let model = byte_model(add_bos);
-        workload.contexts(model.tokenizer(), &texts(), CONTINUATION).unwrap()
+        workload.contexts(&mut encoder(&model), &texts(), CONTINUATION).unwrap()
     }
 
     /// The token ids of `text`.
@@ -321,7 +326,7 @@ mod tests {
     fn too_few_long_texts_are_an_error() {
         let model = byte_model(false);
         let error = |workload: Workload| {
-            workload.contexts(model.tokenizer(), &texts(), CONTINUATION).unwrap_err()
+            workload.contexts(&mut encoder(&model), &texts(), CONTINUATION).unwrap_err()
         };
         let all = |passage_len| Workload::Retrieval {
             contexts: 1,

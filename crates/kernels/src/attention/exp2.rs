@@ -17,13 +17,15 @@ pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     // Not `max`: NaN is to pass.
     let clamped = if x < LEAST { LEAST } else { x };
-    let n = (clamped + ROUND) - ROUND;
-    let f = clamped - n;
+    let rounded = clamped + ROUND;
+    let f = clamped - (rounded - ROUND);
     let mut p = POLYNOMIAL[0];
     for coefficient in &POLYNOMIAL[1..] {
         p = mul_add::<FMA>(p, f, *coefficient);
     }
     p = mul_add::<FMA>(p, f, 1.0);
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The integer is in the low bits; a cast would be checked lane by lane.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(n.wrapping_add(127) << 23);
     if x < LEAST { 0.0 } else { p * scale }
 }

@@ -1,12 +1,12 @@
 //! `kvasir bench throughput`: many requests at once, offline.
 
-use std::num::NonZeroUsize;
-
 use anyhow::Result;
 use clap::Args;
-use kvasir_eval::throughput::{self, Load, Throughput};
+use kvasir_eval::dataset::LoadRequest;
+use kvasir_eval::throughput::{self, Job, Throughput};
 use serde::Serialize;
 
+use super::dataset::{DatasetArgs, LoadReport, dataset_help};
 use crate::options::{CacheArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::Progress;
@@ -15,27 +15,20 @@ use crate::units::format_bytes;
 
 /// Speed of many requests at once, without a server
 #[derive(Debug, Args)]
-#[command(after_help = "\
-All requests are there from the beginning; prompts are random tokens, and end tokens are ignored, so
-that every recipe does the same work. Compare recipes at one --kv-cache-memory.
+#[command(after_help = concat!("\
+All requests are there from the beginning, and end tokens are ignored, so that every recipe does the same
+work. Compare recipes at one --kv-cache-memory.
+
+", dataset_help!(), "
 
 Examples:
   kvasir bench throughput
   kvasir bench throughput --num-prompts 64 --input-len 512 --output-len 256 \\
-      --kv-cache joint3 --kv-cache-memory 180MiB --json")]
+      --kv-cache joint3 --kv-cache-memory 180MiB --json
+  kvasir bench throughput --dataset retrieval --kv-cache joint3 --kv-sharing tokens"))]
 pub(super) struct ThroughputCommand {
-    /// Requests
-    #[arg(long, value_name = "N", default_value = "64")]
-    num_prompts: NonZeroUsize,
-    /// Tokens of each prompt
-    #[arg(long, value_name = "TOKENS", default_value = "512")]
-    input_len: NonZeroUsize,
-    /// Tokens generated for each
-    #[arg(long, value_name = "TOKENS", default_value = "128")]
-    output_len: NonZeroUsize,
-    /// Seed of the prompts
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    dataset: DatasetArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -52,23 +45,30 @@ struct ThroughputReport<'a> {
     sharing: String,
     threads: usize,
     #[serde(flatten)]
-    load: Load,
+    load: LoadReport,
+    input_tokens: usize,
+    output_tokens: usize,
     #[serde(flatten)]
     measured: Throughput,
 }
 
 /// Runs the command.
 pub(super) fn execute(command: &ThroughputCommand) -> Result<()> {
-    let load = Load {
-        num_prompts: command.num_prompts.get(),
-        input_len: command.input_len.get(),
-        output_len: command.output_len.get(),
-        seed: command.seed,
-    };
+    let dataset = command.dataset.dataset()?;
     let progress = Progress::stderr();
-    let (_, mut engine) = load_engine(&command.model, &command.cache, progress)?;
+    let (model, mut engine) = load_engine(&command.model, &command.cache, progress)?;
+    let mut encode =
+        |text: &str, add_special: bool| Ok(model.tokenizer().encode(text, add_special)?);
+    let vocab_size = model.spec().vocab_size;
+    let requests = dataset.requests(command.dataset.size(), vocab_size, &mut encode)?;
+    let mut job = |request: &LoadRequest| -> Result<Job> {
+        Ok(Job { prompt: request.tokens(&mut encode)?, output_len: request.output_len })
+    };
+    let jobs = requests.iter().map(&mut job).collect::<Result<Vec<Job>>>()?;
+    let input_tokens = jobs.iter().map(|job| job.prompt.len()).sum();
+    let output_tokens = jobs.iter().map(|job| job.output_len).sum();
     let bar = progress.steps("tokens");
-    let measured = throughput::measure(&mut engine, load, &mut |done, total| {
+    let measured = throughput::measure(&mut engine, jobs, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
@@ -78,16 +78,18 @@ pub(super) fn execute(command: &ThroughputCommand) -> Result<()> {
         recipe: engine.config().kv_cache.to_string(),
         sharing: engine.config().kv_sharing.to_string(),
         threads: engine.num_threads(),
-        load,
+        load: command.dataset.report(&dataset),
+        input_tokens,
+        output_tokens,
         measured: measured?,
     };
     if command.json {
         return print_json(&report);
     }
-    let ThroughputReport { model, recipe, sharing, threads, load, measured: m } = &report;
+    let ThroughputReport { model, recipe, sharing, threads, measured: m, .. } = &report;
     print_line(&format!(
-        "{model}, {recipe} cache, sharing {sharing}, {threads} threads, {} requests of {} + {} tokens",
-        load.num_prompts, load.input_len, load.output_len
+        "{model}, {recipe} cache, sharing {sharing}, {threads} threads, {} requests of {} tokens, {} generated",
+        report.load.num_prompts, input_tokens, output_tokens
     ))?;
     print_line(&format!(
         "  {:.1} output tokens/s, {:.1} in all, {:.1} s",

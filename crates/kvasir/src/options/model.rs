@@ -1,6 +1,7 @@
 //! Which model.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use kvasir_model::Dtype;
 
 use crate::pull::DEFAULT_MODEL;
 
@@ -12,4 +13,26 @@ pub(crate) struct ModelArgs {
     /// a safetensors folder; fetched if it is not there yet
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
     pub(crate) model: String,
+    /// Form of the weights: auto (codes as the file has them, all else bf16) or float32 (slow, exact)
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    pub(crate) dtype: DtypeArg,
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// Codes as the file has them, all else bf16.
+    Auto,
+    /// Everything in f32.
+    #[value(alias = "float")]
+    Float32,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::Auto => Self::Auto,
+            DtypeArg::Float32 => Self::Float32,
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! its elements, in order, with the operations and the rounding of the reference implementation,
 //! so that results are equal to the bit.
 
+mod codes;
 mod float;
 mod k_scales;
 mod q2_k;
@@ -19,6 +20,8 @@ use half::f16;
 
 use crate::error::{ModelError, Result};
 use crate::gguf::GgmlType;
+
+pub use codes::CodedTensor;
 
 /// Decodes whole blocks: `(bytes, out)`. What does not fill a block on either side is left alone.
 pub(crate) type BlockDecoder = fn(&[u8], &mut [f32]);

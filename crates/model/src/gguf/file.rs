@@ -5,7 +5,7 @@ use std::path::Path;
 use super::header::{Header, parse};
 use super::metadata::Metadata;
 use super::tensor_info::TensorInfo;
-use crate::dequant;
+use crate::dequant::{self, CodedTensor};
 use crate::error::{ModelError, Result};
 use crate::file_bytes::FileBytes;
 use crate::source::TensorSource;
@@ -109,5 +109,10 @@ impl TensorSource for GgufFile {
             return Err(ModelError::MissingTensor { name: name.to_owned() });
         };
         dequant::dequantize(name, tensor.ty, bytes)
+    }
+
+    fn codes(&self, name: &str) -> Option<CodedTensor<'_>> {
+        let tensor = self.tensor(name)?;
+        CodedTensor::new(tensor.ty, self.tensor_bytes(name).ok()?, *tensor.shape.last()?)
     }
 }

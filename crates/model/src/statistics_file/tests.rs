@@ -202,7 +202,8 @@ fn a_model_that_is_broken_is_not_calibrated() {
         weight.copy_from_slice(&f32::NAN.to_le_bytes());
     }
     let file = GgufFile::from_bytes(file, Path::new("nan.gguf")).unwrap();
-    let model = Model::from_gguf(&file, &LoadOptions { threads: 1, progress: None }).unwrap();
+    let model =
+        Model::from_gguf(&file, &LoadOptions { threads: 1, ..LoadOptions::default() }).unwrap();
     let text = "a".repeat(60);
     let mut runner = Runner::new(Threads::new(1).unwrap());
     let error = model.calibrate(&calibration(&[&text]), &mut runner, &mut |_, _| {}).unwrap_err();

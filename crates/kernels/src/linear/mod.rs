@@ -1,0 +1,374 @@
+//! Linear layers.
+//!
+//! Weights stay packed as the file has them (4- and 8-bit codes with a scale for 32), or are rounded to
+//! bf16, or, where somebody wants a control, kept in f32. Inputs of packed layers are rounded to bf16 once
+//! per row and shared by all layers that read them. (8-bit inputs would be twice as fast on processors with
+//! VNNI, but they move SmolLM2's predictions by a KL of .0025 where bf16 moves them by .0001.)
+//!
+//! Row invariant, on every path.
+
+mod activations;
+mod packed;
+mod portable;
+mod product;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+pub use activations::{ActivationKind, Activations};
+pub use packed::{CodeFormat, GROUP, GroupCodes};
+
+use crate::activation::{Activation, gated};
+use crate::gemm::gemm_nt_raw;
+use crate::isa::Isa;
+use crate::threads::{Disjoint, parallel_for};
+use packed::{Packed, TILE};
+use product::{Block, Path, ROWS, multiply_tile};
+
+/// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
+const ROWS_PER_PASS: usize = 192;
+
+/// `y = x Wᵀ + b` with `W: [out_features, in_features]`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Vec<f32>>,
+    in_features: usize,
+    out_features: usize,
+}
+
+#[derive(Debug)]
+enum Weight {
+    F32(Vec<f32>), // [out_features, in_features]
+    Packed(Packed),
+}
+
+/// What becomes of the products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Into {
+    Set,
+    Add,
+}
+
+impl Linear {
+    /// Weights in f32, used as they are. `weight`: `[out_features, in_features]`; `bias`: `[out_features]`.
+    ///
+    /// # Panics
+    /// If the lengths disagree: shapes are checked where tensors are read.
+    pub fn new(
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+    ) -> Self {
+        assert_eq!(weight.len(), in_features * out_features, "weight of {out_features} rows");
+        Self { weight: Weight::F32(weight), bias: None, in_features, out_features }.with_bias(bias)
+    }
+
+    /// Weights rounded to bf16. As [`Self::new`] otherwise.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn bf16(
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+    ) -> Self {
+        assert_eq!(weight.len(), in_features * out_features, "weight of {out_features} rows");
+        let weight = Weight::Packed(Packed::from_rows(weight, in_features, out_features));
+        Self { weight, bias: None, in_features, out_features }.with_bias(bias)
+    }
+
+    /// Weights in groups of codes, kept as they are; scales and minimums are rounded to f16. `groups(row,
+    /// out)` fills the `in_features / GROUP` groups of a row. `None` if a scale or a minimum is out of
+    /// f16's range of normal numbers.
+    ///
+    /// # Errors
+    /// What `groups` returns.
+    ///
+    /// # Panics
+    /// If `in_features` is not whole groups, or a bias has another length than `out_features`.
+    pub fn from_codes<E>(
+        format: CodeFormat,
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+        groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
+    ) -> Result<Option<Self>, E> {
+        assert!(in_features.is_multiple_of(GROUP), "{in_features} inputs in groups of {GROUP}");
+        let packed = Packed::from_codes(format, in_features, out_features, groups)?;
+        Ok(packed.map(|packed| {
+            Self { weight: Weight::Packed(packed), bias: None, in_features, out_features }
+                .with_bias(bias)
+        }))
+    }
+
+    fn with_bias(self, bias: Option<Vec<f32>>) -> Self {
+        assert!(bias.as_ref().is_none_or(|b| b.len() == self.out_features), "bias length");
+        Self { bias, ..self }
+    }
+
+    /// Length of an input row.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Length of an output row.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Bytes of the weights as held in memory.
+    pub fn num_bytes(&self) -> usize {
+        let weight = match &self.weight {
+            Weight::F32(weight) => 4 * weight.len(),
+            Weight::Packed(packed) => packed.bytes.len(),
+        };
+        weight + 4 * self.bias.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The form in which this layer reads its inputs.
+    pub fn activation_kind(&self) -> ActivationKind {
+        match self.weight {
+            Weight::F32(_) => ActivationKind::F32,
+            Weight::Packed(_) => ActivationKind::Bf16,
+        }
+    }
+
+    /// One row of the weight: an embedding, when the matrix is an embedding table. `out`: `[in_features]`.
+    ///
+    /// # Panics
+    /// If `row` is not below `out_features`, or `out` has another length.
+    pub fn row_into(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.out_features && out.len() == self.in_features, "row {row}");
+        match &self.weight {
+            Weight::F32(weight) => {
+                out.copy_from_slice(&weight[row * self.in_features..(row + 1) * self.in_features]);
+            }
+            Weight::Packed(packed) => packed.row_into(row, out),
+        }
+    }
+
+    /// `out = x Wᵀ + b`. `out`: `[x.rows(), out_features]`. Uses the current threads.
+    ///
+    /// # Panics
+    /// If `x` has rows of another length or kind, or `out` other rows.
+    pub fn forward(&self, x: &Activations, out: &mut [f32]) {
+        forward_on(Path::best(), [self], x, [out], Into::Set);
+    }
+
+    /// `out += x Wᵀ + b`; see [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_add(&self, x: &Activations, out: &mut [f32]) {
+        forward_on(Path::best(), [self], x, [out], Into::Add);
+    }
+
+    fn check(&self, x: &Activations, out: &[f32]) {
+        let (rows, n) = (x.rows(), self.out_features);
+        assert_eq!(x.width, self.in_features, "inputs of a row");
+        assert!(x.is(self.activation_kind()), "inputs as {:?}", self.activation_kind());
+        assert_eq!(out.len(), rows * n, "output rows of {n} for {rows} inputs");
+    }
+}
+
+/// [`Linear::forward`] of several layers with the same inputs, in one loop over all their features.
+///
+/// # Panics
+/// As [`Linear::forward`].
+pub fn forward_all<const N: usize>(linears: [&Linear; N], x: &Activations, outs: [&mut [f32]; N]) {
+    forward_on(Path::best(), linears, x, outs, Into::Set);
+}
+
+fn forward_on<const N: usize>(
+    path: Path,
+    linears: [&Linear; N],
+    x: &Activations,
+    mut outs: [&mut [f32]; N],
+    into: Into,
+) {
+    for (linear, out) in linears.iter().zip(&outs) {
+        linear.check(x, out);
+    }
+    let tiles = linears.map(|linear| linear.out_features.div_ceil(TILE));
+    let outs = outs.each_mut().map(|out| Disjoint::new(out));
+    for_passes(x.rows(), tiles.iter().sum(), |rows, mut tile| {
+        let mut which = 0;
+        while tile >= tiles[which] {
+            tile -= tiles[which];
+            which += 1;
+        }
+        forward_tile(path, linears[which], tile, x, rows, &outs[which], into);
+    });
+}
+
+/// Calls `body(rows, tile)` for every tile and pass, on the current threads.
+fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sync) {
+    let passes = rows.div_ceil(ROWS_PER_PASS);
+    parallel_for(passes * tiles, |task, _| {
+        let first = task / tiles * ROWS_PER_PASS;
+        body(first..rows.min(first + ROWS_PER_PASS), task % tiles);
+    });
+}
+
+/// One tile of features for some rows.
+fn forward_tile(
+    path: Path,
+    linear: &Linear,
+    tile: usize,
+    x: &Activations,
+    rows: Range<usize>,
+    out: &Disjoint<'_, f32>,
+    into: Into,
+) {
+    let n = linear.out_features;
+    let features = TILE.min(n - tile * TILE);
+    let bias = linear.bias.as_ref().map(|b| &b[tile * TILE..tile * TILE + features]);
+    let put = |row: usize, products: &[f32; TILE]| {
+        // SAFETY: these features of this row belong to this task alone.
+        let out = unsafe { out.slice(row * n + tile * TILE, features) };
+        match (into, bias) {
+            (Into::Set, None) => out.copy_from_slice(&products[..features]),
+            (Into::Set, Some(bias)) => {
+                out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o = p + b);
+            }
+            (Into::Add, None) => out.iter_mut().zip(products).for_each(|(o, p)| *o += p),
+            (Into::Add, Some(bias)) => {
+                out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o += p + b);
+            }
+        }
+    };
+    match &linear.weight {
+        Weight::Packed(packed) => {
+            multiply_tile(path, [packed], tile, x, rows, |first, n, [products]| {
+                (first..).zip(&products[..n]).for_each(|(row, products)| put(row, products));
+            });
+        }
+        Weight::F32(weight) => {
+            for first in rows.clone().step_by(ROWS) {
+                let block = first..rows.end.min(first + ROWS);
+                let products = plain_tile(path, linear, weight, tile, x, block.clone());
+                block.zip(&products).for_each(|(row, products)| put(row, products));
+            }
+        }
+    }
+}
+
+/// Rows of f32 inputs, up to [`ROWS`], against a tile of f32 weights.
+fn plain_tile(
+    path: Path,
+    linear: &Linear,
+    weight: &[f32],
+    tile: usize,
+    x: &Activations,
+    rows: Range<usize>,
+) -> Block {
+    let isa = match path {
+        Path::Portable(isa) => isa,
+        #[cfg(target_arch = "x86_64")]
+        Path::Bf16 => Isa::best(),
+    };
+    let (k, first) = (linear.in_features, tile * TILE);
+    let (m, n) = (rows.len().min(ROWS), TILE.min(linear.out_features - first));
+    let (x, w) = (&x.plain[rows.start * k..][..m * k], &weight[first * k..(first + n) * k]);
+    let mut out = [[0.0; TILE]; ROWS];
+    let out_start = out.as_mut_ptr().cast::<f32>();
+    // SAFETY: m rows of k inputs, n rows of k weights, m rows of n outputs, TILE apart.
+    unsafe { gemm_nt_raw(isa, (m, n, k), x.as_ptr(), k, w.as_ptr(), k, out_start, TILE) };
+    out
+}
+
+/// `out = activation(gate(x)) · up(x)`, in the form that a layer of `kind` reads. Uses the current threads.
+///
+/// # Panics
+/// If the layers differ in shape, or as [`Linear::forward`].
+pub fn forward_gated(
+    gate: &Linear,
+    up: &Linear,
+    activation: Activation,
+    x: &Activations,
+    kind: ActivationKind,
+    out: &mut Activations,
+) {
+    forward_gated_on(Path::best(), gate, up, activation, x, kind, out);
+}
+
+fn forward_gated_on(
+    path: Path,
+    gate: &Linear,
+    up: &Linear,
+    activation: Activation,
+    x: &Activations,
+    kind: ActivationKind,
+    out: &mut Activations,
+) {
+    assert!(
+        (gate.in_features, gate.out_features) == (up.in_features, up.out_features),
+        "a gate of [{}, {}] with an up projection of [{}, {}]",
+        gate.out_features,
+        gate.in_features,
+        up.out_features,
+        up.in_features
+    );
+    let (rows, width) = (x.rows(), gate.out_features);
+    out.resize(kind, rows, width);
+    let (num_groups, tiles) = (out.num_groups, width.div_ceil(TILE));
+    let (bits, sums) = (Disjoint::new(&mut out.bits), Disjoint::new(&mut out.sums));
+    let plain = Disjoint::new(&mut out.plain);
+    for linear in [gate, up] {
+        assert_eq!(x.width, linear.in_features, "inputs of a row");
+        assert!(x.is(linear.activation_kind()), "inputs as {:?}", linear.activation_kind());
+    }
+    for_passes(rows, tiles, |rows, tile| {
+        let features = TILE.min(width - tile * TILE);
+        // A tile of features is a group of the next layer's inputs.
+        let put = |row: usize, gates: &mut [f32; TILE], ups: &mut [f32; TILE]| {
+            for (linear, products) in [(gate, &mut *gates), (up, &mut *ups)] {
+                if let Some(bias) = &linear.bias {
+                    let bias = &bias[tile * TILE..];
+                    products[..features].iter_mut().zip(bias).for_each(|(p, b)| *p += b);
+                }
+            }
+            gated(activation, gates, ups);
+            // What is beyond the last feature stays out of sums.
+            gates[features..].fill(0.0);
+            // SAFETY: this group of this row belongs to this task alone.
+            unsafe {
+                if kind == ActivationKind::F32 {
+                    let out = plain.slice(row * width + tile * TILE, features);
+                    out.copy_from_slice(&gates[..features]);
+                } else {
+                    let group = row * num_groups + tile;
+                    if let Some(bits) = bits.slice(group * GROUP, GROUP).as_mut_array() {
+                        sums.slice(group, 1)[0] = activations::round_group(path, gates, bits);
+                    }
+                }
+            }
+        };
+        match (&gate.weight, &up.weight) {
+            (Weight::Packed(a), Weight::Packed(b)) => {
+                multiply_tile(path, [a, b], tile, x, rows, |first, n, [gates, ups]| {
+                    let products = gates.iter_mut().zip(ups).take(n);
+                    (first..).zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
+                });
+            }
+            (Weight::F32(a), Weight::F32(b)) => {
+                for first in rows.clone().step_by(ROWS) {
+                    let block = first..rows.end.min(first + ROWS);
+                    let mut gates = plain_tile(path, gate, a, tile, x, block.clone());
+                    let mut ups = plain_tile(path, up, b, tile, x, block.clone());
+                    let products = gates.iter_mut().zip(&mut ups);
+                    block.zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
+                }
+            }
+            // Kinds of inputs differ then, which was refused above.
+            _ => {}
+        }
+    });
+}

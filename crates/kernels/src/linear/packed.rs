@@ -1,0 +1,215 @@
+//! How weights lie in memory.
+//!
+//! Rows of the matrix (output features) are put into tiles of [`TILE`]; a tile's bytes follow each other
+//! group by group in the order in which products read them, so that a small batch streams through memory
+//! once, forwards. A vector register holds a *half*: two neighbouring inputs of 16 features, which is what
+//! `vdpbf16ps` takes. Lane `2 f + e` (16 bits) is feature `f`, input `e` of the pair.
+//!
+//! | storage | a group of 32 inputs of a tile |
+//! |---|---|
+//! | 4 bits | 2 halves × 4 registers; nibble s of register z is pair `4 z + s`; then 32 scales, 32 minimums (f16) |
+//! | 8 bits | 2 halves × 8 registers; byte s of register z is pair `2 z + s`; then the same |
+//! | bf16 | 16 pairs × 2 halves × 1 register |
+//!
+//! Minimums are left out where a format has none.
+
+use half::{bf16, f16};
+
+use crate::AlignedBytes;
+
+/// Features of a tile.
+pub(super) const TILE: usize = 32;
+/// Inputs that share a scale.
+pub const GROUP: usize = 32;
+/// Pairs of a group.
+pub(super) const PAIRS: usize = GROUP / 2;
+/// Features of half a tile: the lanes of a register of f32.
+pub(super) const HALF: usize = TILE / 2;
+
+/// Codes of a group of [`GROUP`] weights of one row: weight i is `scale · codes[i] + min`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupCodes {
+    /// Factor of the codes.
+    pub scale: f32,
+    /// Added to every weight; 0 in formats without.
+    pub min: f32,
+    /// Integers within the format's range.
+    pub codes: [i8; GROUP],
+}
+
+impl Default for GroupCodes {
+    fn default() -> Self {
+        Self { scale: 0.0, min: 0.0, codes: [0; GROUP] }
+    }
+}
+
+/// What the codes of a matrix are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CodeFormat {
+    /// The smallest code; 4-bit codes go from here to 15 above. 8-bit codes are -128 to 127.
+    pub lowest: i8,
+    /// 4 or 8.
+    pub bits: u8,
+    /// Whether groups have a minimum.
+    pub has_min: bool,
+}
+
+impl CodeFormat {
+    /// Bytes of the codes of a group of a tile.
+    pub(super) fn code_bytes(self) -> usize {
+        TILE * GROUP * usize::from(self.bits) / 8
+    }
+
+    /// Bytes of a group of a tile.
+    pub(super) fn group_bytes(self) -> usize {
+        self.code_bytes() + 2 * TILE * (1 + usize::from(self.has_min))
+    }
+}
+
+/// A matrix in tiles.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) bytes: AlignedBytes,
+    /// `None`: bf16.
+    pub(super) codes: Option<CodeFormat>,
+    /// Groups of inputs of a row, the last filled up with zeros.
+    pub(super) num_groups: usize,
+}
+
+/// Bytes of a group of a tile in bf16.
+const BF16_GROUP_BYTES: usize = 2 * TILE * GROUP;
+
+impl Packed {
+    fn new(codes: Option<CodeFormat>, in_features: usize, out_features: usize) -> Self {
+        let num_groups = in_features.div_ceil(GROUP);
+        let group = codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes);
+        let bytes = AlignedBytes::zeroed(out_features.div_ceil(TILE) * num_groups * group);
+        Self { bytes, codes, num_groups }
+    }
+
+    /// Rounds rows to bf16. `rows`: `[out_features, in_features]`.
+    pub(super) fn from_rows(rows: &[f32], in_features: usize, out_features: usize) -> Self {
+        let mut packed = Self::new(None, in_features, out_features);
+        let tile_bytes = packed.tile_bytes();
+        for (row, weights) in rows.chunks_exact(in_features).enumerate() {
+            let (tile, f) = (row / TILE, row % TILE);
+            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
+            for (k, weight) in weights.iter().enumerate() {
+                let at = bf16_at(f, k);
+                tile[at..at + 2].copy_from_slice(&bf16::from_f32(*weight).to_le_bytes());
+            }
+        }
+        packed
+    }
+
+    /// Takes codes as they are, scales and minimums rounded to f16. `groups(row, out)` fills a row's.
+    /// `None` if a scale or minimum is too large or too small for f16.
+    pub(super) fn from_codes<E>(
+        format: CodeFormat,
+        in_features: usize,
+        out_features: usize,
+        mut groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
+    ) -> Result<Option<Self>, E> {
+        let mut packed = Self::new(Some(format), in_features, out_features);
+        let tile_bytes = packed.tile_bytes();
+        let mut row_groups = vec![GroupCodes::default(); packed.num_groups];
+        for row in 0..out_features {
+            groups(row, &mut row_groups)?;
+            let (tile, f) = (row / TILE, row % TILE);
+            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
+            for (group, bytes) in row_groups.iter().zip(tile.chunks_exact_mut(format.group_bytes()))
+            {
+                if !is_f16(group.scale) || !is_f16(group.min) {
+                    return Ok(None);
+                }
+                put_group(format, f, group, bytes);
+            }
+        }
+        Ok(Some(packed))
+    }
+
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.num_groups * self.codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes)
+    }
+
+    /// One tile.
+    pub(super) fn tile(&self, tile: usize) -> &[u8] {
+        let len = self.tile_bytes();
+        &self.bytes.as_slice()[tile * len..(tile + 1) * len]
+    }
+
+    /// One row as f32. `out`: `[in_features]`.
+    pub(super) fn row_into(&self, row: usize, out: &mut [f32]) {
+        let (tile, f) = (self.tile(row / TILE), row % TILE);
+        let Some(format) = self.codes else {
+            for (k, out) in out.iter_mut().enumerate() {
+                let at = bf16_at(f, k);
+                *out = bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
+            }
+            return;
+        };
+        for (out, bytes) in out.chunks_mut(GROUP).zip(tile.chunks_exact(format.group_bytes())) {
+            let (scale, min) = (read_scale(format, bytes, 0, f), read_scale(format, bytes, 1, f));
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = scale * f32::from(read_code(format, bytes, f, k)) + min;
+            }
+        }
+    }
+}
+
+/// Whether f16 holds a number to the precision of f16.
+fn is_f16(x: f32) -> bool {
+    x == 0.0 || (x.abs() >= f16::MIN_POSITIVE.to_f32() && x.abs() <= f16::MAX.to_f32())
+        // What an f16 held before stays what it was, small or not.
+        || f16::from_f32(x).to_f32() == x
+}
+
+/// Where feature `f`, input `k` of a bf16 tile is.
+fn bf16_at(f: usize, k: usize) -> usize {
+    let (half, lane) = (f / HALF, 2 * (f % HALF) + k % 2);
+    2 * (((k / 2) * 2 + half) * TILE + lane)
+}
+
+/// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.
+pub(super) fn code_at(bits: u8, f: usize, k: usize) -> (usize, u32) {
+    let (half, lane, pair) = (f / HALF, 2 * (f % HALF) + k % 2, k / 2);
+    // Codes of a 16-bit lane.
+    let in_lane = 16 / usize::from(bits);
+    let registers = PAIRS / in_lane;
+    let bit = usize::from(bits) * (pair % in_lane);
+    (64 * (half * registers + pair / in_lane) + 2 * lane + bit / 8, (bit % 8) as u32)
+}
+
+fn put_group(format: CodeFormat, f: usize, group: &GroupCodes, bytes: &mut [u8]) {
+    let mask = if format.bits == 4 { 15 } else { 255 };
+    for (k, code) in group.codes.iter().enumerate() {
+        let (at, shift) = code_at(format.bits, f, k);
+        let stored = if format.bits == 4 { code.wrapping_sub(format.lowest) } else { *code };
+        bytes[at] |= (stored as u8 & mask) << shift;
+    }
+    let scales = format.code_bytes() + 2 * f;
+    bytes[scales..scales + 2].copy_from_slice(&f16::from_f32(group.scale).to_le_bytes());
+    if format.has_min {
+        let mins = scales + 2 * TILE;
+        bytes[mins..mins + 2].copy_from_slice(&f16::from_f32(group.min).to_le_bytes());
+    }
+}
+
+/// Code of feature `f`, input `k` of a group.
+pub(super) fn read_code(format: CodeFormat, bytes: &[u8], f: usize, k: usize) -> i16 {
+    let (at, shift) = code_at(format.bits, f, k);
+    if format.bits == 4 {
+        i16::from((bytes[at] >> shift) & 15) + i16::from(format.lowest)
+    } else {
+        i16::from(bytes[at] as i8)
+    }
+}
+
+/// Scale (`which` 0) or minimum (1) of feature `f` of a group.
+pub(super) fn read_scale(format: CodeFormat, bytes: &[u8], which: usize, f: usize) -> f32 {
+    if which == 1 && !format.has_min {
+        return 0.0;
+    }
+    let at = format.code_bytes() + 2 * (which * TILE + f);
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}

@@ -1,0 +1,251 @@
+use half::{bf16, f16};
+
+use super::*;
+use crate::Threads;
+use crate::gemm::tests::values;
+
+/// A matrix of random codes, and its weights as f32.
+fn coded(format: CodeFormat, k: usize, n: usize, seed: u64) -> (Linear, Vec<f32>) {
+    let random = values(n * k, seed);
+    let scales = values(2 * n * k / GROUP, seed + 1);
+    let span = if format.bits == 4 { 16.0 } else { 256.0 };
+    let groups = |row: usize, out: &mut [GroupCodes]| {
+        for (g, group) in out.iter_mut().enumerate() {
+            let at = row * k / GROUP + g;
+            group.scale = f16::from_f32(scales[2 * at] * 0.1).to_f32();
+            group.min =
+                if format.has_min { f16::from_f32(scales[2 * at + 1]).to_f32() } else { 0.0 };
+            for (i, code) in group.codes.iter_mut().enumerate() {
+                let unit = (random[at * GROUP + i] + 1.0) / 2.0;
+                let code_from_lowest = (unit * span).min(span - 1.0) as i16;
+                *code = (code_from_lowest + i16::from(format.lowest)) as i8;
+            }
+        }
+        Ok::<(), ()>(())
+    };
+    let linear = Linear::from_codes(format, None, k, n, groups).unwrap().unwrap();
+    let mut rows = vec![0.0; n * k];
+    for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
+        let mut codes = vec![GroupCodes::default(); k / GROUP];
+        groups(row, &mut codes).unwrap();
+        for (group, weights) in codes.iter().zip(weights.chunks_exact_mut(GROUP)) {
+            for (w, code) in weights.iter_mut().zip(group.codes) {
+                *w = group.scale * f32::from(code) + group.min;
+            }
+        }
+    }
+    (linear, rows)
+}
+
+const FORMATS: [CodeFormat; 4] = [
+    CodeFormat { lowest: 0, bits: 4, has_min: true },
+    CodeFormat { lowest: -8, bits: 4, has_min: false },
+    CodeFormat { lowest: -128, bits: 8, has_min: false },
+    CodeFormat { lowest: -128, bits: 8, has_min: true },
+];
+
+/// Every kind of layer of a shape, with its weights.
+fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
+    let plain = values(n * k, 90);
+    let rounded: Vec<f32> = plain.iter().map(|w| bf16::from_f32(*w).to_f32()).collect();
+    let mut layers = vec![
+        (Linear::new(plain.clone(), Some(values(n, 91)), k, n), plain.clone()),
+        (Linear::bf16(&plain, Some(values(n, 91)), k, n), rounded),
+    ];
+    if k.is_multiple_of(GROUP) {
+        layers.extend(FORMATS.iter().zip(1..).map(|(format, seed)| coded(*format, k, n, seed)));
+    }
+    layers
+}
+
+/// What a layer should give for a row, and the sum of magnitudes, which bounds its rounding.
+fn exact(linear: &Linear, weights: &[f32], x: &[f32]) -> Vec<(f64, f64)> {
+    let rounds = linear.activation_kind() == ActivationKind::Bf16;
+    weights
+        .chunks_exact(x.len())
+        .enumerate()
+        .map(|(j, w)| {
+            let products = w.iter().zip(x).map(|(w, x)| {
+                let x = if rounds { bf16::from_f32(*x).to_f32() } else { *x };
+                f64::from(x) * f64::from(*w)
+            });
+            let bias = linear.bias.as_ref().map_or(0.0, |b| f64::from(b[j]));
+            products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()))
+        })
+        .collect()
+}
+
+#[test]
+fn rows_are_what_was_packed() {
+    for (k, n) in [(64, 70), (37, 5), (96, 32)] {
+        for (linear, weights) in layers(k, n) {
+            let mut row = vec![0.0; k];
+            for j in [0, n / 2, n - 1] {
+                linear.row_into(j, &mut row);
+                assert_eq!(row, weights[j * k..(j + 1) * k], "row {j} of {linear:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_gives_the_definition() {
+    for (k, n, tokens) in [(64, 70, 1), (64, 33, 3), (96, 64, 7), (160, 96, 200), (37, 40, 8)] {
+        let x = values(tokens * k, 7);
+        for (linear, weights) in layers(k, n) {
+            let mut inputs = Activations::default();
+            inputs.set(linear.activation_kind(), &x, k);
+            for path in Path::available() {
+                let mut out = vec![1.0; tokens * n];
+                forward_on(path, [&linear], &inputs, [&mut out], Into::Set);
+                let mut added = vec![1.0; tokens * n];
+                forward_on(path, [&linear], &inputs, [&mut added], Into::Add);
+                for t in [0, tokens / 2, tokens - 1] {
+                    let row = exact(&linear, &weights, &x[t * k..(t + 1) * k]);
+                    for (j, (exact, size)) in row.iter().enumerate() {
+                        let (got, added) = (out[t * n + j], added[t * n + j]);
+                        let error = (f64::from(got) - exact).abs();
+                        assert!(error <= 1e-5 * size, "{path:?} {k}x{n}: {got} {exact}");
+                        assert!((added - got - 1.0).abs() <= 1e-5 * (1.0 + *size as f32));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_batch_or_the_threads() {
+    let (k, n, tokens) = (128, 96, 395);
+    let x = values(tokens * k, 3);
+    let threads = Threads::new(3).unwrap();
+    for (linear, _) in layers(k, n) {
+        let kind = linear.activation_kind();
+        for path in Path::available() {
+            let run = |rows: Range<usize>| {
+                let mut inputs = Activations::default();
+                inputs.set(kind, &x[rows.start * k..rows.end * k], k);
+                let mut out = vec![0.0; rows.len() * n];
+                forward_on(path, [&linear], &inputs, [&mut out], Into::Set);
+                out
+            };
+            let together = threads.run(|| run(0..tokens));
+            for rows in [0..1, 190..197, 191..193, 5..11, 389..395, 0..100] {
+                assert_eq!(run(rows.clone()), together[rows.start * n..rows.end * n], "{path:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_of_one_input_are_what_each_is_alone() {
+    let (k, tokens) = (64, 9);
+    let x = values(tokens * k, 4);
+    let [a, b, c] = [(40, 1), (32, 3), (97, 2)].map(|(n, which)| layers(k, n).remove(which).0);
+    let mut inputs = Activations::default();
+    inputs.set(ActivationKind::Bf16, &x, k);
+    let mut outs = [&a, &b, &c].map(|linear| vec![0.0; tokens * linear.out_features()]);
+    let [oa, ob, oc] = &mut outs;
+    forward_all([&a, &b, &c], &inputs, [oa, ob, oc]);
+    for (linear, out) in [a, b, c].iter().zip(outs) {
+        let mut alone = vec![0.0; out.len()];
+        linear.forward(&inputs, &mut alone);
+        assert_eq!(alone, out);
+    }
+}
+
+#[test]
+fn a_gate_and_its_up_projection_are_one_loop() {
+    for (k, n, tokens) in [(64, 96, 9), (64, 70, 2)] {
+        let x = values(tokens * k, 5);
+        for ((gate, _), (up, _)) in layers(k, n).into_iter().zip(layers(k, n)) {
+            let kind = gate.activation_kind();
+            let mut inputs = Activations::default();
+            inputs.set(kind, &x, k);
+            let (mut gates, mut ups) = (vec![0.0; tokens * n], vec![0.0; tokens * n]);
+            gate.forward(&inputs, &mut gates);
+            up.forward(&inputs, &mut ups);
+            gated(Activation::Silu, &mut gates, &ups);
+            for kind in [ActivationKind::F32, ActivationKind::Bf16] {
+                let mut expected = Activations::default();
+                expected.set(kind, &gates, n);
+                let mut out = Activations::default();
+                forward_gated(&gate, &up, Activation::Silu, &inputs, kind, &mut out);
+                assert_eq!((&out.plain, &out.bits), (&expected.plain, &expected.bits));
+                assert_eq!(out.sums, expected.sums);
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_are_rounded_like_any_input() {
+    let (k, tokens) = (70, 300);
+    let (x, weight) = (values(tokens * k, 6), values(k, 8));
+    let mut normed = vec![0.0; tokens * k];
+    crate::rms_norm_rows(&x, &weight, 1e-5, &mut normed);
+    for kind in [ActivationKind::F32, ActivationKind::Bf16] {
+        let (mut a, mut b) = (Activations::default(), Activations::default());
+        a.set_normed(kind, &x, &weight, 1e-5);
+        b.set(kind, &normed, k);
+        assert_eq!((&a.bits, &a.sums, &a.plain), (&b.bits, &b.sums, &b.plain));
+    }
+}
+
+#[test]
+fn scales_beyond_f16_are_not_taken() {
+    for (scale, fits) in [(1e-3, true), (1e6, false), (1e-7, false), (0.0, true)] {
+        let fill = |_: usize, out: &mut [GroupCodes]| {
+            out.fill(GroupCodes { scale, ..GroupCodes::default() });
+            Ok::<(), ()>(())
+        };
+        let linear = Linear::from_codes(FORMATS[0], None, 32, 1, fill).unwrap();
+        assert_eq!(linear.is_some(), fits, "{scale}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "inputs as Bf16")]
+fn inputs_of_another_kind_are_refused() {
+    let linear = Linear::bf16(&[0.0; 32], None, 32, 1);
+    let mut inputs = Activations::default();
+    inputs.set(ActivationKind::F32, &[0.0; 32], 32);
+    linear.forward(&inputs, &mut [0.0]);
+}
+
+/// `cargo test --release -p kvasir-kernels linear_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "prints times"]
+fn linear_speed() {
+    for threads in [1, 2] {
+        let team = Threads::new(threads).unwrap();
+        for (k, n) in [(576, 960), (576, 1536), (1536, 576), (576, 49152)] {
+            for (which, name) in ["q4+min", "q4", "q8"].iter().enumerate() {
+                let (linear, _) = coded(FORMATS[which], k, n, 1);
+                for m in [1, 4, 32, 512] {
+                    if n > 10_000 && m > 100 {
+                        continue;
+                    }
+                    let x = values(m * k, 2);
+                    let mut inputs = Activations::default();
+                    inputs.set(ActivationKind::Bf16, &x, k);
+                    let mut out = vec![0.0; m * n];
+                    let mut best = f64::MAX;
+                    team.run(|| {
+                        for _ in 0..20 {
+                            let clock = std::time::Instant::now();
+                            linear.forward(&inputs, &mut out);
+                            best = best.min(clock.elapsed().as_secs_f64());
+                        }
+                    });
+                    println!(
+                        "{threads} threads {name} {k} -> {n}, {m} rows: {:.1} us, {:.0} GFLOP/s, {:.1} GB/s",
+                        best * 1e6,
+                        2e-9 * (m * n * k) as f64 / best,
+                        1e-9 * linear.num_bytes() as f64 / best
+                    );
+                }
+            }
+        }
+    }
+}

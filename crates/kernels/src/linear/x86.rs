@@ -1,0 +1,377 @@
+//! HOT PATH. Products with `vdpbf16ps`: 32 features × up to 6 rows in registers.
+//!
+//! Codes are small integers, which bf16 holds exactly: only the inputs are rounded. A group's sum of
+//! products is scaled in f32 and added to the row's sum, group after group; narrow batches (codes turned
+//! in registers) and wide ones (a tile of codes turned once) do the same operations in the same order.
+
+// Registers are indexed; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
+use super::product::{Block, Rows};
+
+/// Bytes of a group of a turned tile.
+const GROUP_BYTES: usize = 2 * TILE * GROUP;
+
+/// How far ahead of a narrow product its tile is fetched: memory answers in about 400 cycles.
+const PREFETCH_BYTES: usize = 2048;
+
+/// bf16 of the 16 codes of a 4-bit format, twice: a permutation looks at five bits of a lane.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+fn code_table(lowest: i8) -> __m512i {
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let codes = _mm512_add_epi32(lanes, _mm512_set1_epi32(i32::from(lowest)));
+    let codes = _mm512_cvtepi32_ps(codes);
+    let both = _mm512_cvtne2ps_pbh(codes, codes);
+    // SAFETY: both are 64 bytes of any bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(both) }
+}
+
+/// Turns the codes of a group into bf16: `[pairs, halves]` registers.
+///
+/// # Safety
+/// `codes` must be readable as far as a group of the format goes, and aligned to 64 bytes; `out` takes
+/// [`GROUP_BYTES`] and is aligned.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: __m512i, out: *mut u8) {
+    // SAFETY: register z of half h is at 64 (h · registers + z); pairs stay below 16.
+    unsafe {
+        let registers = BITS; // 4 or 8
+        for h in 0..2 {
+            for z in 0..registers {
+                let v = _mm512_load_si512(codes.add(64 * (h * registers + z)).cast());
+                if BITS == 4 {
+                    let lanes = [
+                        v,
+                        _mm512_srli_epi16::<4>(v),
+                        _mm512_srli_epi16::<8>(v),
+                        _mm512_srli_epi16::<12>(v),
+                    ];
+                    for s in 0..4 {
+                        let bf16 = _mm512_permutexvar_epi16(lanes[s], table);
+                        _mm512_store_si512(out.add(64 * (2 * (4 * z + s) + h)).cast(), bf16);
+                    }
+                } else {
+                    let low = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
+                    let high = _mm512_srai_epi16::<8>(v);
+                    for (s, lanes) in [low, high].into_iter().enumerate() {
+                        let first = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(lanes));
+                        let last = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64::<1>(lanes));
+                        let bf16 = _mm512_cvtne2ps_pbh(
+                            _mm512_cvtepi32_ps(last),
+                            _mm512_cvtepi32_ps(first),
+                        );
+                        let at = out.add(64 * (2 * (2 * z + s) + h));
+                        _mm512_store_si512(
+                            at.cast(),
+                            std::mem::transmute::<__m512bh, __m512i>(bf16),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// 32 f16 as two registers of f32.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+unsafe fn widen(from: *const u8) -> [__m512; 2] {
+    // SAFETY: 64 bytes are readable by contract.
+    unsafe {
+        [
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.add(2 * HALF).cast())),
+        ]
+    }
+}
+
+/// The sums of products of one group: `acc[row][half]`, from `acc` on.
+///
+/// # Safety
+/// `weights` has a turned group; `x` has MR rows of stride `ldx` with [`GROUP`] inputs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+unsafe fn group_products<const MR: usize>(
+    weights: *const u8,
+    x: *const u16,
+    ldx: usize,
+    acc: &mut [[__m512; 2]; MR],
+) {
+    // SAFETY: by contract.
+    unsafe {
+        for pair in 0..PAIRS {
+            let at = weights.add(128 * pair);
+            let w: [__m512bh; 2] = [
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_load_si512(at.cast())),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_load_si512(at.add(64).cast())),
+            ];
+            for i in 0..MR {
+                let xs =
+                    _mm512_set1_epi32(x.add(i * ldx + 2 * pair).cast::<i32>().read_unaligned());
+                let xs = std::mem::transmute::<__m512i, __m512bh>(xs);
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], w[0], xs);
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], w[1], xs);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+fn store<const MR: usize>(sums: &[[__m512; 2]; MR], out: &mut Block) {
+    for i in 0..MR {
+        for h in 0..2 {
+            // SAFETY: a row of a block has two registers.
+            unsafe { _mm512_storeu_ps(out[i].as_mut_ptr().add(HALF * h), sums[i][h]) };
+        }
+    }
+}
+
+/// A tile of codes as it is stored, against few rows.
+///
+/// # Safety
+/// `tile` has `rows.num_groups` groups of the format, aligned to 64 bytes; `rows` has MR rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
+    format: CodeFormat,
+    tile: *const u8,
+    rows: &Rows<'_>,
+    out: &mut Block,
+) {
+    /// Written before it is read.
+    #[repr(align(64))]
+    struct Turned(MaybeUninit<[u8; GROUP_BYTES]>);
+    let mut turned = Turned(MaybeUninit::uninit());
+    let turned = turned.0.as_mut_ptr().cast::<u8>();
+    let table = code_table(format.lowest);
+    let (group_bytes, code_bytes) = (format.group_bytes(), format.code_bytes());
+    // SAFETY: group g lies at g · group_bytes; codes, scales and minimums are inside it. Prefetches may go
+    // past the end: they never fault.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+        for g in 0..rows.num_groups {
+            let group = tile.add(g * group_bytes);
+            let mut line = 0;
+            while line < group_bytes {
+                _mm_prefetch::<_MM_HINT_T0>(group.wrapping_add(PREFETCH_BYTES + line).cast());
+                line += 64;
+            }
+            turn_group::<BITS>(group, table, turned);
+            let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+            group_products::<MR>(turned, rows.bits.add(g * GROUP), rows.stride, &mut acc);
+            let scale = widen(group.add(code_bytes));
+            for i in 0..MR {
+                for h in 0..2 {
+                    sums[i][h] = _mm512_fmadd_ps(acc[i][h], scale[h], sums[i][h]);
+                }
+            }
+            if MIN {
+                let min = widen(group.add(code_bytes + 2 * TILE));
+                for i in 0..MR {
+                    let sum = _mm512_set1_ps(*rows.sums.add(i * rows.num_groups + g));
+                    for h in 0..2 {
+                        sums[i][h] = _mm512_fmadd_ps(min[h], sum, sums[i][h]);
+                    }
+                }
+            }
+        }
+        store(&sums, out);
+    }
+}
+
+/// A turned tile against rows.
+///
+/// # Safety
+/// `weights` has `rows.num_groups` turned groups, aligned; `scales` as many times `[2, TILE]`; `rows` has
+/// MR rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+unsafe fn wide<const MR: usize, const MIN: bool>(
+    weights: *const u8,
+    scales: *const f32,
+    rows: &Rows<'_>,
+    out: &mut Block,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+        for g in 0..rows.num_groups {
+            let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+            let group = weights.add(g * GROUP_BYTES);
+            group_products::<MR>(group, rows.bits.add(g * GROUP), rows.stride, &mut acc);
+            let scales = scales.add(g * 2 * TILE);
+            for h in 0..2 {
+                let scale = _mm512_loadu_ps(scales.add(h * HALF));
+                for i in 0..MR {
+                    sums[i][h] = _mm512_fmadd_ps(acc[i][h], scale, sums[i][h]);
+                }
+            }
+            if MIN {
+                for h in 0..2 {
+                    let min = _mm512_loadu_ps(scales.add(TILE + h * HALF));
+                    for i in 0..MR {
+                        let sum = _mm512_set1_ps(*rows.sums.add(i * rows.num_groups + g));
+                        sums[i][h] = _mm512_fmadd_ps(min, sum, sums[i][h]);
+                    }
+                }
+            }
+        }
+        store(&sums, out);
+    }
+}
+
+/// A tile of bf16 weights against rows: one chain of sums over all inputs.
+///
+/// # Safety
+/// As [`wide`], without scales.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut Block) {
+    // SAFETY: by contract; prefetches never fault.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+        for g in 0..rows.num_groups {
+            let group = weights.add(g * GROUP_BYTES);
+            if MR <= 2 {
+                let mut line = 0;
+                while line < GROUP_BYTES {
+                    _mm_prefetch::<_MM_HINT_T0>(group.wrapping_add(PREFETCH_BYTES + line).cast());
+                    line += 64;
+                }
+            }
+            group_products::<MR>(group, rows.bits.add(g * GROUP), rows.stride, &mut sums);
+        }
+        store(&sums, out);
+    }
+}
+
+/// Calls a kernel that is generic over the number of rows.
+macro_rules! by_rows {
+    ($rows:expr, $kernel:ident :: <_ $(, $generic:tt)*> ($($arg:expr),*)) => {
+        match $rows {
+            1 => $kernel::<1 $(, $generic)*>($($arg),*),
+            2 => $kernel::<2 $(, $generic)*>($($arg),*),
+            3 => $kernel::<3 $(, $generic)*>($($arg),*),
+            4 => $kernel::<4 $(, $generic)*>($($arg),*),
+            5 => $kernel::<5 $(, $generic)*>($($arg),*),
+            _ => $kernel::<6 $(, $generic)*>($($arg),*),
+        }
+    };
+}
+
+/// A tile as it is stored against up to 6 rows.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16; `tile` is a whole tile of the format (`None`: bf16) with as many
+/// groups as the rows have.
+pub(super) unsafe fn multiply_stored(
+    format: Option<CodeFormat>,
+    tile: &[u8],
+    rows: &Rows<'_>,
+    out: &mut Block,
+) {
+    let (n, tile) = (rows.num_rows, tile.as_ptr());
+    // SAFETY: by contract.
+    unsafe {
+        match format {
+            None => by_rows!(n, plain::<_>(tile, rows, out)),
+            Some(f) => match (f.bits, f.has_min) {
+                (4, true) => by_rows!(n, narrow::<_, 4, true>(f, tile, rows, out)),
+                (4, false) => by_rows!(n, narrow::<_, 4, false>(f, tile, rows, out)),
+                (_, true) => by_rows!(n, narrow::<_, 8, true>(f, tile, rows, out)),
+                (_, false) => by_rows!(n, narrow::<_, 8, false>(f, tile, rows, out)),
+            },
+        }
+    }
+}
+
+/// Turns a tile of codes. `weights`: [`GROUP_BYTES`] a group, aligned to 64 bytes; `scales`: `[groups, 2,
+/// TILE]`.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16; `tile` is a whole tile of the format; both outputs are long enough.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+pub(super) unsafe fn turn_tile(
+    format: CodeFormat,
+    tile: &[u8],
+    weights: &mut [u8],
+    scales: &mut [f32],
+) {
+    let table = code_table(format.lowest);
+    let groups = tile.chunks_exact(format.group_bytes());
+    let outs = weights.chunks_exact_mut(GROUP_BYTES).zip(scales.chunks_exact_mut(2 * TILE));
+    for (group, (weights, scales)) in groups.zip(outs) {
+        // SAFETY: a group's codes, scales and minimums are inside its bytes; chunks have the lengths.
+        unsafe {
+            match format.bits {
+                4 => turn_group::<4>(group.as_ptr(), table, weights.as_mut_ptr()),
+                _ => turn_group::<8>(group.as_ptr(), table, weights.as_mut_ptr()),
+            }
+            for part in 0..1 + usize::from(format.has_min) {
+                let wide = widen(group.as_ptr().add(format.code_bytes() + 2 * TILE * part));
+                for h in 0..2 {
+                    _mm512_storeu_ps(scales.as_mut_ptr().add(TILE * part + HALF * h), wide[h]);
+                }
+            }
+        }
+    }
+}
+
+/// A turned tile against up to 6 rows.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16; `weights` and `scales` are as [`turn_tile`] leaves them, with as
+/// many groups as the rows have.
+pub(super) unsafe fn multiply_turned(
+    has_min: bool,
+    weights: &[u8],
+    scales: &[f32],
+    rows: &Rows<'_>,
+    out: &mut Block,
+) {
+    let (weights, scales) = (weights.as_ptr(), scales.as_ptr());
+    // SAFETY: by contract.
+    unsafe {
+        if has_min {
+            by_rows!(rows.num_rows, wide::<_, true>(weights, scales, rows, out));
+        } else {
+            by_rows!(rows.num_rows, wide::<_, false>(weights, scales, rows, out));
+        }
+    }
+}
+
+/// See [`super::activations::round_group`].
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[inline]
+pub(super) unsafe fn round_group(x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
+    // SAFETY: both are 32 long.
+    unsafe {
+        let (first, last) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+        let rounded = _mm512_cvtne2ps_pbh(last, first);
+        let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+        _mm512_storeu_si512(bits.as_mut_ptr().cast(), rounded);
+        let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        let even = _mm512_slli_epi32::<16>(rounded);
+        let sums = _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
+        _mm512_reduce_add_ps(sums)
+    }
+}
+
+/// [`round_group`] of several.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+pub(super) unsafe fn round_groups(x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
+    for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
+        // SAFETY: by contract.
+        *sum = unsafe { round_group(x, bits) };
+    }
+}
