@@ -171,7 +171,7 @@ fn bf16_at(f: usize, k: usize) -> usize {
 }
 
 /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.
-pub(super) fn code_at(bits: u8, f: usize, k: usize) -> (usize, u32) {
+fn code_at(bits: u8, f: usize, k: usize) -> (usize, u32) {
     let (half, lane, pair) = (f / HALF, 2 * (f % HALF) + k % 2, k / 2);
     // Codes of a 16-bit lane.
     let in_lane = 16 / usize::from(bits);
@@ -196,7 +196,7 @@ fn put_group(format: CodeFormat, f: usize, group: &GroupCodes, bytes: &mut [u8])
 }
 
 /// Code of feature `f`, input `k` of a group.
-pub(super) fn read_code(format: CodeFormat, bytes: &[u8], f: usize, k: usize) -> i16 {
+fn read_code(format: CodeFormat, bytes: &[u8], f: usize, k: usize) -> i16 {
     let (at, shift) = code_at(format.bits, f, k);
     if format.bits == 4 {
         i16::from((bytes[at] >> shift) & 15) + i16::from(format.lowest)
@@ -206,7 +206,7 @@ pub(super) fn read_code(format: CodeFormat, bytes: &[u8], f: usize, k: usize) ->
 }
 
 /// Scale (`which` 0) or minimum (1) of feature `f` of a group.
-pub(super) fn read_scale(format: CodeFormat, bytes: &[u8], which: usize, f: usize) -> f32 {
+fn read_scale(format: CodeFormat, bytes: &[u8], which: usize, f: usize) -> f32 {
     if which == 1 && !format.has_min {
         return 0.0;
     }

@@ -2,9 +2,9 @@
 //! to f32 once, 32 features side by side, and met by a few rows at a time. The compiler vectorises it for
 //! AVX2, AVX-512 and NEON.
 
-use half::bf16;
+use half::{bf16, f16};
 
-use super::packed::{CodeFormat, GROUP, PAIRS, TILE, read_scale};
+use super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
 use super::product::{Block, Rows};
 use crate::isa::{Isa, dispatch, mul_add};
 
@@ -52,37 +52,66 @@ fn turn_body<const FMA: bool>(
     let group_bytes = format.map_or(2 * TILE * GROUP, CodeFormat::group_bytes);
     let groups = tile.chunks_exact(group_bytes).zip(weights.chunks_exact_mut(GROUP_WEIGHTS));
     for (g, (bytes, weights)) in groups.enumerate() {
-        // A register: 32 lanes of two bytes; see `packed`.
-        let word = |at: usize, lane: usize| {
-            u16::from_le_bytes([bytes[at + 2 * lane], bytes[at + 2 * lane + 1]])
-        };
+        let (registers, _) = bytes.as_chunks::<64>();
         for half in 0..2 {
-            for pair in 0..PAIRS {
-                for f in 0..TILE / 2 {
-                    for e in 0..2 {
-                        let lane = 2 * f + e;
-                        let weight = match format {
-                            None => bf16::from_bits(word(64 * (2 * pair + half), lane)).to_f32(),
-                            Some(format) if format.bits == 4 => {
-                                let word = word(64 * (4 * half + pair / 4), lane);
-                                let code = (word >> (4 * (pair % 4))) & 15;
-                                f32::from(code as i16 + i16::from(format.lowest))
-                            }
-                            Some(_) => {
-                                let word = word(64 * (8 * half + pair / 2), lane);
-                                f32::from((word >> (8 * (pair % 2))) as u8 as i8)
-                            }
-                        };
-                        weights[(2 * pair + e) * TILE + half * TILE / 2 + f] = weight;
+            match format {
+                None => {
+                    for pair in 0..PAIRS {
+                        let words = words(&registers[2 * pair + half]);
+                        put(weights, pair, half, |e, f| {
+                            f32::from_bits(if e == 0 { words[f] << 16 } else { words[f] & HIGH })
+                        });
+                    }
+                }
+                Some(format) if format.bits == 4 => {
+                    for pair in 0..PAIRS {
+                        let words = words(&registers[4 * half + pair / 4]);
+                        put(weights, pair, half, |e, f| {
+                            let code = (words[f] >> (16 * e + 4 * (pair % 4))) & 15;
+                            (code as i32 + i32::from(format.lowest)) as f32
+                        });
+                    }
+                }
+                Some(_) => {
+                    for pair in 0..PAIRS {
+                        let words = words(&registers[8 * half + pair / 2]);
+                        put(weights, pair, half, |e, f| {
+                            let shifted = words[f] << (24 - 16 * e - 8 * (pair % 2));
+                            (shifted as i32 >> 24) as f32
+                        });
                     }
                 }
             }
         }
         if let Some(format) = format {
             let scales = &mut scales[g * 2 * TILE..(g + 1) * 2 * TILE];
-            for (i, scale) in scales.iter_mut().enumerate() {
-                *scale = read_scale(format, bytes, i / TILE, i % TILE);
+            let (stored, _) = bytes[format.code_bytes()..].as_chunks::<2>();
+            let mut halves = [f16::ZERO; 2 * TILE];
+            for (half, bytes) in halves.iter_mut().zip(stored) {
+                *half = f16::from_le_bytes(*bytes);
             }
+            crate::f16_to_f32(&halves, scales);
+        }
+    }
+}
+
+/// The second input of a pair in a word of bf16.
+const HIGH: u32 = 0xffff_0000;
+
+/// A register as words: one for each feature of a half, with both inputs of its pairs.
+#[inline(always)]
+fn words(register: &[u8; 64]) -> [u32; HALF] {
+    let (bytes, _) = register.as_chunks::<4>();
+    std::array::from_fn(|f| u32::from_le_bytes(bytes[f]))
+}
+
+/// Writes the weights of a pair of inputs, `weight(input of the pair, feature of the half)`.
+#[inline(always)]
+fn put(weights: &mut [f32], pair: usize, half: usize, weight: impl Fn(usize, usize) -> f32) {
+    for e in 0..2 {
+        let at = (2 * pair + e) * TILE + half * HALF;
+        for (f, out) in weights[at..at + HALF].iter_mut().enumerate() {
+            *out = weight(e, f);
         }
     }
 }
