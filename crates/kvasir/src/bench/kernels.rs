@@ -41,7 +41,7 @@ pub(super) struct KernelsCommand {
 
 fn parse_width(text: &str) -> Result<usize, String> {
     let width: usize = text.parse().map_err(|_| "must be a number".to_owned())?;
-    if width == 0 || width % 32 != 0 || width > 1 << 20 {
+    if width == 0 || !width.is_multiple_of(32) || width > 1 << 20 {
         return Err("must be a multiple of 32 up to 1048576".to_owned());
     }
     Ok(width)
