@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use half::f16;
+use kvasir_kernels::coded::ByteIsa;
 use kvasir_kernels::{KvBlock, OnlineSoftmax, QueryRows, StoredRows, attend_block, scale_in_place};
 
 use super::tile::{Sums, Tile};
@@ -160,13 +161,20 @@ impl KvCache {
         let clock = Instant::now();
         let bytes = found.bytes[part];
         let gain = found.entries[part].gain.to_f32();
-        let Tile { keys, values, coded, bases, .. } = tile;
+        let Tile { keys, values, coded, bases, rows, levels, .. } = tile;
         let out = if part == 0 { keys } else { values };
         let out = &mut out[..filled * dim];
         if let Some(codec) = found.parts[part].joint() {
-            bases[part].load(codec.basis());
-            let (tokens, columns) = (self.geometry.block_size(), &bases[part].columns);
-            codec.decode_head(bytes, tokens, gain, found.head, dim, columns, coded, out);
+            let tokens = self.geometry.block_size();
+            if ByteIsa::best() == ByteIsa::Vnni && filled == tokens {
+                rows[part].load(codec.basis(), dim);
+                let place = (found.head, dim, tokens);
+                codec.decode_bytes(bytes, gain, place, &rows[part].rows, levels, out);
+            } else {
+                bases[part].load(codec.basis());
+                let columns = &bases[part].columns;
+                codec.decode_head(bytes, tokens, gain, found.head, dim, columns, coded, out);
+            }
         } else {
             found.parts[part].codec().decode(bytes, self.geometry.block_size(), dim, out);
             if gain != 1.0 {

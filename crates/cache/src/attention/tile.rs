@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use kvasir_kernels::coded::ByteRows;
 use kvasir_kernels::{BlockScratch, OnlineSoftmax};
 
 use super::coded::ByteTile;
-use crate::codec::Basis;
+use crate::codec::{Basis, LevelScratch};
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -21,6 +22,10 @@ pub(super) struct Tile {
     pub(super) coded: Vec<f32>, // [block_size, width]
     /// Bases of keys and of values as f32, kept while items use the same.
     pub(super) bases: [HeldBasis; 2],
+    /// The same as bytes, for blocks that are turned back.
+    pub(super) rows: [HeldRows; 2],
+    /// Levels of a block that is turned back.
+    pub(super) levels: LevelScratch,
     /// What the kernel needs for one block.
     pub(super) block: BlockScratch,
     /// Over all ranges of an item, and over the one it is at.
@@ -64,6 +69,24 @@ impl HeldBasis {
         if !self.of.as_ref().is_some_and(|held| Arc::ptr_eq(held, basis)) {
             basis.columns_into(&mut self.columns);
             self.of = Some(Arc::clone(basis));
+        }
+    }
+}
+
+/// A basis as bytes, for heads of one size.
+#[derive(Debug, Default)]
+pub(super) struct HeldRows {
+    of: Option<(Arc<Basis>, usize)>,
+    pub(super) rows: ByteRows,
+}
+
+impl HeldRows {
+    /// Takes in a basis unless it is the one that is held.
+    #[inline]
+    pub(super) fn load(&mut self, basis: &Arc<Basis>, dim: usize) {
+        if !self.of.as_ref().is_some_and(|(held, d)| Arc::ptr_eq(held, basis) && *d == dim) {
+            basis.rows_into(dim, &mut self.rows);
+            self.of = Some((Arc::clone(basis), dim));
         }
     }
 }

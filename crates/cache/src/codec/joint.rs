@@ -11,9 +11,9 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use half::f16;
-use kvasir_kernels::coded::{ByteBasis, ByteIsa};
+use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
 use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
-use kvasir_kernels::{f16_to_f32, gemm_nn_acc, gemm_nt};
+use kvasir_kernels::{AlignedBytes, f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::{Codec, Part};
 use crate::error::{CacheError, Result};
@@ -41,8 +41,30 @@ pub(crate) struct Basis {
     scales: Vec<f32>,          // [width / 16]
     /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
     means: Vec<f32>,
+    /// The same in plain channels, where the processor has products of bytes.
+    plain_means: Vec<f32>,
     /// For keys: the basis and the means as bytes, where the processor has products of them.
     bytes: Option<ByteBasis>,
+}
+
+/// Levels of one block on their way to rows.
+#[derive(Debug)]
+pub(crate) struct LevelScratch {
+    levels: AlignedBytes,
+    factors: Vec<f32>,    // [tokens]
+    by_segment: Vec<f32>, // [segments, tokens]
+    boosts: Boosts,
+}
+
+impl Default for LevelScratch {
+    fn default() -> Self {
+        Self {
+            levels: AlignedBytes::zeroed(0),
+            factors: Vec::new(),
+            by_segment: Vec::new(),
+            boosts: Boosts::default(),
+        }
+    }
 }
 
 /// What a scale of its own takes off a row's error: it follows the row's energy, which the codebooks'
@@ -65,6 +87,7 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
+            plain_means: if has_bytes() { means.to_vec() } else { Vec::new() },
             bytes: None,
         };
         let mut columns = Vec::new();
@@ -79,12 +102,12 @@ impl Basis {
     /// [`Self::new`].
     pub(crate) fn for_keys(part: &PartStatistics, means: &[f32], dim: usize, rows: usize) -> Self {
         let mut basis = Self::new(part, means);
-        if ByteIsa::best() == ByteIsa::Vnni {
+        if has_bytes() {
             let mut columns = Vec::new();
             basis.columns_into(&mut columns);
             let weights = basis.weights.iter().cycle();
             let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
-            basis.bytes = Some(ByteBasis::new(dim, rows, &columns, &basis.scales, &weighted));
+            basis.bytes = Some(ByteBasis::new(dim, rows, basis.width, &columns, &weighted));
         }
         basis
     }
@@ -133,6 +156,11 @@ impl Basis {
         f16_to_f32(&self.columns, out);
     }
 
+    /// What blocks are turned back with, as bytes.
+    pub(crate) fn rows_into(&self, dim: usize, rows: &mut ByteRows) {
+        rows.load(dim, &self.columns, &self.inverse_weights);
+    }
+
     /// Channels of a block.
     pub(crate) fn width(&self) -> usize {
         self.width
@@ -142,6 +170,11 @@ impl Basis {
     pub(crate) fn inverse_weights(&self, head: usize, dim: usize) -> &[f32] {
         &self.inverse_weights[head * dim..(head + 1) * dim]
     }
+}
+
+/// Whether the processor has products of bytes.
+fn has_bytes() -> bool {
+    ByteIsa::best() == ByteIsa::Vnni
 }
 
 fn transposed(rows: &[f16], width: usize) -> Vec<f16> {
@@ -243,6 +276,18 @@ impl JointCodec {
         self.layout.row_factors(slot, out, boosts);
     }
 
+    /// See [`Layout::segment_factors`].
+    #[inline]
+    pub(crate) fn segment_factors(
+        &self,
+        factors: &[f32],
+        boosts: &Boosts,
+        segments: usize,
+        out: &mut [f32],
+    ) {
+        self.layout.segment_factors(factors, boosts, segments, out);
+    }
+
     /// Plain rows of one head of a block of `tokens` rows. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:
     /// `[n, dim]`.
     #[allow(clippy::too_many_arguments)]
@@ -267,6 +312,40 @@ impl JointCodec {
             let weights = self.basis.inverse_weights(head, dim);
             row.iter_mut().zip(weights).for_each(|(x, w)| *x *= w);
         }
+    }
+
+    /// Plain rows of one head of a block of `tokens` rows, by products of bytes. `rows`: what
+    /// [`Basis::rows_into`] gives; `out`: `[tokens, dim]`.
+    pub(crate) fn decode_bytes(
+        &self,
+        slot: &[u8],
+        gain: f32,
+        (head, dim, tokens): (usize, usize, usize),
+        rows: &ByteRows,
+        scratch: &mut LevelScratch,
+        out: &mut [f32],
+    ) {
+        let segments = self.used_segments();
+        let LevelScratch { levels, factors, by_segment, boosts } = scratch;
+        let slot = self.stored(slot, tokens);
+        if levels.len() < segments * SEGMENT * tokens {
+            *levels = AlignedBytes::zeroed(self.basis.width * tokens);
+        }
+        factors.resize(tokens, 0.0);
+        by_segment.resize(segments * tokens, 0.0);
+        self.layout.levels(Order::Keys, slot, tokens, segments, levels.as_mut_slice());
+        self.layout.row_factors(slot, factors, boosts);
+        self.layout.segment_factors(factors, boosts, segments, by_segment);
+        let block = LevelBlock {
+            levels: levels.as_slice(),
+            factors: by_segment,
+            tokens,
+            segments,
+            gain,
+            means: &self.basis.plain_means[head * dim..],
+            mean_stride: self.mean_stride(),
+        };
+        rows.turn_back(head, &block, out);
     }
 
     /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.

@@ -14,8 +14,8 @@ mod pack;
 mod raw;
 
 pub use int8::Int8;
-pub(crate) use joint::Basis;
 pub use joint::JointCodec;
+pub(crate) use joint::{Basis, LevelScratch};
 pub use kivi::{KiviKeys, KiviValues};
 pub use raw::{RawF16, RawF32};
 

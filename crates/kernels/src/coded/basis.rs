@@ -2,7 +2,7 @@
 
 use crate::AlignedBytes;
 use crate::coded::ByteIsa;
-use crate::trellis::{SEGMENT, STEP};
+use crate::trellis::SEGMENT;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -21,9 +21,9 @@ pub const LONGEST: f32 = FINE * MOST;
 
 /// A basis that queries are folded into, and the mean that keys have in it, as integers.
 ///
-/// A key is `mean_j + B⁻¹ (scale ∘ step · levels · row factor)` in weighted channels, `j` its row in
-/// the block; a query that is divided by the channels' weights meets it in two products, one with the
-/// mean and one with the folded query's levels.
+/// A key is `mean_j + B⁻¹ (factors ∘ levels)` in weighted channels, `j` its row in the block, with a factor
+/// for each of its segments; a query that is divided by the channels' weights meets it in two products, one
+/// with the mean and one, folded, with the levels.
 #[derive(Debug)]
 pub struct ByteBasis {
     dim: usize,
@@ -56,7 +56,7 @@ pub struct ByteQueries<'a> {
     /// What bytes make of levels that are 128 too large, see [`crate::coded::Scores::offsets`]: `[rows,
     /// stride / 4]`.
     pub offsets: &'a mut [i32],
-    /// What a byte times a level is worth: `[rows]`.
+    /// What a byte is worth: `[rows]`.
     pub scales: &'a mut [f32],
     /// Rows written one after the other, and the distance from one such run to the next.
     pub runs: (usize, usize),
@@ -91,15 +91,14 @@ fn word(words: &AlignedBytes, i: usize) -> i16 {
 }
 
 impl ByteBasis {
-    /// `basis`: `[channels, coefficients]`, both the width of a block, whose heads have `dim` channels
-    /// each; `scales`: by segment; `means`: the mean of each row of a block (or one for all), in
-    /// weighted channels: `[rows or 1, channels]`.
+    /// `basis`: `[channels, coefficients]`, both `width`, of a block whose heads have `dim` channels each;
+    /// `means`: the mean of each row of a block (or one for all), in weighted channels: `[rows or 1,
+    /// channels]`.
     ///
     /// # Panics
     /// If a slice does not have its shape, `dim` is no multiple of 16 or does not divide the width,
     /// or `rows` is no multiple of 16.
-    pub fn new(dim: usize, rows: usize, basis: &[f32], scales: &[f32], means: &[f32]) -> Self {
-        let width = scales.len() * SEGMENT;
+    pub fn new(dim: usize, rows: usize, width: usize, basis: &[f32], means: &[f32]) -> Self {
         assert!(basis.len() == width * width, "a basis of {} for {width} channels", basis.len());
         assert!(dim.is_multiple_of(16) && width.is_multiple_of(dim), "heads of {dim} in {width}");
         assert!(rows.is_multiple_of(16), "{rows} rows");
@@ -109,10 +108,10 @@ impl ByteBasis {
             .map(|head| {
                 let channel = |d: usize| &basis[(head * dim + d) * width..][..width];
                 let mean = |t: usize, d: usize| means[(t * width) % means.len() + head * dim + d];
-                Head::new((dim, rows, stride), channel, scales, mean)
+                Head::new((dim, rows, width, stride), channel, mean)
             })
             .collect();
-        Self { dim, stride, segments: scales.len(), rows, heads }
+        Self { dim, stride, segments: width / SEGMENT, rows, heads }
     }
 
     /// Bytes from one folded row to the next.
@@ -203,7 +202,7 @@ impl ByteBasis {
         }
     }
 
-    /// The definition. Returns what a folded byte times a level is worth, see [`Self::worth`].
+    /// The definition. Returns what a folded byte is worth, see [`Self::worth`].
     fn fold_row(
         &self,
         head: &Head,
@@ -246,9 +245,9 @@ impl ByteBasis {
         self.worth(head, factor)
     }
 
-    /// What a folded byte times a level is worth in units of the query's bytes.
+    /// What a folded byte is worth in units of the query's bytes.
     fn worth(&self, head: &Head, factor: i16) -> f32 {
-        head.unit * STEP * (1 << shift(self.dim)) as f32 * 32768.0 / f32::from(factor)
+        head.unit * (1 << shift(self.dim)) as f32 * 32768.0 / f32::from(factor)
     }
 
     /// Products of queries with the mean of every row of a block: `out[i, t] = scales[i] · query i ·
@@ -314,17 +313,13 @@ impl ByteBasis {
 
 impl Head {
     fn new<'a>(
-        (dim, rows, stride): (usize, usize, usize),
+        (dim, rows, width, stride): (usize, usize, usize, usize),
         channel: impl Fn(usize) -> &'a [f32],
-        scales: &[f32],
         mean: impl Fn(usize, usize) -> f32,
     ) -> Self {
-        let width = scales.len() * SEGMENT;
         let most = |c: usize| (0..dim).fold(0.0f32, |most, d| most.max(channel(d)[c].abs()));
         let units: Vec<f32> = (0..width).map(|c| most(c) / MOST).collect();
-        let worth: Vec<f32> =
-            units.iter().zip(0..).map(|(u, c): (_, usize)| u * scales[c / SEGMENT]).collect();
-        let unit = worth.iter().fold(0.0f32, |a, b| a.max(*b)) * 32768.0 / 32767.0;
+        let unit = units.iter().fold(0.0f32, |a, b| a.max(*b)) * 32768.0 / 32767.0;
         let mut columns = AlignedBytes::zeroed(stride * dim);
         columns.as_mut_slice().fill(128);
         let mut factors = AlignedBytes::zeroed(2 * stride);
@@ -338,7 +333,7 @@ impl Head {
                 }
                 let c = tile * TILE + factor_column(place);
                 if c < width && unit > 0.0 {
-                    let factor = (worth[c] / unit * 32768.0).round();
+                    let factor = (units[c] / unit * 32768.0).round();
                     put(&mut factors, tile * TILE + place, factor as i16);
                 }
             }

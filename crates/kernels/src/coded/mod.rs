@@ -8,6 +8,7 @@
 //! not depend on their order, so every instruction set, and any company, gives the same bits.
 
 mod basis;
+mod rows;
 mod scores;
 mod softmax;
 mod values;
@@ -16,6 +17,7 @@ mod values;
 mod tests;
 
 pub use basis::{ByteBasis, ByteQueries, FINE, LONGEST, largest_pair, rotate_to_bytes};
+pub use rows::{ByteRows, LevelBlock};
 pub use scores::{Scores, add_scores};
 pub use softmax::{Rows, soft_weights};
 pub use values::{BoostedValues, Weights, add_boosted_values, add_values};

@@ -13,7 +13,7 @@ const SEGMENT: usize = crate::trellis::SEGMENT;
 pub struct Scores<'a> {
     /// Key levels of the block ([`crate::trellis::Order::Keys`]).
     pub levels: &'a [u8],
-    /// Factors of the block's rows in each segment: `[segments, tokens]`.
+    /// What a level is worth, by segment and row of the block: `[segments, tokens]`.
     pub factors: &'a [f32],
     /// Rows of the block.
     pub tokens: usize,
@@ -26,7 +26,7 @@ pub struct Scores<'a> {
     /// What the queries' bytes make of levels that are 128 too large, by segment: `[rows, stride / 4]`,
     /// four times the same for each segment.
     pub offsets: &'a [i32],
-    /// What a byte times a level is worth, by query: `[rows]`.
+    /// What a byte is worth, by query: `[rows]`.
     pub scales: &'a [f32],
 }
 

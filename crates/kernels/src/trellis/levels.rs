@@ -147,16 +147,23 @@ impl Layout {
         }
     }
 
-    /// Factors of every row of a block in its first `segments` segments, as levels without any scale
-    /// need them: `[segments, rows]`. `factors`, `boosts`: what [`Self::row_factors`] gives.
+    /// What a level is worth in every row of a block and its first `segments` segments: `[segments, rows]`.
+    /// `factors`, `boosts`: what [`Self::row_factors`] gives.
     ///
     /// # Panics
     /// If a slice is not of its shape.
-    pub fn segment_factors(factors: &[f32], boosts: &Boosts, segments: usize, out: &mut [f32]) {
-        Self::segment_factors_on(ByteIsa::best(), factors, boosts, segments, out);
+    pub fn segment_factors(
+        &self,
+        factors: &[f32],
+        boosts: &Boosts,
+        segments: usize,
+        out: &mut [f32],
+    ) {
+        self.segment_factors_on(ByteIsa::best(), factors, boosts, segments, out);
     }
 
     pub(super) fn segment_factors_on(
+        &self,
         isa: ByteIsa,
         factors: &[f32],
         boosts: &Boosts,
@@ -165,17 +172,22 @@ impl Layout {
     ) {
         let rows = factors.len();
         assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS, "{rows} rows");
-        assert!(out.len() == segments * rows && segments <= MAX_SEGMENTS, "out: {}", out.len());
+        assert!(
+            out.len() == segments * rows && segments <= self.scales.len(),
+            "out: {}",
+            out.len()
+        );
         #[cfg(target_arch = "x86_64")]
         if isa == ByteIsa::Vnni {
             // SAFETY: `ByteIsa` names only what the processor has.
-            return unsafe { x86::segment_factors(factors, boosts, out) };
+            return unsafe { x86::segment_factors(factors, boosts, &self.scales, out) };
         }
         let _ = isa;
         for (segment, out) in out.chunks_exact_mut(rows).enumerate() {
+            let scale = self.scales[segment] * tables::STEP;
             for (row, (out, factor)) in out.iter_mut().zip(factors).enumerate() {
                 let boosted = boosts.rows(segment) >> row & 1 == 1;
-                *out = if boosted { factor * boosts.factor(row) } else { *factor };
+                *out = scale * if boosted { factor * boosts.factor(row) } else { *factor };
             }
         }
     }

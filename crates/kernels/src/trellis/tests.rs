@@ -399,7 +399,7 @@ fn levels_are_what_rows_decode_to() {
 
 #[test]
 fn factors_and_boosts_are_those_of_the_headers() {
-    let layout = layout(&[3, 0, 4], &[1.0; 3]);
+    let layout = layout(&[3, 0, 4], &[1.5, 1.0, 0.3]);
     for rows in [16, 32, 64] {
         let mut random = Gaussian(2);
         let mut slot: Vec<u8> =
@@ -409,7 +409,7 @@ fn factors_and_boosts_are_those_of_the_headers() {
             let (mut factors, mut boosts) = (vec![f32::NAN; rows], Boosts::default());
             layout.row_factors_on(isa, &slot, &mut factors, &mut boosts);
             let mut all = vec![f32::NAN; 3 * rows];
-            Layout::segment_factors_on(isa, &factors, &boosts, 3, &mut all);
+            layout.segment_factors_on(isa, &factors, &boosts, 3, &mut all);
             for (row, factor) in factors.iter().enumerate() {
                 assert_eq!(*factor, ROW_SCALES[usize::from(slot[row])]);
                 let header = slot[rows + row];
@@ -419,7 +419,8 @@ fn factors_and_boosts_are_those_of_the_headers() {
                     assert_eq!(boosts.rows(segment) >> row & 1 == 1, boosted, "{isa:?}");
                     let boost = if boosted { boosts.factor(row) } else { 1.0 };
                     if segment < 3 {
-                        assert_eq!(all[segment * rows + row], factor * boost, "{isa:?}");
+                        let worth = STEP * layout.scales()[segment] * (factor * boost);
+                        assert_eq!(all[segment * rows + row], worth, "{isa:?}");
                     }
                 }
             }

@@ -13,7 +13,7 @@ use kvasir_kernels::coded::{
     add_boosted_values, add_scores, add_values, largest_pair, prefetch, rotate_to_bytes,
     soft_weights,
 };
-use kvasir_kernels::trellis::{Boosts, Layout, Order, SEGMENT};
+use kvasir_kernels::trellis::{Boosts, Order, SEGMENT};
 use kvasir_kernels::{AlignedBytes, gemm_nt, scale_in_place, soft_cap};
 
 use super::super::Work;
@@ -71,7 +71,7 @@ struct HeldBlock {
     of: Option<(SlotId, FormatId, usize)>,
     /// Factors of its rows, without a gain.
     factors: Vec<f32>, // [block_size]
-    /// The same of keys with their boosts.
+    /// What levels of keys are worth.
     by_segment: Vec<f32>, // [segments, block_size]
     boosts: Boosts,
 }
@@ -143,7 +143,7 @@ impl Held {
                 if part == 0 {
                     held.by_segment.resize(segments * tokens, 0.0);
                     let by_segment = &mut held.by_segment;
-                    Layout::segment_factors(&held.factors, &held.boosts, segments, by_segment);
+                    codec.segment_factors(&held.factors, &held.boosts, segments, by_segment);
                 }
                 held.of = Some(of);
             }

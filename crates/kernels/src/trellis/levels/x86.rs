@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{BOOSTS, Boosts, MAX_ROWS, Order, ROW_GROUP, ROW_SCALES, TABLES};
+use crate::trellis::STEP;
 
 /// See [`super::segment`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -227,7 +228,7 @@ pub(super) fn row_factors(codes: &[u8], out: &mut [f32], boosts: &mut Boosts) {
 
 /// See [`super::Layout::segment_factors`]. `out`: `[segments, rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn segment_factors(factors: &[f32], boosts: &Boosts, out: &mut [f32]) {
+pub(super) fn segment_factors(factors: &[f32], boosts: &Boosts, scales: &[f32], out: &mut [f32]) {
     let rows = factors.len();
     assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS && out.len().is_multiple_of(rows));
     // SAFETY: 16 factors and headers from each multiple of 16 below `rows` on, in every segment.
@@ -240,7 +241,8 @@ pub(super) fn segment_factors(factors: &[f32], boosts: &Boosts, out: &mut [f32])
             let boosted = _mm512_mul_ps(plain, _mm512_permutexvar_ps(exponents, table));
             for segment in 0..out.len() / rows {
                 let own = (boosts.rows[segment] >> t) as u16;
-                let factor = _mm512_mask_blend_ps(own, plain, boosted);
+                let scale = _mm512_set1_ps(scales[segment] * STEP);
+                let factor = _mm512_mul_ps(scale, _mm512_mask_blend_ps(own, plain, boosted));
                 _mm512_storeu_ps(out.as_mut_ptr().add(segment * rows + t), factor);
             }
         }
