@@ -80,7 +80,7 @@ fn bad_requests_get_one_clear_line_and_the_server_stays_up() {
 }
 
 #[test]
-fn resident_memory_at_idle_is_below_900_mib() {
+fn resident_memory_at_idle_is_below_350_mib() {
     let served = Served::start(&[]);
     let (status, _) =
         served.post("/v1/completions", &json!({"prompt": "Hello", "max_tokens": 8}).to_string());
@@ -92,5 +92,5 @@ fn resident_memory_at_idle_is_below_900_mib() {
     let resident = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
     let kib: usize = resident.trim().trim_end_matches(" kB").parse().unwrap();
     eprintln!("{} MiB resident", kib / 1024);
-    assert!(kib < 900 << 10, "{kib} KiB");
+    assert!(kib < 350 << 10, "{kib} KiB");
 }
