@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::gguf::testkit::GgufBuilder;
 use crate::gguf::{GgufFile, Value};
 use crate::model::{LoadOptions, Model};
+use crate::weights::Dtype;
 
 /// Token that ends a sequence: the last of the vocabulary.
 pub const TINY_EOS: u32 = 257;
@@ -116,12 +117,21 @@ pub fn tiny_model(seed: u64) -> Arc<Model> {
     deep_tiny_model(seed, 2)
 }
 
+/// [`tiny_model`] with f32 weights and inputs: where a difference in the last bits must stay one.
+pub fn tiny_model_in_f32(seed: u64) -> Arc<Model> {
+    load(seed, 2, Dtype::Float32)
+}
+
 /// [`tiny_model`] with `layers` layers.
 pub fn deep_tiny_model(seed: u64, layers: u64) -> Arc<Model> {
+    load(seed, layers, Dtype::Auto)
+}
+
+fn load(seed: u64, layers: u64, dtype: Dtype) -> Arc<Model> {
     let bytes = tiny_gguf_of(seed, layers).build();
     let file = GgufFile::from_bytes(bytes, Path::new("tiny.gguf")).expect("a GGUF file");
     Arc::new(
-        Model::from_gguf(&file, &LoadOptions { threads: 1, ..LoadOptions::default() })
+        Model::from_gguf(&file, &LoadOptions { threads: 1, dtype, ..LoadOptions::default() })
             .expect("a model"),
     )
 }

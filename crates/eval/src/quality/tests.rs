@@ -1,5 +1,5 @@
 use kvasir_model::Threads;
-use kvasir_model::testkit::tiny_model;
+use kvasir_model::testkit::{tiny_model, tiny_model_in_f32};
 
 use super::*;
 
@@ -38,7 +38,8 @@ fn measure_sharing(
 ) -> Result<Vec<RecipeQuality>> {
     let mut runner = Runner::new(Threads::new(1).unwrap());
     let caches = Caches { recipes, sharing, ..Caches::default() };
-    super::measure(&tiny_model(1), &mut runner, &texts(), &caches, settings, &mut |_, _| {})
+    let model = tiny_model_in_f32(1);
+    super::measure(&model, &mut runner, &texts(), &caches, settings, &mut |_, _| {})
 }
 
 fn measure(recipes: &[Recipe], settings: &Settings) -> Vec<RecipeQuality> {
