@@ -52,7 +52,7 @@ enum Weight {
 
 /// What becomes of the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Into {
+enum Put {
     Set,
     Add,
 }
@@ -162,7 +162,7 @@ impl Linear {
     /// # Panics
     /// If `x` has rows of another length or kind, or `out` other rows.
     pub fn forward(&self, x: &Activations, out: &mut [f32]) {
-        forward_on(Path::best(), [self], x, [out], Into::Set);
+        forward_on(Path::best(), [self], x, [out], Put::Set);
     }
 
     /// `out += x Wᵀ + b`; see [`Self::forward`].
@@ -170,7 +170,7 @@ impl Linear {
     /// # Panics
     /// As [`Self::forward`].
     pub fn forward_add(&self, x: &Activations, out: &mut [f32]) {
-        forward_on(Path::best(), [self], x, [out], Into::Add);
+        forward_on(Path::best(), [self], x, [out], Put::Add);
     }
 
     fn check(&self, x: &Activations, out: &[f32]) {
@@ -186,7 +186,7 @@ impl Linear {
 /// # Panics
 /// As [`Linear::forward`].
 pub fn forward_all<const N: usize>(linears: [&Linear; N], x: &Activations, outs: [&mut [f32]; N]) {
-    forward_on(Path::best(), linears, x, outs, Into::Set);
+    forward_on(Path::best(), linears, x, outs, Put::Set);
 }
 
 fn forward_on<const N: usize>(
@@ -194,7 +194,7 @@ fn forward_on<const N: usize>(
     linears: [&Linear; N],
     x: &Activations,
     mut outs: [&mut [f32]; N],
-    into: Into,
+    how: Put,
 ) {
     for (linear, out) in linears.iter().zip(&outs) {
         linear.check(x, out);
@@ -207,7 +207,7 @@ fn forward_on<const N: usize>(
             tile -= tiles[which];
             which += 1;
         }
-        forward_tile(path, linears[which], tile, x, rows, &outs[which], into);
+        forward_tile(path, linears[which], tile, x, rows, &outs[which], how);
     });
 }
 
@@ -233,7 +233,7 @@ fn forward_tile(
     x: &Activations,
     rows: Range<usize>,
     out: &Disjoint<'_, f32>,
-    into: Into,
+    how: Put,
 ) {
     let n = linear.out_features;
     let features = TILE.min(n - tile * TILE);
@@ -241,13 +241,13 @@ fn forward_tile(
     let put = |row: usize, products: &[f32; TILE]| {
         // SAFETY: these features of this row belong to this task alone.
         let out = unsafe { out.slice(row * n + tile * TILE, features) };
-        match (into, bias) {
-            (Into::Set, None) => out.copy_from_slice(&products[..features]),
-            (Into::Set, Some(bias)) => {
+        match (how, bias) {
+            (Put::Set, None) => out.copy_from_slice(&products[..features]),
+            (Put::Set, Some(bias)) => {
                 out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o = p + b);
             }
-            (Into::Add, None) => out.iter_mut().zip(products).for_each(|(o, p)| *o += p),
-            (Into::Add, Some(bias)) => {
+            (Put::Add, None) => out.iter_mut().zip(products).for_each(|(o, p)| *o += p),
+            (Put::Add, Some(bias)) => {
                 out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o += p + b);
             }
         }

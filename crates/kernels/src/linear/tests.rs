@@ -97,9 +97,9 @@ fn every_path_gives_the_definition() {
             inputs.set(linear.activation_kind(), &x, k);
             for path in Path::available() {
                 let mut out = vec![1.0; tokens * n];
-                forward_on(path, [&linear], &inputs, [&mut out], Into::Set);
+                forward_on(path, [&linear], &inputs, [&mut out], Put::Set);
                 let mut added = vec![1.0; tokens * n];
-                forward_on(path, [&linear], &inputs, [&mut added], Into::Add);
+                forward_on(path, [&linear], &inputs, [&mut added], Put::Add);
                 for t in [0, tokens / 2, tokens - 1] {
                     let row = exact(&linear, &weights, &x[t * k..(t + 1) * k]);
                     for (j, (exact, size)) in row.iter().enumerate() {
@@ -126,7 +126,7 @@ fn a_row_does_not_depend_on_the_batch_or_the_threads() {
                 let mut inputs = Activations::default();
                 inputs.set(kind, &x[rows.start * k..rows.end * k], k);
                 let mut out = vec![0.0; rows.len() * n];
-                forward_on(path, [&linear], &inputs, [&mut out], Into::Set);
+                forward_on(path, [&linear], &inputs, [&mut out], Put::Set);
                 out
             };
             let together = threads.run(|| run(0..tokens));
