@@ -239,9 +239,9 @@ pub(super) fn segment_factors(factors: &[f32], boosts: &Boosts, scales: &[f32], 
             let exponents = _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(headers));
             let plain = _mm512_loadu_ps(factors.as_ptr().add(t));
             let boosted = _mm512_mul_ps(plain, _mm512_permutexvar_ps(exponents, table));
-            for segment in 0..out.len() / rows {
+            for (segment, scale) in scales[..out.len() / rows].iter().enumerate() {
                 let own = (boosts.rows[segment] >> t) as u16;
-                let scale = _mm512_set1_ps(scales[segment] * STEP);
+                let scale = _mm512_set1_ps(scale * STEP);
                 let factor = _mm512_mul_ps(scale, _mm512_mask_blend_ps(own, plain, boosted));
                 _mm512_storeu_ps(out.as_mut_ptr().add(segment * rows + t), factor);
             }
