@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use kvasir_kernels::{AlignedBytes, RopeTable};
+use kvasir_kernels::{AlignedBytes, Products, RopeTable};
 
 use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
@@ -32,6 +32,8 @@ pub struct CacheConfig {
     pub statistics: Option<Arc<Statistics>>,
     /// Which blocks are shared beside equal prefixes.
     pub sharing: Sharing,
+    /// What products of attention are of; [`Recipe::F32`] always has exact ones.
+    pub products: Products,
     /// Budget of the block pool.
     pub budget_bytes: usize,
     /// Whether equal prefixes share blocks. Off with [`SharingMode::Tree`], which averages blocks: the
@@ -46,6 +48,7 @@ pub struct KvCache {
     pub(crate) frame: Frame,
     pub(crate) pool: BlockPool,
     pub(crate) recipe: Recipe,
+    pub(crate) products: Products,
     pub(crate) prefix: PrefixCache,
     pub(crate) prefix_caching: bool,
     pub(crate) formats: Formats,
@@ -92,6 +95,7 @@ impl KvCache {
             recipe,
             statistics,
             sharing,
+            products,
             budget_bytes,
             prefix_caching,
         } = config;
@@ -128,6 +132,7 @@ impl KvCache {
             geometry,
             frame,
             recipe,
+            products,
             prefix: PrefixCache::default(),
             prefix_caching: prefix_caching && sharing.mode != SharingMode::Tree,
             formats: Formats::default(),

@@ -9,6 +9,7 @@ use kvasir_cache::{
     AttentionScratch, BatchSlice, CacheConfig, CacheError, Geometry, KvCache, Recipe, SequenceId,
     Sharing, SharingMode,
 };
+use kvasir_kernels::Products;
 use proptest::prelude::*;
 
 const TOKENS: usize = 16;
@@ -134,6 +135,7 @@ fn a_representative_is_the_mean_of_directions() {
         recipe: Recipe::F32,
         statistics: None,
         sharing: tree(0.5),
+        products: Products::F32,
         budget_bytes: 16 << 20,
         prefix_caching: false,
     })

@@ -96,7 +96,7 @@ fn every_token_attends_to_what_the_paper_says() {
                 let expected = dense(&q[n * DIM..seen], &keys, &values, l.score_scale);
                 let pairs = got.iter().zip(&expected);
                 let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 2e-3, "{recipe}, prompt {prompt}, token {n}: off by {worst}");
+                assert!(worst < 5e-3, "{recipe}, prompt {prompt}, token {n}: off by {worst}");
             }
             cache.remove_sequence(id).unwrap();
             assert_eq!(cache.stats().physical_bytes, 0);

@@ -86,16 +86,21 @@ pub fn measure(
     let Sizes { hidden, ffn, vocab } = sizes;
     let layers =
         [("qkv", hidden, 2 * hidden), ("gate, up", hidden, 2 * ffn), ("down", ffn, hidden)];
+    let q4 = Some(CodeFormat { lowest: 0, bits: 4, has_min: true });
+    let q8 = Some(CodeFormat { lowest: -128, bits: 8, has_min: false });
+    let (bf16, bytes) = (ActivationKind::Bf16, ActivationKind::Bytes);
     let formats = [
-        ("q4 with minimum", Some(CodeFormat { lowest: 0, bits: 4, has_min: true })),
-        ("q8", Some(CodeFormat { lowest: -128, bits: 8, has_min: false })),
-        ("bf16", None),
+        ("q4 with minimum, inputs in bytes", q4, bytes),
+        ("q8, inputs in bytes", q8, bytes),
+        ("q4 with minimum", q4, bf16),
+        ("q8", q8, bf16),
+        ("bf16", None, bf16),
     ];
     let mut jobs = Vec::new();
     for format in formats {
         jobs.extend(layers.map(|(name, inputs, outputs)| (name, format, inputs, outputs, ROWS[4])));
     }
-    jobs.push(("logits", formats[1], hidden, vocab, MOST_LOGIT_ROWS));
+    jobs.push(("logits", formats[3], hidden, vocab, MOST_LOGIT_ROWS));
     let total = jobs.len() + TRELLIS_BITS.len() + 2;
     let peak = threads.run(|| {
         let operations = |product| peak_operations(product).unwrap_or(0.0) * 1e-9;
@@ -107,13 +112,15 @@ pub fn measure(
         }
     });
     progress(1, total);
-    let products = if peak.bf16_gflops > 0.0 { peak.bf16_gflops } else { peak.f32_gflops };
+    let or = |peak: f64, other: f64| if peak > 0.0 { peak } else { other };
     let mut kernels = Vec::new();
-    for (name, (format_name, format), inputs, outputs, most_rows) in jobs {
-        let linear = linear(format, inputs, outputs);
+    for (name, (format_name, format, kind), inputs, outputs, most_rows) in jobs {
+        let linear = linear(format, kind, inputs, outputs);
+        let products = if kind == bytes { peak.int8_gops } else { peak.bf16_gflops };
+        let products = or(products, peak.f32_gflops);
         for rows in ROWS.into_iter().filter(|rows| *rows <= most_rows) {
             let mut x = Activations::default();
-            x.set(ActivationKind::Bf16, &numbers(rows * inputs), inputs);
+            x.set(kind, &numbers(rows * inputs), inputs);
             let mut out = vec![0.0; rows * outputs];
             let seconds = time(repetitions, &mut || threads.run(|| linear.forward(&x, &mut out)));
             kernels.push(kernel(
@@ -199,7 +206,12 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect()
 }
 
-fn linear(format: Option<CodeFormat>, inputs: usize, outputs: usize) -> Linear {
+fn linear(
+    format: Option<CodeFormat>,
+    kind: ActivationKind,
+    inputs: usize,
+    outputs: usize,
+) -> Linear {
     let coded = format.and_then(|format| {
         let fill = |row: usize, groups: &mut [GroupCodes]| {
             for (g, group) in groups.iter_mut().enumerate() {
@@ -208,7 +220,7 @@ fn linear(format: Option<CodeFormat>, inputs: usize, outputs: usize) -> Linear {
             }
             Ok::<(), ()>(())
         };
-        Linear::from_codes(format, None, inputs, outputs, fill).ok().flatten()
+        Linear::from_codes((format, kind), None, inputs, outputs, fill).ok().flatten()
     });
     coded.unwrap_or_else(|| Linear::bf16(&numbers(inputs * outputs), None, inputs, outputs))
 }
@@ -224,8 +236,8 @@ mod tests {
         let sizes = Sizes { hidden: 64, ffn: 96, vocab: 160 };
         let report = measure(&threads, sizes, 1, &mut |done, total| last = (done, total));
         assert_eq!(last.0, last.1);
-        // Three layers in three formats at five sizes, logits at four, the norm, three trellises.
-        assert_eq!(report.kernels.len(), 3 * 3 * 5 + 4 + 1 + 3);
+        // Three layers in five forms at five sizes, logits at four, the norm, three trellises.
+        assert_eq!(report.kernels.len(), 3 * 5 * 5 + 4 + 1 + 3);
         assert!(report.kernels.iter().all(|k| k.microseconds > 0.0 && k.gflops > 0.0));
         assert!(report.peak.read_gb > 0.0);
     }

@@ -22,7 +22,7 @@ fn coded(format: CodeFormat) -> Option<Linear> {
         }
         Ok::<(), ()>(())
     };
-    Linear::from_codes(format, None, INPUTS, OUTPUTS, fill).ok().flatten()
+    Linear::from_codes((format, ActivationKind::Bf16), None, INPUTS, OUTPUTS, fill).ok().flatten()
 }
 
 fn linear(c: &mut Criterion) {

@@ -29,7 +29,9 @@ fn linear(format: Option<CodeFormat>, rows: usize) -> Kernel {
             }
             Ok::<(), ()>(())
         };
-        Linear::from_codes(format, None, INPUTS, OUTPUTS, fill).ok().flatten()
+        Linear::from_codes((format, ActivationKind::Bf16), None, INPUTS, OUTPUTS, fill)
+            .ok()
+            .flatten()
     });
     let linear =
         coded.unwrap_or_else(|| Linear::bf16(&numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvasir_cache::stats::Statistics;
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
-use kvasir_kernels::{RopeTable, Threads};
+use kvasir_kernels::{Products, RopeTable, Threads};
 
 use crate::arch::{self, Config, DecoderSpec};
 use crate::chat_template::ChatTemplate;
@@ -75,6 +75,8 @@ pub struct Model {
     decoder: Decoder,
     tokenizer: Arc<Tokenizer>,
     chat_template: Arc<ChatTemplate>,
+    /// What attention's products are of.
+    products: Products,
 }
 
 impl Model {
@@ -142,6 +144,10 @@ impl Model {
             decoder: Decoder { spec, weights },
             tokenizer: Arc::new(tokenizer),
             chat_template: Arc::new(chat_template),
+            products: match options.dtype {
+                Dtype::Float32 => Products::F32,
+                Dtype::Auto | Dtype::Bfloat16 => Products::Bf16,
+            },
         })
     }
 
@@ -201,6 +207,7 @@ impl Model {
             recipe,
             statistics,
             sharing,
+            products: self.products,
             budget_bytes,
             prefix_caching,
         })?)

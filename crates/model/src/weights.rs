@@ -1,6 +1,6 @@
 //! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
 
-use kvasir_kernels::{GROUP, Linear};
+use kvasir_kernels::{ActivationKind, GROUP, Linear};
 use rayon::prelude::*;
 
 use crate::arch::DecoderSpec;
@@ -12,10 +12,13 @@ use crate::source::TensorSource;
 pub enum Dtype {
     /// As the file has them: 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
     /// (Scales of Q4_K and Q5_K are rounded to f16; Q2_K, Q3_K and Q6_K, whose groups are smaller, become
-    /// bf16, and so do f16 and f32.) Inputs of layers are rounded to bf16.
+    /// bf16, and so do f16 and f32.) Inputs of layers are rounded to bf16, and where a layer bears it and has
+    /// codes to bytes with a scale for 16.
     #[default]
     Auto,
-    /// Weights and inputs in f32: slow and large, a control for the other.
+    /// The same with all inputs in bf16.
+    Bfloat16,
+    /// Weights, inputs and products of attention in f32: slow and large, a control for the others.
     Float32,
 }
 
@@ -150,9 +153,12 @@ impl Weights {
         let names = names(gguf, source);
         let reader = Reader { spec, source, names, dtype };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
-        let embedding = reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored)?;
+        let embedding =
+            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, BROAD)?;
         let output = match source.shape(names.output) {
-            Some(_) => Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored)?),
+            Some(_) => {
+                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, BROAD)?)
+            }
             None => None,
         };
         let output_norm = reader.norm(names.output_norm, hidden)?;
@@ -185,6 +191,15 @@ struct Reader<'a> {
     dtype: Dtype,
 }
 
+/// The form of inputs of layers that do not bear bytes.
+const BROAD: ActivationKind = ActivationKind::Bf16;
+
+/// The form of inputs of layers that do.
+const NARROW: ActivationKind = ActivationKind::Bytes;
+
+/// One in so many layers, the first ones, has broad inputs everywhere.
+const BROAD_PART: usize = 10;
+
 /// In which order a matrix's rows are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rows {
@@ -211,11 +226,14 @@ impl Reader<'_> {
             if rows == Rows::SplitPairs {
                 bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
             }
-            self.linear(&weight(name), bias, [size, s.hidden_size], rows)
+            self.linear(&weight(name), bias, [size, s.hidden_size], rows, BROAD)
         };
         let optional = |wanted: bool, name: &str, size: usize| {
             wanted.then(|| self.norm(&weight(name), size)).transpose()
         };
+        // What the first layers get wrong, all others make worse.
+        let kind = if index < s.layers.len().div_ceil(BROAD_PART) { BROAD } else { NARROW };
+        let [gate, up] = self.alike([n.gate, n.up], index, s.hidden_size, s.ffn_size, kind)?;
         Ok(LayerWeights {
             attention_norm: self.norm(&weight(n.attention_norm), s.hidden_size)?,
             q: qkv(n.q, s.query_heads, true)?,
@@ -223,12 +241,12 @@ impl Reader<'_> {
             v: qkv(n.v, s.kv_heads, false)?,
             q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
             k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
-            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size)?,
+            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, kind)?,
             post_attention_norm: optional(s.post_norms, n.post_attention_norm, s.hidden_size)?,
             ffn_norm: self.norm(&weight(ffn_norm), s.hidden_size)?,
-            gate: self.linear_with_bias(n.gate, index, s.hidden_size, s.ffn_size)?,
-            up: self.linear_with_bias(n.up, index, s.hidden_size, s.ffn_size)?,
-            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size)?,
+            gate,
+            up,
+            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size, kind)?,
             post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
         })
     }
@@ -244,17 +262,19 @@ impl Reader<'_> {
         bias: Option<Vec<f32>>,
         [outputs, inputs]: [usize; 2],
         rows: Rows,
+        kind: ActivationKind,
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
         let dim = self.spec.head_dim;
-        let coded = self.source.codes(name).filter(|_| self.dtype == Dtype::Auto);
+        let coded = self.source.codes(name).filter(|_| self.dtype != Dtype::Float32);
         if let Some(coded) = coded.filter(|_| inputs.is_multiple_of(GROUP)) {
-            let linear =
-                Linear::from_codes(coded.format, bias.clone(), inputs, outputs, |row, out| {
-                    let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
-                    coded.row(row, out);
-                    Ok::<(), ModelError>(())
-                })?;
+            let kind = if self.dtype == Dtype::Auto { kind } else { BROAD };
+            let form = (coded.format, kind);
+            let linear = Linear::from_codes(form, bias.clone(), inputs, outputs, |row, out| {
+                let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
+                coded.row(row, out);
+                Ok::<(), ModelError>(())
+            })?;
             if let Some(linear) = linear {
                 return Ok(linear);
             }
@@ -264,7 +284,7 @@ impl Reader<'_> {
             weight = split_pairs(&weight, dim, inputs);
         }
         Ok(match self.dtype {
-            Dtype::Auto => Linear::bf16(&weight, bias, inputs, outputs),
+            Dtype::Auto | Dtype::Bfloat16 => Linear::bf16(&weight, bias, inputs, outputs),
             Dtype::Float32 => Linear::new(weight, bias, inputs, outputs),
         })
     }
@@ -276,11 +296,31 @@ impl Reader<'_> {
         index: usize,
         inputs: usize,
         outputs: usize,
+        kind: ActivationKind,
     ) -> Result<Linear> {
         let of = |what: &str| format!("{}.{index}.{name}.{what}", self.names.layer);
         let bias = of("bias");
         let bias = self.source.shape(&bias).map(|_| self.read(&bias, &[outputs])).transpose()?;
-        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored)
+        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, kind)
+    }
+
+    /// Two of one shape that read the same inputs, and so in the same form.
+    fn alike(
+        &self,
+        names: [&str; 2],
+        index: usize,
+        inputs: usize,
+        outputs: usize,
+        kind: ActivationKind,
+    ) -> Result<[Linear; 2]> {
+        let read = |kind| -> Result<[Linear; 2]> {
+            let [a, b] = names.map(|n| self.linear_with_bias(n, index, inputs, outputs, kind));
+            Ok([a?, b?])
+        };
+        let both = read(kind)?;
+        // One of them may have no codes.
+        let same = both[0].activation_kind() == both[1].activation_kind();
+        if same { Ok(both) } else { read(BROAD) }
     }
 
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {

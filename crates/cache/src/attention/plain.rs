@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use half::f16;
 use kvasir_kernels::coded::ByteIsa;
-use kvasir_kernels::{KvBlock, OnlineSoftmax, QueryRows, StoredRows, attend_block, scale_in_place};
+use kvasir_kernels::{
+    KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, attend_block, scale_in_place,
+};
 
 use super::tile::{Sums, Tile};
 use super::{Visible, Work};
-use crate::config::KeyFrame;
+use crate::config::{KeyFrame, Recipe};
 use crate::format::GroupPart;
 use crate::kv_cache::KvCache;
 use crate::table::Entry;
@@ -114,6 +116,11 @@ impl KvCache {
             offset: work.start + v.t0 - v.p,
             window: l.window,
             cap: l.score_cap,
+            products: if work.sequence.recipe == Recipe::F32 {
+                Products::F32
+            } else {
+                self.products
+            },
         };
         let kv = KvBlock {
             keys: own_keys.unwrap_or(StoredRows::F32(keys)),

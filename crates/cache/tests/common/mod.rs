@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvasir_cache::stats::{Moments, Statistics};
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
-use kvasir_kernels::{RopeScaling, RopeTable};
+use kvasir_kernels::{Products, RopeScaling, RopeTable};
 
 /// A small deterministic generator.
 pub struct Random(u64);
@@ -57,6 +57,7 @@ pub fn scaled_cache(l: &LayerGeometry, rope: RopeTable) -> KvCache {
         recipe: Recipe::F32,
         statistics: None,
         sharing: Sharing::OFF,
+        products: Products::Bf16,
         budget_bytes: 8 << 20,
         prefix_caching: false,
     })
@@ -103,6 +104,7 @@ pub fn sharing_cache(
         recipe,
         statistics: recipe.needs_statistics().then(|| Arc::new(statistics(&geometry, head_dim))),
         sharing,
+        products: Products::Bf16,
         budget_bytes,
         prefix_caching,
     })

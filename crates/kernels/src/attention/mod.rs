@@ -9,6 +9,10 @@
 //! Few rows (decode) read f16 keys straight from where they are stored, transposed in registers, so that
 //! scores come as vectors of tokens. For more rows (prefill), and for other storage, keys are
 //! transposed once into a tile `[dim, tokens]` in L1.
+//!
+//! **Products.** Where they are of bf16, queries, keys, weights and values are rounded to it, two channels of a score
+//! or two tokens of a mixed value are taken at a time, and tiles hold such pairs; sums stay in f32, in the same order,
+//! so that all of this holds for them too. Processors without such products use those of f32.
 
 // Register blocks are indexed by (row, column); iterators would hide that.
 #![allow(clippy::needless_range_loop)]
@@ -57,6 +61,15 @@ impl StoredRows<'_> {
     }
 }
 
+/// What products are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Products {
+    /// f32, exact up to the order of sums.
+    F32,
+    /// bf16 where the processor has them (twice as many a cycle), else f32.
+    Bf16,
+}
+
 /// Keys and values of one KV head in one block.
 #[derive(Debug, Clone, Copy)]
 pub struct KvBlock<'a> {
@@ -88,6 +101,8 @@ pub struct QueryRows<'a> {
     pub window: Option<usize>,
     /// Soft cap of scores.
     pub cap: Option<f32>,
+    /// What products are of: of one sequence always the same.
+    pub products: Products,
 }
 
 impl QueryRows<'_> {
@@ -120,6 +135,7 @@ pub struct BlockScratch {
     values: Lines,  // [tokens, dim]
     rows: Lines,    // [tokens, dim], keys as f32 before they are transposed
     queries: Lines, // [ROWS, dim]
+    pairs: Lines,   // [ROWS, dim / 2], queries as pairs of bf16
     scores: Lines,  // [ROWS, tokens]
 }
 
@@ -131,6 +147,7 @@ impl BlockScratch {
             tile.resize(tokens * dim);
         }
         self.queries.resize(ROWS * dim);
+        self.pairs.resize(ROWS * dim / 2);
         self.scores.resize(ROWS * tokens);
     }
 }
@@ -180,6 +197,7 @@ fn attend_block_on(
     let isa = if whole { isa } else { isa.max(Isa::Avx2) };
     scratch.queries.resize(ROWS * dim);
     scratch.scores.resize(ROWS * tokens);
+    scratch.pairs.resize(ROWS * dim / 2);
     let plan = tile::Plan::new(isa, queries, block, capacity);
     tile::prepare(isa, &plan, block, dim, scratch);
     #[cfg(target_arch = "x86_64")]
@@ -195,7 +213,7 @@ fn attend_block_on(
         }
         // Whole vectors that anybody sees.
         let vectors = (from / LANES, to.div_ceil(LANES));
-        turn_rows(isa, queries, first, n, &mut scratch.queries);
+        turn_rows(isa, &plan, queries, (first, n), scratch);
         let part = Part { dim, n, tokens, vectors, from, to };
         score(isa, &plan, &part, block, scratch);
         let scores = &mut scratch.scores.as_mut_slice()[..n * tokens];
@@ -205,7 +223,7 @@ fn attend_block_on(
             }
         }
         let mut factors = [1.0; ROWS];
-        weigh(isa, &part, &visible, scores, &mut states[first..first + n], &mut factors);
+        weigh(isa, &plan, &part, &visible, scores, &mut states[first..first + n], &mut factors);
         let sums = &mut sums[first * stride..(first + n) * stride];
         if stride > dim {
             for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
@@ -230,19 +248,42 @@ struct Part {
     to: usize,
 }
 
-/// Rotated rows `first .. first + n`.
-fn turn_rows(isa: Isa, queries: &QueryRows<'_>, first: usize, n: usize, out: &mut Lines) {
+/// Rotated rows `first .. first + n`, in the form that products of scores read.
+fn turn_rows(
+    isa: Isa,
+    plan: &tile::Plan,
+    queries: &QueryRows<'_>,
+    (first, n): (usize, usize),
+    scratch: &mut BlockScratch,
+) {
     let dim = queries.dim;
     let rows = &queries.rows[first * dim..(first + n) * dim];
-    let out = &mut out.as_mut_slice()[..n * dim];
+    let place = (first, queries.group);
+    #[cfg(target_arch = "x86_64")]
+    if plan.pairs {
+        let out = &mut scratch.pairs.halves_mut()[..n * dim];
+        match queries.turn {
+            Some((cos, sin)) if dim.is_multiple_of(2 * LANES) => {
+                avx512::turn(rows, place, dim, cos, sin, &mut avx512::Turned::Bf16(out));
+            }
+            Some((cos, sin)) => {
+                let turned = &mut scratch.queries.as_mut_slice()[..n * dim];
+                portable::turn_on(isa, rows, place, dim, cos, sin, turned);
+                avx512::round(turned, out);
+            }
+            None => avx512::round(rows, out),
+        }
+        return;
+    }
+    let _ = plan;
+    let out = &mut scratch.queries.as_mut_slice()[..n * dim];
     let Some((cos, sin)) = queries.turn else {
         out.copy_from_slice(rows);
         return;
     };
-    let place = (first, queries.group);
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 && dim.is_multiple_of(2 * LANES) {
-        avx512::turn(rows, place, dim, cos, sin, out);
+        avx512::turn(rows, place, dim, cos, sin, &mut avx512::Turned::F32(out));
         return;
     }
     portable::turn_on(isa, rows, place, dim, cos, sin, out);
@@ -256,8 +297,19 @@ fn score(
     block: &KvBlock<'_>,
     scratch: &mut BlockScratch,
 ) {
-    let BlockScratch { keys, queries, scores, .. } = scratch;
+    let BlockScratch { keys, queries, pairs, scores, .. } = scratch;
     let (queries, scores) = (queries.as_slice(), scores.as_mut_slice());
+    #[cfg(target_arch = "x86_64")]
+    if plan.pairs {
+        let queries = pairs.words();
+        match (plan.keys_in_registers, block.keys) {
+            (true, StoredRows::F16(stored)) => {
+                avx512::scores_of_stored_pairs(part, stored, queries, scores, block.next[0]);
+            }
+            _ => avx512::scores_of_pairs(part, keys.words(), queries, scores),
+        }
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         match (plan.keys_in_registers, block.keys) {
@@ -271,9 +323,10 @@ fn score(
     portable::scores_on(isa, part, keys.as_slice(), queries, scores);
 }
 
-/// Turns scores into weights; `factors` become what the rows' sums are to be multiplied with.
+/// Turns scores into weights (in place; as bf16 they take the first half of a row's vectors); `factors` become what the rows' sums are to be multiplied with.
 fn weigh(
     isa: Isa,
+    plan: &tile::Plan,
     part: &Part,
     visible: &[(usize, usize); ROWS],
     scores: &mut [f32],
@@ -282,9 +335,10 @@ fn weigh(
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
-        avx512::weights(part, visible, scores, states, factors);
+        avx512::weights(plan.pairs, part, visible, scores, states, factors);
         return;
     }
+    let _ = plan;
     portable::weights_on(isa, part, visible, scores, states, factors);
 }
 
@@ -300,6 +354,21 @@ fn mix(
     sums: &mut [f32],
     stride: usize,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if plan.pairs {
+        let weights = scratch.scores.words();
+        match (plan.values_in_registers, block.values) {
+            (true, StoredRows::F16(stored)) => {
+                let next = if plan.keys_in_registers { block.next[1] } else { &[] };
+                avx512::mix_stored_pairs(part, weights, factors, stored, sums, stride, next);
+            }
+            _ => {
+                let values = scratch.values.words();
+                avx512::mix_pairs(part, weights, factors, values, sums, stride);
+            }
+        }
+        return;
+    }
     let scores = scratch.scores.as_slice();
     let values = match block.values {
         StoredRows::F32(rows) => rows,

@@ -1,8 +1,8 @@
-//! Tiles of keys and values in f32.
+//! Tiles of keys and values, in f32 or in pairs of bf16.
 
 use half::f16;
 
-use super::{BlockScratch, FEW_ROWS, KvBlock, LANES, QueryRows, StoredRows};
+use super::{BlockScratch, FEW_ROWS, KvBlock, LANES, Products, QueryRows, StoredRows};
 use crate::convert::f16_to_f32;
 use crate::isa::Isa;
 
@@ -39,8 +39,35 @@ impl Lines {
     }
 }
 
+/// The same as words: pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+impl Lines {
+    #[inline]
+    pub(super) fn words(&self) -> &[u32] {
+        let floats = self.as_slice();
+        // SAFETY: words are as long and as aligned as floats, and any bits are good.
+        unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
+    }
+
+    #[inline]
+    pub(super) fn words_mut(&mut self) -> &mut [u32] {
+        let floats = self.as_mut_slice();
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
+    }
+
+    #[inline]
+    pub(super) fn halves_mut(&mut self) -> &mut [u16] {
+        let floats = self.as_mut_slice();
+        // SAFETY: as above; twice as many halves fill the same bytes.
+        unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), 2 * floats.len()) }
+    }
+}
+
 /// How a block is read.
 pub(super) struct Plan {
+    /// Products are of pairs of bf16.
+    pub(super) pairs: bool,
     /// Keys are transposed on the way into registers.
     pub(super) keys_in_registers: bool,
     /// Values are widened on the way into registers.
@@ -59,10 +86,20 @@ impl Plan {
         // Keys are read 32 at a time.
         let readable = block.filled.next_multiple_of(2 * LANES) <= capacity;
         Self {
+            pairs: isa == Isa::Avx512 && queries.products == Products::Bf16 && has_bf16(),
             keys_in_registers: few && halves(block.keys) && readable,
             values_in_registers: few && halves(block.values),
         }
     }
+}
+
+/// Whether the processor has products of bf16.
+#[inline]
+pub(super) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Fills the tiles that the plan needs.
@@ -73,6 +110,11 @@ pub(super) fn prepare(
     dim: usize,
     scratch: &mut BlockScratch,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if plan.pairs {
+        prepare_pairs(plan, block, dim, scratch);
+        return;
+    }
     let BlockScratch { keys, values, rows, .. } = scratch;
     let filled = block.filled * dim;
     if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
@@ -100,6 +142,37 @@ pub(super) fn prepare(
         }
     };
     transpose(isa, rows, (block.filled, dim), tokens, keys);
+}
+
+/// The same with products of bf16.
+#[cfg(target_arch = "x86_64")]
+fn prepare_pairs(plan: &Plan, block: &KvBlock<'_>, dim: usize, scratch: &mut BlockScratch) {
+    use super::avx512::{pair_keys, pair_values, round};
+    let BlockScratch { keys, values, rows, .. } = scratch;
+    let (shape, tokens) = ((block.filled, dim), block.filled.next_multiple_of(LANES));
+    if !plan.values_in_registers {
+        values.resize(block.filled.next_multiple_of(2) / 2 * dim);
+        match block.values {
+            StoredRows::F16(stored) => pair_values(stored, shape, values.words_mut()),
+            StoredRows::F32(stored) => pair_values(stored, shape, values.words_mut()),
+        }
+    }
+    if plan.keys_in_registers {
+        return;
+    }
+    keys.resize(dim / 2 * tokens);
+    match block.keys {
+        StoredRows::F16(stored) => {
+            let bits: &[u16] = half::slice::HalfFloatSliceExt::reinterpret_cast(stored);
+            pair_keys::<true>(bits, shape, tokens, keys.words_mut());
+        }
+        StoredRows::F32(stored) => {
+            rows.resize(block.filled * dim / 2);
+            let rounded = &mut rows.halves_mut()[..block.filled * dim];
+            round(&stored[..block.filled * dim], rounded);
+            pair_keys::<false>(rounded, shape, tokens, keys.words_mut());
+        }
+    }
 }
 
 /// The first rows as f32.

@@ -15,20 +15,51 @@ pub enum ActivationKind {
     F32,
     /// Rounded to bf16, with the sum of each group.
     Bf16,
+    /// Rounded to bytes with a scale for each [`STEP_GROUP`] (the largest is ±127), with the sum of each group.
+    Bytes,
 }
 
+/// Inputs that share a scale as bytes. Half a group: a scale for all of it would be 8 % faster, and double what
+/// rounding costs (outliers are few, and spoil fewer).
+pub(super) const STEP_GROUP: usize = GROUP / 2;
+
+/// Scales of a group of bytes.
+pub(super) const STEPS: usize = GROUP / STEP_GROUP;
+
 /// Rows of inputs, made once and read by all layers that share them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Activations {
     pub(super) rows: usize,
     pub(super) width: usize,
     /// Groups of a row, the last filled up with zeros.
     pub(super) num_groups: usize,
-    /// Whether `bits` and `sums` are filled, or `plain`.
-    rounded: bool,
-    pub(super) bits: Vec<u16>,  // [rows, num_groups · GROUP], bf16
-    pub(super) sums: Vec<f32>,  // [rows, num_groups]
-    pub(super) plain: Vec<f32>, // [rows, width]
+    /// Which of the others are filled.
+    kind: ActivationKind,
+    pub(super) plain: Vec<f32>,  // F32: [rows, width]
+    pub(super) bits: Vec<u16>,   // Bf16: [rows, num_groups · GROUP]
+    pub(super) bytes: Vec<i8>,   // Bytes: [rows, num_groups · GROUP]
+    pub(super) scales: Vec<f32>, // Bytes: [rows, num_groups · STEPS]
+    /// Sums of the groups as they are rounded.
+    pub(super) sums: Vec<f32>, // Bf16, Bytes: [rows, num_groups]
+    /// Sums of the bytes with the sign changed: what products with codes counted from the lowest start from.
+    pub(super) minus: Vec<i32>, // Bytes: [rows, num_groups · STEPS]
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self {
+            rows: 0,
+            width: 0,
+            num_groups: 0,
+            kind: ActivationKind::F32,
+            plain: Vec::new(),
+            bits: Vec::new(),
+            bytes: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+            minus: Vec::new(),
+        }
+    }
 }
 
 /// Rows that one task turns.
@@ -43,16 +74,35 @@ impl Activations {
         self.rows
     }
 
-    /// Makes room for `rows` rows of `width` inputs; what they hold is left to the caller.
-    pub(super) fn resize(&mut self, kind: ActivationKind, rows: usize, width: usize) {
-        (self.rows, self.width, self.num_groups) = (rows, width, width.div_ceil(GROUP));
-        self.rounded = kind == ActivationKind::Bf16;
+    /// Makes room for `rows` rows of `width` inputs, which the caller fills.
+    pub(super) fn reset(&mut self, kind: ActivationKind, rows: usize, width: usize) -> Places<'_> {
+        let num_groups = width.div_ceil(GROUP);
+        (self.rows, self.width, self.num_groups, self.kind) = (rows, width, num_groups, kind);
+        let groups = rows * num_groups;
         match kind {
             ActivationKind::F32 => self.plain.resize(rows * width, 0.0),
             ActivationKind::Bf16 => {
-                self.bits.resize(rows * self.num_groups * GROUP, 0);
-                self.sums.resize(rows * self.num_groups, 0.0);
+                self.bits.resize(groups * GROUP, 0);
+                self.sums.resize(groups, 0.0);
             }
+            ActivationKind::Bytes => {
+                self.bytes.resize(groups * GROUP, 0);
+                self.scales.resize(groups * STEPS, 0.0);
+                self.sums.resize(groups, 0.0);
+                self.minus.resize(groups * STEPS, 0);
+            }
+        }
+        Places {
+            kind,
+            path: Path::best(kind),
+            width,
+            num_groups,
+            plain: Disjoint::new(&mut self.plain),
+            bits: Disjoint::new(&mut self.bits),
+            bytes: Disjoint::new(&mut self.bytes),
+            scales: Disjoint::new(&mut self.scales),
+            sums: Disjoint::new(&mut self.sums),
+            minus: Disjoint::new(&mut self.minus),
         }
     }
 
@@ -75,44 +125,139 @@ impl Activations {
     fn fill(&mut self, kind: ActivationKind, x: &[f32], width: usize, norm: Option<(&[f32], f32)>) {
         let rows = x.len() / width;
         assert_eq!(x.len(), rows * width, "input rows of {width}");
-        self.resize(kind, rows, width);
+        let places = self.reset(kind, rows, width);
         let per_task = if x.len() < SMALL { rows.max(1) } else { ROWS_PER_TASK };
-        let (bits, sums) = (Disjoint::new(&mut self.bits), Disjoint::new(&mut self.sums));
-        let plain = Disjoint::new(&mut self.plain);
-        let num_groups = self.num_groups;
-        let path = Path::best();
         parallel_for(rows.div_ceil(per_task), |task, _| {
             for row in task * per_task..rows.min((task + 1) * per_task) {
                 let x = &x[row * width..(row + 1) * width];
-                if kind == ActivationKind::F32 {
-                    // SAFETY: every row belongs to one task.
-                    let out = unsafe { plain.slice(row * width, width) };
-                    match norm {
-                        Some((weight, eps)) => crate::rms_norm(x, weight, eps, out),
-                        None => out.copy_from_slice(x),
-                    }
-                    continue;
-                }
-                // SAFETY: as above.
-                let (bits, sums) = unsafe {
-                    let bits = bits.slice(row * num_groups * GROUP, num_groups * GROUP);
-                    (bits, sums.slice(row * num_groups, num_groups))
-                };
                 let Some((weight, eps)) = norm else {
-                    round_row(path, x, bits, sums);
+                    // SAFETY: every row belongs to one task.
+                    unsafe { places.put_row(row, x) };
                     continue;
                 };
                 NORMED.with_borrow_mut(|normed| {
                     normed.resize(width, 0.0);
                     crate::rms_norm(x, weight, eps, normed);
-                    round_row(path, normed, bits, sums);
+                    // SAFETY: as above.
+                    unsafe { places.put_row(row, normed) };
                 });
             }
         });
     }
 
     pub(super) fn is(&self, kind: ActivationKind) -> bool {
-        self.rounded == (kind == ActivationKind::Bf16)
+        self.kind == kind
+    }
+}
+
+/// Where the rows of [`Activations`] go: tasks fill them at the same time.
+pub(super) struct Places<'a> {
+    kind: ActivationKind,
+    path: Path,
+    width: usize,
+    num_groups: usize,
+    plain: Disjoint<'a, f32>,
+    bits: Disjoint<'a, u16>,
+    bytes: Disjoint<'a, i8>,
+    scales: Disjoint<'a, f32>,
+    sums: Disjoint<'a, f32>,
+    minus: Disjoint<'a, i32>,
+}
+
+impl Places<'_> {
+    /// Rounds a row, its last group filled up with zeros.
+    ///
+    /// # Safety
+    /// Nobody else writes this row meanwhile.
+    unsafe fn put_row(&self, row: usize, x: &[f32]) {
+        let first = row * self.num_groups;
+        let n = self.num_groups;
+        let (whole, rest) = x.as_chunks::<GROUP>();
+        let mut last = [[0.0; GROUP]];
+        last[0][..rest.len()].copy_from_slice(rest);
+        let parts = [(0, whole), (whole.len(), &last[..n - whole.len()])];
+        match self.kind {
+            // SAFETY: the row's own place, which is the caller's.
+            ActivationKind::F32 => unsafe {
+                self.plain.slice(row * self.width, self.width).copy_from_slice(x);
+            },
+            ActivationKind::Bf16 => {
+                // SAFETY: as above.
+                let (bits, sums) = unsafe {
+                    (self.bits.slice(first * GROUP, n * GROUP), self.sums.slice(first, n))
+                };
+                let (bits, _) = bits.as_chunks_mut::<GROUP>();
+                for (at, groups) in parts {
+                    round_groups(self.path, groups, &mut bits[at..], &mut sums[at..]);
+                }
+            }
+            ActivationKind::Bytes => {
+                // SAFETY: as above.
+                let (bytes, mut out) = unsafe {
+                    (self.bytes.slice(first * GROUP, n * GROUP), self.group_sums(first, n))
+                };
+                let (bytes, _) = bytes.as_chunks_mut::<GROUP>();
+                for (at, groups) in parts {
+                    round_groups_to_bytes(self.path, groups, &mut bytes[at..], out.from(at));
+                }
+            }
+        }
+    }
+
+    /// Rounds one group of a row. What is beyond the row's width must be 0.
+    ///
+    /// # Safety
+    /// Nobody else writes this group meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn put_group(&self, row: usize, group: usize, x: &[f32; GROUP]) {
+        let at = row * self.num_groups + group;
+        let x = std::slice::from_ref(x);
+        // SAFETY: the group's own places, which are the caller's.
+        unsafe {
+            match self.kind {
+                ActivationKind::F32 => {
+                    let n = GROUP.min(self.width - group * GROUP);
+                    let out = self.plain.slice(row * self.width + group * GROUP, n);
+                    out.copy_from_slice(&x[0][..n]);
+                }
+                ActivationKind::Bf16 => {
+                    let (bits, _) = self.bits.slice(at * GROUP, GROUP).as_chunks_mut();
+                    round_groups(self.path, x, bits, self.sums.slice(at, 1));
+                }
+                ActivationKind::Bytes => {
+                    let (bytes, _) = self.bytes.slice(at * GROUP, GROUP).as_chunks_mut();
+                    round_groups_to_bytes(self.path, x, bytes, self.group_sums(at, 1));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// Nobody else has these groups meanwhile.
+    unsafe fn group_sums(&self, first: usize, n: usize) -> GroupSums<'_> {
+        // SAFETY: by contract.
+        unsafe {
+            GroupSums {
+                scales: self.scales.slice(first * STEPS, n * STEPS).as_chunks_mut().0,
+                sums: self.sums.slice(first, n),
+                minus: self.minus.slice(first * STEPS, n * STEPS).as_chunks_mut().0,
+            }
+        }
+    }
+}
+
+/// What becomes of groups beside their bytes.
+pub(super) struct GroupSums<'a> {
+    pub(super) scales: &'a mut [[f32; STEPS]],
+    pub(super) sums: &'a mut [f32],
+    pub(super) minus: &'a mut [[i32; STEPS]],
+}
+
+impl GroupSums<'_> {
+    fn from(&mut self, group: usize) -> GroupSums<'_> {
+        let Self { scales, sums, minus } = self;
+        let (scales, sums) = (&mut scales[group..], &mut sums[group..]);
+        GroupSums { scales, sums, minus: &mut minus[group..] }
     }
 }
 
@@ -121,48 +266,76 @@ thread_local! {
     static NORMED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Rounds a group to bf16; returns the sum of what it is then.
+/// Rounds groups to bf16; their sums are of what they are then.
 #[inline(always)]
-pub(super) fn round_group(path: Path, x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
+fn round_groups(path: Path, x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
     match path {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path says that the processor can.
-        Path::Bf16 => unsafe { super::x86::round_group(x, bits) },
-        Path::Portable(_) => round_group_portable(x, bits),
-    }
-}
-
-fn round_group_portable(x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for (x, bits) in x.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
-        for l in 0..16 {
-            let rounded = bf16::from_f32(x[l]);
-            bits[l] = rounded.to_bits();
-            lanes[l] += rounded.to_f32();
-        }
-    }
-    crate::gemm::sum_lanes(&lanes)
-}
-
-/// Rounds a row, its last group filled up with zeros.
-fn round_row(path: Path, x: &[f32], bits: &mut [u16], sums: &mut [f32]) {
-    let (whole, rest) = x.as_chunks::<GROUP>();
-    let (bits, _) = bits.as_chunks_mut::<GROUP>();
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the path says that the processor can.
-        Path::Bf16 => unsafe { super::x86::round_groups(whole, bits, sums) },
-        Path::Portable(_) => {
-            for ((x, bits), sum) in whole.iter().zip(&mut *bits).zip(&mut *sums) {
-                *sum = round_group_portable(x, bits);
+        Path::Bf16 => unsafe { super::x86::pairs::round_groups(x, bits, sums) },
+        _ => {
+            for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
+                let mut lanes = [0.0f32; 16];
+                for (x, bits) in x.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
+                    for l in 0..16 {
+                        let rounded = bf16::from_f32(x[l]);
+                        bits[l] = rounded.to_bits();
+                        lanes[l] += rounded.to_f32();
+                    }
+                }
+                *sum = crate::gemm::sum_lanes(&lanes);
             }
         }
     }
-    if !rest.is_empty() {
-        let mut last = [0.0; GROUP];
-        last[..rest.len()].copy_from_slice(rest);
-        let at = whole.len();
-        sums[at] = round_group(path, &last, &mut bits[at]);
+}
+
+/// Rounds groups to bytes. Where a NaN or an infinity is, the scale is NaN.
+#[inline(always)]
+fn round_groups_to_bytes(
+    path: Path,
+    x: &[[f32; GROUP]],
+    bytes: &mut [[i8; GROUP]],
+    out: GroupSums<'_>,
+) {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path says that the processor can.
+        Path::Vnni => unsafe { super::x86::quads::round_groups(x, bytes, out) },
+        _ => {
+            let GroupSums { scales, sums, minus } = out;
+            let rest = scales.iter_mut().zip(sums).zip(minus);
+            for ((x, bytes), ((scales, sum), minus)) in x.iter().zip(bytes).zip(rest) {
+                let parts = x.as_chunks::<STEP_GROUP>().0.iter();
+                let parts = parts.zip(bytes.as_chunks_mut::<STEP_GROUP>().0);
+                *sum = 0.0;
+                for ((x, bytes), (scale, minus)) in parts.zip(scales.iter_mut().zip(minus)) {
+                    // As bits, so that a NaN is larger than anything.
+                    let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+                    let (step, inverse) = byte_step(f32::from_bits(largest));
+                    let mut total = 0;
+                    for (x, byte) in x.iter().zip(bytes) {
+                        *byte = (x * inverse).round_ties_even() as i8;
+                        total += i32::from(*byte);
+                    }
+                    (*scale, *minus) = (step, -total);
+                    *sum += step * total as f32;
+                }
+            }
+        }
+    }
+}
+
+/// Where the largest input is not above it, the inverse of a step could be infinite: such inputs count as 0.
+pub(super) const SMALLEST: f32 = 1e-36;
+
+/// What a byte is worth, and how many are in 1, by the largest magnitude.
+#[inline(always)]
+fn byte_step(largest: f32) -> (f32, f32) {
+    if largest.is_finite() {
+        let inverse = if largest > SMALLEST { 127.0 / largest } else { 0.0 };
+        (largest / 127.0, inverse)
+    } else {
+        (f32::NAN, 0.0)
     }
 }
 
@@ -170,29 +343,83 @@ fn round_row(path: Path, x: &[f32], bits: &mut [u16], sums: &mut [f32]) {
 mod tests {
     use super::*;
 
+    fn numbers() -> [[f32; GROUP]; 3] {
+        std::array::from_fn(|g| {
+            std::array::from_fn(|i| {
+                let i = (g * GROUP + i) as i32;
+                if i < 71 { (i as f32 * 0.7).sin() * 10f32.powi(i % 9 - 4) } else { 0.0 }
+            })
+        })
+    }
+
     #[test]
     fn rounds_like_half_and_sums_what_it_rounded() {
-        let x: Vec<f32> = (0..71).map(|i| (i as f32 * 0.7).sin() * 10f32.powi(i % 9 - 4)).collect();
-        for path in Path::available() {
-            let (mut bits, mut sums) = (vec![1; 96], vec![1.0; 3]);
-            round_row(path, &x, &mut bits, &mut sums);
-            for (i, bits) in bits.iter().enumerate() {
-                let exact = bf16::from_f32(x.get(i).copied().unwrap_or(0.0));
-                assert_eq!(*bits, exact.to_bits(), "{path:?} {i}");
+        let x = numbers();
+        for path in Path::available(ActivationKind::Bf16) {
+            let (mut bits, mut sums) = ([[1; GROUP]; 3], [1.0; 3]);
+            round_groups(path, &x, &mut bits, &mut sums);
+            for (bits, x) in bits.as_flattened().iter().zip(x.as_flattened()) {
+                assert_eq!(*bits, bf16::from_f32(*x).to_bits(), "{path:?}");
             }
-            for (group, sum) in sums.iter().enumerate() {
-                let exact: f32 =
-                    bits[group * 32..][..32].iter().map(|b| bf16::from_bits(*b).to_f32()).sum();
+            for (bits, sum) in bits.iter().zip(sums) {
+                let exact: f32 = bits.iter().map(|b| bf16::from_bits(*b).to_f32()).sum();
                 assert!((sum - exact).abs() < 1e-3, "{path:?} {sum} {exact}");
             }
         }
-        for path in Path::available() {
-            let mut odd = [0.0; GROUP];
-            (odd[0], odd[1], odd[2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
-            let mut bits = [0; GROUP];
-            round_group(path, &odd, &mut bits);
-            assert!(bf16::from_bits(bits[0]).is_nan());
-            assert_eq!(bits[1..3], [bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits()]);
+        for path in Path::available(ActivationKind::Bf16) {
+            let mut odd = [[0.0; GROUP]];
+            (odd[0][0], odd[0][1], odd[0][2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+            let mut bits = [[0; GROUP]];
+            round_groups(path, &odd, &mut bits, &mut [0.0]);
+            assert!(bf16::from_bits(bits[0][0]).is_nan());
+            assert_eq!(bits[0][1..3], [bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits()]);
+        }
+    }
+
+    #[test]
+    fn bytes_are_within_half_a_step_and_the_largest_is_exact() {
+        let mut x = numbers();
+        x[2].fill(1e-38);
+        let mut all = Vec::new();
+        for path in Path::available(ActivationKind::Bytes) {
+            let mut bytes = [[1; GROUP]; 3];
+            let (mut scales, mut sums, mut minus) = ([[1.0; STEPS]; 3], [1.0; 3], [[1; STEPS]; 3]);
+            let out = GroupSums { scales: &mut scales, sums: &mut sums, minus: &mut minus };
+            round_groups_to_bytes(path, &x, &mut bytes, out);
+            for (g, (x, bytes)) in x.iter().zip(&bytes).enumerate() {
+                let mut sum = 0.0;
+                for (i, (x, byte)) in x.iter().zip(bytes).enumerate() {
+                    let step = scales[g][i / STEP_GROUP];
+                    assert!((x - step * f32::from(*byte)).abs() <= 0.5001 * step.max(1e-37));
+                    sum += step * f32::from(*byte);
+                }
+                assert!((sums[g] - sum).abs() <= 1e-5 * scales[g][0].max(scales[g][1]) * 2e3);
+                for (part, minus) in bytes.as_chunks::<STEP_GROUP>().0.iter().zip(minus[g]) {
+                    assert_eq!(part.iter().map(|b| i32::from(*b)).sum::<i32>(), -minus);
+                }
+            }
+            for part in bytes[0].as_chunks::<STEP_GROUP>().0 {
+                assert_eq!(part.iter().map(|b| b.unsigned_abs()).max(), Some(127));
+            }
+            assert_eq!(bytes[2], [0; GROUP]);
+            all.push((bytes, scales, sums, minus));
+        }
+        all.windows(2).for_each(|pair| assert_eq!(pair[0], pair[1]));
+    }
+
+    #[test]
+    fn a_group_that_is_not_finite_stays_so() {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for path in Path::available(ActivationKind::Bytes) {
+                let mut x = [[1.0; GROUP]];
+                x[0][9] = odd;
+                let (mut bytes, mut scales, mut minus) = ([[1; GROUP]], [[1.0; 2]], [[1; 2]]);
+                let out = GroupSums { scales: &mut scales, sums: &mut [0.0], minus: &mut minus };
+                round_groups_to_bytes(path, &x, &mut bytes, out);
+                assert!(scales[0][0].is_nan() && scales[0][1] == 1.0 / 127.0, "{path:?} {odd}");
+                assert_eq!(bytes[0][..16], [0; 16], "{path:?} {odd}");
+                assert_eq!((bytes[0][16], minus), (127, [[0, -127 * 16]]), "{path:?} {odd}");
+            }
         }
     }
 }

@@ -2,18 +2,23 @@
 //!
 //! Rows of the matrix (output features) are put into tiles of [`TILE`]; a tile's bytes follow each other
 //! group by group in the order in which products read them, so that a small batch streams through memory
-//! once, forwards. A vector register holds a *half*: two neighbouring inputs of 16 features, which is what
-//! `vdpbf16ps` takes. Lane `2 f + e` (16 bits) is feature `f`, input `e` of the pair.
+//! once, forwards. A vector register holds a *half*: some neighbouring inputs of 16 features, as products take
+//! them. Where inputs are bf16 that is two (lane `2 f + e` of 16 bits is feature `f`, input `e` of the pair),
+//! where they are bytes four (lane `4 f + e` of 8 bits is input `e` of the quad).
 //!
 //! | storage | a group of 32 inputs of a tile |
 //! |---|---|
-//! | 4 bits | 2 halves × 4 registers; nibble s of register z is pair `4 z + s`; then 32 scales, 32 minimums (f16) |
-//! | 8 bits | 2 halves × 8 registers; byte s of register z is pair `2 z + s`; then the same |
+//! | 4 bits, pairs | 2 halves × 4 registers; nibble s of register z is pair `4 z + s`; then 32 scales, 32 minimums (f16) |
+//! | 8 bits, pairs | 2 halves × 8 registers; byte s of register z is pair `2 z + s`; then the same |
+//! | 4 bits, quads | 4 registers × 2 halves; nibble s of register z is quad `2 z + s`; then the same |
+//! | 8 bits, quads | 8 quads × 2 halves, as steps from the lowest code; then the same |
 //! | bf16 | 16 pairs × 2 halves × 1 register |
 //!
 //! Minimums are left out where a format has none.
 
 use half::{bf16, f16};
+
+use super::ActivationKind;
 
 use crate::AlignedBytes;
 
@@ -23,6 +28,8 @@ pub(super) const TILE: usize = 32;
 pub const GROUP: usize = 32;
 /// Pairs of a group.
 pub(super) const PAIRS: usize = GROUP / 2;
+/// Inputs of a group in quads.
+pub(super) const QUADS: usize = GROUP / 4;
 /// Features of half a tile: the lanes of a register of f32.
 pub(super) const HALF: usize = TILE / 2;
 
@@ -60,6 +67,11 @@ impl CodeFormat {
         TILE * GROUP * usize::from(self.bits) / 8
     }
 
+    /// Whether there are products for codes counted from the lowest.
+    pub(super) fn counts_from_lowest(self) -> bool {
+        matches!((self.bits, self.lowest), (4, 0 | -8) | (8, -128))
+    }
+
     /// Bytes of a group of a tile.
     pub(super) fn group_bytes(self) -> usize {
         self.code_bytes() + 2 * TILE * (1 + usize::from(self.has_min))
@@ -72,6 +84,8 @@ pub(super) struct Packed {
     pub(super) bytes: AlignedBytes,
     /// `None`: bf16.
     pub(super) codes: Option<CodeFormat>,
+    /// The form of inputs that codes are laid out for.
+    pub(super) inputs: ActivationKind,
     /// Groups of inputs of a row, the last filled up with zeros.
     pub(super) num_groups: usize,
 }
@@ -80,16 +94,20 @@ pub(super) struct Packed {
 const BF16_GROUP_BYTES: usize = 2 * TILE * GROUP;
 
 impl Packed {
-    fn new(codes: Option<CodeFormat>, in_features: usize, out_features: usize) -> Self {
+    fn new(
+        codes: Option<CodeFormat>,
+        inputs: ActivationKind,
+        (in_features, out_features): (usize, usize),
+    ) -> Self {
         let num_groups = in_features.div_ceil(GROUP);
         let group = codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes);
         let bytes = AlignedBytes::zeroed(out_features.div_ceil(TILE) * num_groups * group);
-        Self { bytes, codes, num_groups }
+        Self { bytes, codes, inputs, num_groups }
     }
 
     /// Rounds rows to bf16. `rows`: `[out_features, in_features]`.
     pub(super) fn from_rows(rows: &[f32], in_features: usize, out_features: usize) -> Self {
-        let mut packed = Self::new(None, in_features, out_features);
+        let mut packed = Self::new(None, ActivationKind::Bf16, (in_features, out_features));
         let tile_bytes = packed.tile_bytes();
         for (row, weights) in rows.chunks_exact(in_features).enumerate() {
             let (tile, f) = (row / TILE, row % TILE);
@@ -106,11 +124,11 @@ impl Packed {
     /// `None` if a scale or minimum is too large or too small for f16.
     pub(super) fn from_codes<E>(
         format: CodeFormat,
-        in_features: usize,
-        out_features: usize,
+        inputs: ActivationKind,
+        (in_features, out_features): (usize, usize),
         mut groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
     ) -> Result<Option<Self>, E> {
-        let mut packed = Self::new(Some(format), in_features, out_features);
+        let mut packed = Self::new(Some(format), inputs, (in_features, out_features));
         let tile_bytes = packed.tile_bytes();
         let mut row_groups = vec![GroupCodes::default(); packed.num_groups];
         for row in 0..out_features {
@@ -122,7 +140,7 @@ impl Packed {
                 if !is_f16(group.scale) || !is_f16(group.min) {
                     return Ok(None);
                 }
-                put_group(format, f, group, bytes);
+                put_group(format, inputs, f, group, bytes);
             }
         }
         Ok(Some(packed))
@@ -151,7 +169,7 @@ impl Packed {
         for (out, bytes) in out.chunks_mut(GROUP).zip(tile.chunks_exact(format.group_bytes())) {
             let (scale, min) = (read_scale(format, bytes, 0, f), read_scale(format, bytes, 1, f));
             for (k, out) in out.iter_mut().enumerate() {
-                *out = scale * f32::from(read_code(format, bytes, f, k)) + min;
+                *out = scale * f32::from(read_code(format, self.inputs, bytes, f, k)) + min;
             }
         }
     }
@@ -171,8 +189,16 @@ fn bf16_at(f: usize, k: usize) -> usize {
 }
 
 /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.
-fn code_at(bits: u8, f: usize, k: usize) -> (usize, u32) {
-    let (half, lane, pair) = (f / HALF, 2 * (f % HALF) + k % 2, k / 2);
+fn code_at(bits: u8, inputs: ActivationKind, f: usize, k: usize) -> (usize, u32) {
+    let half = f / HALF;
+    if inputs == ActivationKind::Bytes {
+        let (quad, lane) = (k / 4, 4 * (f % HALF) + k % 4);
+        return match bits {
+            4 => (64 * (2 * (quad / 2) + half) + lane, 4 * (quad % 2) as u32),
+            _ => (64 * (2 * quad + half) + lane, 0),
+        };
+    }
+    let (lane, pair) = (2 * (f % HALF) + k % 2, k / 2);
     // Codes of a 16-bit lane.
     let in_lane = 16 / usize::from(bits);
     let registers = PAIRS / in_lane;
@@ -180,11 +206,18 @@ fn code_at(bits: u8, f: usize, k: usize) -> (usize, u32) {
     (64 * (half * registers + pair / in_lane) + 2 * lane + bit / 8, (bit % 8) as u32)
 }
 
-fn put_group(format: CodeFormat, f: usize, group: &GroupCodes, bytes: &mut [u8]) {
+fn put_group(
+    format: CodeFormat,
+    inputs: ActivationKind,
+    f: usize,
+    group: &GroupCodes,
+    bytes: &mut [u8],
+) {
     let mask = if format.bits == 4 { 15 } else { 255 };
+    let steps = format.bits == 4 || inputs == ActivationKind::Bytes;
     for (k, code) in group.codes.iter().enumerate() {
-        let (at, shift) = code_at(format.bits, f, k);
-        let stored = if format.bits == 4 { code.wrapping_sub(format.lowest) } else { *code };
+        let (at, shift) = code_at(format.bits, inputs, f, k);
+        let stored = if steps { code.wrapping_sub(format.lowest) } else { *code };
         bytes[at] |= (stored as u8 & mask) << shift;
     }
     let scales = format.code_bytes() + 2 * f;
@@ -196,12 +229,12 @@ fn put_group(format: CodeFormat, f: usize, group: &GroupCodes, bytes: &mut [u8])
 }
 
 /// Code of feature `f`, input `k` of a group.
-fn read_code(format: CodeFormat, bytes: &[u8], f: usize, k: usize) -> i16 {
-    let (at, shift) = code_at(format.bits, f, k);
-    if format.bits == 4 {
-        i16::from((bytes[at] >> shift) & 15) + i16::from(format.lowest)
-    } else {
-        i16::from(bytes[at] as i8)
+fn read_code(format: CodeFormat, inputs: ActivationKind, bytes: &[u8], f: usize, k: usize) -> i16 {
+    let (at, shift) = code_at(format.bits, inputs, f, k);
+    match (format.bits, inputs) {
+        (4, _) => i16::from((bytes[at] >> shift) & 15) + i16::from(format.lowest),
+        (_, ActivationKind::Bytes) => i16::from(bytes[at]) + i16::from(format.lowest),
+        _ => i16::from(bytes[at] as i8),
     }
 }
 

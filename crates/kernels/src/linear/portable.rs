@@ -1,24 +1,20 @@
-//! HOT PATH on processors without bf16 products. The same sums from f32 weights: a tile of codes is turned
+//! HOT PATH on processors without products of bf16 or of bytes. The same sums from f32 weights: a tile of codes is turned
 //! to f32 once, 32 features side by side, and met by a few rows at a time. The compiler vectorises it for
 //! AVX2, AVX-512 and NEON.
 
 use half::{bf16, f16};
 
-use super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
+use super::activations::{ActivationKind, STEP_GROUP, STEPS};
+use super::packed::{CodeFormat, GROUP, HALF, PAIRS, Packed, QUADS, TILE};
 use super::product::{Block, Rows};
 use crate::isa::{Isa, dispatch, mul_add};
 
 /// Weights of a group of a turned tile: `[GROUP, TILE]`.
 pub(super) const GROUP_WEIGHTS: usize = GROUP * TILE;
 
-/// Turns a tile (`None`: bf16). `weights`: `[groups, GROUP, TILE]`; `scales`: `[groups, 2, TILE]`.
-pub(super) fn turn_tile(
-    format: Option<CodeFormat>,
-    tile: &[u8],
-    weights: &mut [f32],
-    scales: &mut [f32],
-) {
-    turn(format, tile, weights, scales);
+/// Turns a tile of a matrix. `weights`: `[groups, GROUP, TILE]`; `scales`: `[groups, 2, TILE]`.
+pub(super) fn turn_tile(matrix: &Packed, tile: &[u8], weights: &mut [f32], scales: &mut [f32]) {
+    turn(matrix.codes, matrix.inputs, tile, weights, scales);
 }
 
 /// A turned tile against rows. `scales` is read if `format` has codes.
@@ -34,7 +30,7 @@ pub(super) fn multiply(
 }
 
 dispatch! {
-    fn turn / turn_on(format: Option<CodeFormat>, tile: &[u8], weights: &mut [f32], scales: &mut [f32]) = turn_body;
+    fn turn / turn_on(format: Option<CodeFormat>, inputs: ActivationKind, tile: &[u8], weights: &mut [f32], scales: &mut [f32]) = turn_body;
 }
 
 dispatch! {
@@ -45,6 +41,7 @@ dispatch! {
 #[inline(always)]
 fn turn_body<const FMA: bool>(
     format: Option<CodeFormat>,
+    inputs: ActivationKind,
     tile: &[u8],
     weights: &mut [f32],
     scales: &mut [f32],
@@ -62,6 +59,9 @@ fn turn_body<const FMA: bool>(
                             f32::from_bits(if e == 0 { words[f] << 16 } else { words[f] & HIGH })
                         });
                     }
+                }
+                Some(format) if inputs == ActivationKind::Bytes => {
+                    turn_quads(format, registers, half, weights);
                 }
                 Some(format) if format.bits == 4 => {
                     for pair in 0..PAIRS {
@@ -91,6 +91,23 @@ fn turn_body<const FMA: bool>(
                 *half = f16::from_le_bytes(*bytes);
             }
             crate::f16_to_f32(&halves, scales);
+        }
+    }
+}
+
+/// Turns the quads of half a group.
+#[inline(always)]
+fn turn_quads(format: CodeFormat, registers: &[[u8; 64]], half: usize, weights: &mut [f32]) {
+    let four = format.bits == 4;
+    let (mask, lowest) = (if four { 15 } else { 255 }, i32::from(format.lowest));
+    for quad in 0..QUADS {
+        let (register, shift) = if four { (quad / 2, 4 * (quad % 2)) } else { (quad, 0) };
+        let words = words(&registers[2 * register + half]);
+        for e in 0..4 {
+            let at = (4 * quad + e) * TILE + half * HALF;
+            for (f, out) in weights[at..at + HALF].iter_mut().enumerate() {
+                *out = (((words[f] >> (8 * e + shift)) & mask) as i32 + lowest) as f32;
+            }
         }
     }
 }
@@ -125,15 +142,42 @@ fn multiply_body<const FMA: bool>(
     out: &mut Block,
 ) {
     for (i, out) in out.iter_mut().enumerate().take(rows.num_rows) {
-        let (x, sums) = rows.row(i);
+        let (inputs, row) = rows.row(i);
+        let bytes = inputs.is(ActivationKind::Bytes);
+        let groups = row * rows.num_groups..(row + 1) * rows.num_groups;
+        let elements = groups.start * GROUP..groups.end * GROUP;
+        let (bits, codes) = if bytes {
+            (&[][..], inputs.bytes[elements].as_chunks::<GROUP>().0)
+        } else {
+            (inputs.bits[elements].as_chunks::<GROUP>().0, &[][..])
+        };
+        let sums = &inputs.sums[groups.clone()];
         let mut total = [0.0f32; TILE];
-        let groups = x.as_chunks::<GROUP>().0.iter().zip(weights.chunks_exact(GROUP_WEIGHTS));
-        for (g, (x, weights)) in groups.enumerate() {
+        for (g, weights) in weights.chunks_exact(GROUP_WEIGHTS).enumerate().take(rows.num_groups) {
             let mut acc = if format.is_some() { [0.0; TILE] } else { total };
-            for (x, weights) in x.iter().zip(weights.as_chunks::<TILE>().0) {
-                let x = bf16::from_bits(*x).to_f32();
-                for (acc, w) in acc.iter_mut().zip(weights) {
-                    *acc = mul_add::<FMA>(x, *w, *acc);
+            let x: [f32; GROUP] = if bytes {
+                codes[g].map(f32::from)
+            } else {
+                bits[g].map(|bits| bf16::from_bits(bits).to_f32())
+            };
+            let steps = &inputs.scales[if bytes { (groups.start + g) * STEPS } else { 0 }..];
+            let (weights, _) = weights.as_chunks::<TILE>();
+            for (part, x) in x.chunks_exact(STEP_GROUP).enumerate() {
+                // Sums of bytes are integers below 2²⁴: exact, as they are elsewhere.
+                let mut sums = if bytes { [0.0; TILE] } else { acc };
+                for (x, weights) in x.iter().zip(&weights[part * STEP_GROUP..]) {
+                    for (sum, w) in sums.iter_mut().zip(weights) {
+                        *sum = mul_add::<FMA>(*x, *w, *sum);
+                    }
+                }
+                if bytes && part > 0 {
+                    for (acc, sum) in acc.iter_mut().zip(&mut sums) {
+                        *acc = mul_add::<FMA>(*sum, steps[part], *acc);
+                    }
+                } else if bytes {
+                    acc = sums.map(|sum| sum * steps[0]);
+                } else {
+                    acc = sums;
                 }
             }
             let Some(format) = format else {

@@ -5,7 +5,12 @@ use crate::Threads;
 use crate::gemm::tests::values;
 
 /// A matrix of random codes, and its weights as f32.
-fn coded(format: CodeFormat, k: usize, n: usize, seed: u64) -> (Linear, Vec<f32>) {
+fn coded(
+    (format, inputs): (CodeFormat, ActivationKind),
+    k: usize,
+    n: usize,
+    seed: u64,
+) -> (Linear, Vec<f32>) {
     let random = values(n * k, seed);
     let scales = values(2 * n * k / GROUP, seed + 1);
     let span = if format.bits == 4 { 16.0 } else { 256.0 };
@@ -23,7 +28,7 @@ fn coded(format: CodeFormat, k: usize, n: usize, seed: u64) -> (Linear, Vec<f32>
         }
         Ok::<(), ()>(())
     };
-    let linear = Linear::from_codes(format, None, k, n, groups).unwrap().unwrap();
+    let linear = Linear::from_codes((format, inputs), None, k, n, groups).unwrap().unwrap();
     let mut rows = vec![0.0; n * k];
     for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
         let mut codes = vec![GroupCodes::default(); k / GROUP];
@@ -44,6 +49,15 @@ const FORMATS: [CodeFormat; 4] = [
     CodeFormat { lowest: -128, bits: 8, has_min: true },
 ];
 
+const KINDS: [ActivationKind; 3] =
+    [ActivationKind::F32, ActivationKind::Bf16, ActivationKind::Bytes];
+
+type Filled<'a> = (&'a [f32], &'a [u16], &'a [i8], &'a [f32], &'a [f32], &'a [i32]);
+
+fn filled(x: &Activations) -> Filled<'_> {
+    (&x.plain, &x.bits, &x.bytes, &x.scales, &x.sums, &x.minus)
+}
+
 /// Every kind of layer of a shape, with its weights.
 fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
     let plain = values(n * k, 90);
@@ -53,22 +67,38 @@ fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
         (Linear::bf16(&plain, Some(values(n, 91)), k, n), rounded),
     ];
     if k.is_multiple_of(GROUP) {
-        layers.extend(FORMATS.iter().zip(1..).map(|(format, seed)| coded(*format, k, n, seed)));
+        for inputs in [ActivationKind::Bf16, ActivationKind::Bytes] {
+            let formats = FORMATS.iter().zip(1..);
+            layers.extend(formats.map(|(format, seed)| coded((*format, inputs), k, n, seed)));
+        }
     }
     layers
 }
 
+/// A row as a layer should read it.
+fn rounded(kind: ActivationKind, x: &[f32]) -> Vec<f64> {
+    match kind {
+        ActivationKind::F32 => x.iter().map(|x| f64::from(*x)).collect(),
+        ActivationKind::Bf16 => x.iter().map(|x| f64::from(bf16::from_f32(*x))).collect(),
+        ActivationKind::Bytes => {
+            let groups = x.chunks(GROUP / 2).flat_map(|group| {
+                let largest = group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let bytes = group.iter().map(move |x| (x * (127.0 / largest)).round_ties_even());
+                bytes.map(move |byte| f64::from(byte) * f64::from(largest / 127.0))
+            });
+            groups.collect()
+        }
+    }
+}
+
 /// What a layer should give for a row, and the sum of magnitudes, which bounds its rounding.
 fn exact(linear: &Linear, weights: &[f32], x: &[f32]) -> Vec<(f64, f64)> {
-    let rounds = linear.activation_kind() == ActivationKind::Bf16;
+    let x = rounded(linear.activation_kind(), x);
     weights
         .chunks_exact(x.len())
         .enumerate()
         .map(|(j, w)| {
-            let products = w.iter().zip(x).map(|(w, x)| {
-                let x = if rounds { bf16::from_f32(*x).to_f32() } else { *x };
-                f64::from(x) * f64::from(*w)
-            });
+            let products = w.iter().zip(&x).map(|(w, x)| x * f64::from(*w));
             let bias = linear.bias.as_ref().map_or(0.0, |b| f64::from(b[j]));
             products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()))
         })
@@ -95,7 +125,7 @@ fn every_path_gives_the_definition() {
         for (linear, weights) in layers(k, n) {
             let mut inputs = Activations::default();
             inputs.set(linear.activation_kind(), &x, k);
-            for path in Path::available() {
+            for path in Path::available(linear.activation_kind()) {
                 let mut out = vec![1.0; tokens * n];
                 forward_on(path, [&linear], &inputs, [&mut out], Put::Set);
                 let mut added = vec![1.0; tokens * n];
@@ -121,7 +151,7 @@ fn a_row_does_not_depend_on_the_batch_or_the_threads() {
     let threads = Threads::new(3).unwrap();
     for (linear, _) in layers(k, n) {
         let kind = linear.activation_kind();
-        for path in Path::available() {
+        for path in Path::available(kind) {
             let run = |rows: Range<usize>| {
                 let mut inputs = Activations::default();
                 inputs.set(kind, &x[rows.start * k..rows.end * k], k);
@@ -166,13 +196,12 @@ fn a_gate_and_its_up_projection_are_one_loop() {
             gate.forward(&inputs, &mut gates);
             up.forward(&inputs, &mut ups);
             gated(Activation::Silu, &mut gates, &ups);
-            for kind in [ActivationKind::F32, ActivationKind::Bf16] {
+            for kind in KINDS {
                 let mut expected = Activations::default();
                 expected.set(kind, &gates, n);
                 let mut out = Activations::default();
                 forward_gated(&gate, &up, Activation::Silu, &inputs, kind, &mut out);
-                assert_eq!((&out.plain, &out.bits), (&expected.plain, &expected.bits));
-                assert_eq!(out.sums, expected.sums);
+                assert_eq!(filled(&out), filled(&expected));
             }
         }
     }
@@ -184,11 +213,11 @@ fn norms_are_rounded_like_any_input() {
     let (x, weight) = (values(tokens * k, 6), values(k, 8));
     let mut normed = vec![0.0; tokens * k];
     crate::rms_norm_rows(&x, &weight, 1e-5, &mut normed);
-    for kind in [ActivationKind::F32, ActivationKind::Bf16] {
+    for kind in KINDS {
         let (mut a, mut b) = (Activations::default(), Activations::default());
         a.set_normed(kind, &x, &weight, 1e-5);
         b.set(kind, &normed, k);
-        assert_eq!((&a.bits, &a.sums, &a.plain), (&b.bits, &b.sums, &b.plain));
+        assert_eq!(filled(&a), filled(&b));
     }
 }
 
@@ -199,8 +228,30 @@ fn scales_beyond_f16_are_not_taken() {
             out.fill(GroupCodes { scale, ..GroupCodes::default() });
             Ok::<(), ()>(())
         };
-        let linear = Linear::from_codes(FORMATS[0], None, 32, 1, fill).unwrap();
+        let linear =
+            Linear::from_codes((FORMATS[0], ActivationKind::Bf16), None, 32, 1, fill).unwrap();
         assert_eq!(linear.is_some(), fits, "{scale}");
+    }
+}
+
+#[test]
+fn sums_of_bytes_are_the_same_on_every_path() {
+    let (k, n, tokens) = (96, 70, 13);
+    let x = values(tokens * k, 11);
+    for format in FORMATS {
+        let (linear, _) = coded((format, ActivationKind::Bytes), k, n, 12);
+        let mut inputs = Activations::default();
+        inputs.set(ActivationKind::Bytes, &x, k);
+        let run = |path: &Path| {
+            let mut out = vec![0.0; tokens * n];
+            forward_on(*path, [&linear], &inputs, [&mut out], Put::Set);
+            out
+        };
+        // All that have multiply-add.
+        let fused = |path: &Path| !matches!(path, Path::Portable(isa) if *isa > Isa::Avx2);
+        let paths = Path::available(ActivationKind::Bytes).into_iter().filter(fused);
+        let all: Vec<_> = paths.map(|path| run(&path)).collect();
+        all.windows(2).for_each(|pair| assert_eq!(pair[0], pair[1], "{format:?}"));
     }
 }
 
@@ -220,15 +271,17 @@ fn linear_speed() {
     for threads in [1, 2] {
         let team = Threads::new(threads).unwrap();
         for (k, n) in [(576, 960), (576, 1536), (1536, 576), (576, 49152)] {
-            for (which, name) in ["q4+min", "q4", "q8"].iter().enumerate() {
-                let (linear, _) = coded(FORMATS[which], k, n, 1);
+            for which in 0..6 {
+                let name = ["q4+min", "q4", "q8", "q4+min bytes", "q4 bytes", "q8 bytes"][which];
+                let kind = KINDS[1 + which / 3];
+                let (linear, _) = coded((FORMATS[which % 3], kind), k, n, 1);
                 for m in [1, 4, 32, 512] {
                     if n > 10_000 && m > 100 {
                         continue;
                     }
                     let x = values(m * k, 2);
                     let mut inputs = Activations::default();
-                    inputs.set(ActivationKind::Bf16, &x, k);
+                    inputs.set(kind, &x, k);
                     let mut out = vec![0.0; m * n];
                     let mut best = f64::MAX;
                     team.run(|| {

@@ -13,7 +13,8 @@ pub(crate) struct ModelArgs {
     /// a safetensors folder; fetched if it is not there yet
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
     pub(crate) model: String,
-    /// Form of the weights: auto (codes as the file has them, all else bf16) or float32 (slow, exact)
+    /// Form of weights and inputs: auto (codes as the file has them, all else bf16; inputs in bytes where layers bear
+    /// it), bfloat16 (all inputs in bf16) or float32 (slow, exact)
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub(crate) dtype: DtypeArg,
 }
@@ -21,8 +22,11 @@ pub(crate) struct ModelArgs {
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeArg {
-    /// Codes as the file has them, all else bf16.
+    /// Codes as the file has them, all else bf16; inputs in bytes where layers bear it.
     Auto,
+    /// The same with all inputs in bf16.
+    #[value(alias = "bf16")]
+    Bfloat16,
     /// Everything in f32.
     #[value(alias = "float")]
     Float32,
@@ -32,6 +36,7 @@ impl From<DtypeArg> for Dtype {
     fn from(dtype: DtypeArg) -> Self {
         match dtype {
             DtypeArg::Auto => Self::Auto,
+            DtypeArg::Bfloat16 => Self::Bfloat16,
             DtypeArg::Float32 => Self::Float32,
         }
     }

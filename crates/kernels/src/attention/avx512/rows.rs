@@ -5,7 +5,14 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::super::LANES;
-use super::{Element, transposed};
+use super::{Element, pairs, transposed};
+
+/// Where rotated rows go.
+pub(in crate::attention) enum Turned<'a> {
+    F32(&'a mut [f32]),
+    /// Rounded to bf16.
+    Bf16(&'a mut [u16]),
+}
 
 /// See [`super::super::portable::turn_on`]; `dim` is a multiple of 32.
 pub(in crate::attention) fn turn(
@@ -14,54 +21,80 @@ pub(in crate::attention) fn turn(
     dim: usize,
     cos: &[f32],
     sin: &[f32],
-    out: &mut [f32],
+    out: &mut Turned<'_>,
 ) {
     let pairs = dim / 2;
-    assert!(dim.is_multiple_of(2 * LANES) && rows.len() == out.len());
+    let room = match out {
+        Turned::F32(out) => out.len(),
+        Turned::Bf16(out) => out.len(),
+    };
+    assert!(dim.is_multiple_of(2 * LANES) && rows.len() <= room);
     assert!(rows.len().is_multiple_of(dim) && group > 0);
     let (mut token, mut member) = (first / group, first % group);
     let mut row = 0;
     while row < rows.len() / dim {
         let n = (group - member).min(rows.len() / dim - row);
         let (cos, sin) = (&cos[token * pairs..][..pairs], &sin[token * pairs..][..pairs]);
-        // SAFETY: the processor has AVX-512; rows `row .. row + n` are inside, and angles for all their pairs.
+        let (cos, sin) = (cos.as_ptr(), sin.as_ptr());
+        // SAFETY: the processor has AVX-512, and BF16 where that is asked for; rows `row .. row + n` are inside, and
+        // angles for all their pairs.
         unsafe {
-            let (from, to) = (rows.as_ptr().add(row * dim), out.as_mut_ptr().add(row * dim));
-            turn_token(from, n, pairs, cos.as_ptr(), sin.as_ptr(), to);
+            let from = rows.as_ptr().add(row * dim);
+            match out {
+                Turned::F32(out) => {
+                    turn_token(from, n, pairs, cos, sin, out.as_mut_ptr().add(row * dim));
+                }
+                Turned::Bf16(out) => {
+                    turn_token_bf16(from, n, pairs, cos, sin, out.as_mut_ptr().add(row * dim));
+                }
+            }
         }
         (token, member, row) = (token + 1, 0, row + n);
     }
 }
 
-/// Rotates `n` rows by the same angles.
-///
-/// # Safety
-/// The processor must have AVX-512; `from` and `to` point to `n` rows of twice `pairs` floats, `cos` and `sin` to
-/// `pairs`, a multiple of 16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn turn_token(
-    from: *const f32,
-    n: usize,
-    pairs: usize,
-    cos: *const f32,
-    sin: *const f32,
-    to: *mut f32,
-) {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        for i in (0..pairs).step_by(LANES) {
-            let (c, s) = (_mm512_loadu_ps(cos.add(i)), _mm512_loadu_ps(sin.add(i)));
-            for r in 0..n {
-                let at = r * 2 * pairs + i;
-                let (a, b) = (_mm512_loadu_ps(from.add(at)), _mm512_loadu_ps(from.add(at + pairs)));
-                let x = _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s));
-                let y = _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s));
-                _mm512_storeu_ps(to.add(at), x);
-                _mm512_storeu_ps(to.add(at + pairs), y);
+macro_rules! turn_token {
+    ($name:ident, $element:ty, $features:literal, $put:path) => {
+        /// Rotates `n` rows by the same angles.
+        ///
+        /// # Safety
+        /// The processor must have the features; `from` and `to` point to `n` rows of twice `pairs` elements, `cos` and
+        /// `sin` to `pairs`, a multiple of 16.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(
+            from: *const f32,
+            n: usize,
+            pairs: usize,
+            cos: *const f32,
+            sin: *const f32,
+            to: *mut $element,
+        ) {
+            // SAFETY: forwarded from the caller.
+            unsafe {
+                for i in (0..pairs).step_by(LANES) {
+                    let (c, s) = (_mm512_loadu_ps(cos.add(i)), _mm512_loadu_ps(sin.add(i)));
+                    for r in 0..n {
+                        let at = r * 2 * pairs + i;
+                        let a = _mm512_loadu_ps(from.add(at));
+                        let b = _mm512_loadu_ps(from.add(at + pairs));
+                        let x = _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s));
+                        let y = _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s));
+                        $put(to.add(at), x);
+                        $put(to.add(at + pairs), y);
+                    }
+                }
             }
         }
-    }
+    };
 }
+
+turn_token!(turn_token, f32, "avx512f,avx512bw,avx512dq,avx512vl,fma", _mm512_storeu_ps);
+turn_token!(
+    turn_token_bf16,
+    u16,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
+    pairs::put_rounded
+);
 
 /// Widens whole vectors.
 pub(in crate::attention) fn widen(from: &[f16], to: &mut [f32]) {

@@ -4,10 +4,13 @@ use std::arch::x86_64::*;
 
 use super::super::exp2::{LEAST, POLYNOMIAL};
 use super::super::{LANES, Part, ROWS};
+use super::pairs::put_rounded;
 use crate::softmax::OnlineSoftmax;
 
-/// See [`super::super::portable::weights_on`].
+/// See [`super::super::portable::weights_on`]. If `bf16`, weights are rounded to it, and a row's lie together from the
+/// start of its first vector on; sums are of weights that are not rounded.
 pub(in crate::attention) fn weights(
+    bf16: bool,
     part: &Part,
     visible: &[(usize, usize); ROWS],
     scores: &mut [f32],
@@ -30,82 +33,113 @@ pub(in crate::attention) fn weights(
         let factors = &mut factors[first..first + rows];
         // SAFETY: the processor has AVX-512; `rows` rows of the vectors asked for lie in `scores`.
         unsafe {
-            match vectors.1 - vectors.0 {
-                1 => weights4::<1>(scores.as_mut_ptr(), tokens, masks, states, factors),
-                2 => weights4::<2>(scores.as_mut_ptr(), tokens, masks, states, factors),
-                3 => weights4::<3>(scores.as_mut_ptr(), tokens, masks, states, factors),
-                _ => weights4::<4>(scores.as_mut_ptr(), tokens, masks, states, factors),
+            let scores = scores.as_mut_ptr();
+            match (vectors.1 - vectors.0, bf16) {
+                (1, false) => weights4_f32::<1>(scores, tokens, masks, states, factors),
+                (2, false) => weights4_f32::<2>(scores, tokens, masks, states, factors),
+                (3, false) => weights4_f32::<3>(scores, tokens, masks, states, factors),
+                (_, false) => weights4_f32::<4>(scores, tokens, masks, states, factors),
+                (1, true) => weights4_bf16::<1>(scores, tokens, masks, states, factors),
+                (2, true) => weights4_bf16::<2>(scores, tokens, masks, states, factors),
+                (3, true) => weights4_bf16::<3>(scores, tokens, masks, states, factors),
+                (_, true) => weights4_bf16::<4>(scores, tokens, masks, states, factors),
             }
         }
     }
 }
 
-/// One to four rows of NV vectors.
-///
+macro_rules! weights4 {
+    ($name:ident, $features:literal, $put:path) => {
+        /// One to four rows of NV vectors.
+        ///
+        /// # Safety
+        /// The processor must have AVX-512; `scores` points to as many rows as there are masks, of NV vectors every
+        /// `stride`; states and factors are as many.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const NV: usize>(
+            scores: *mut f32,
+            stride: usize,
+            masks: &[u64],
+            states: &mut [OnlineSoftmax],
+            factors: &mut [f32],
+        ) {
+            let rows = masks.len();
+            let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
+            // Rows beyond the last are that one again.
+            let row = |r: usize| r.min(rows - 1);
+            let mut old = [OnlineSoftmax::default(); 4];
+            let mut xs = [[hidden; NV]; 4];
+            let mut largest = [hidden; 4];
+            for r in 0..4 {
+                old[r] = states[row(r)];
+                for v in 0..NV {
+                    let mask = (masks[row(r)] >> (v * LANES)) as __mmask16;
+                    // SAFETY: row and vector exist by contract.
+                    let x = unsafe { _mm512_loadu_ps(scores.add(row(r) * stride + v * LANES)) };
+                    xs[r][v] = _mm512_mask_mov_ps(hidden, mask, x);
+                    // A score that is no number is passed over, as by `f32::max`.
+                    largest[r] = _mm512_max_ps(xs[r][v], largest[r]);
+                }
+            }
+            let old_max = _mm_setr_ps(old[0].max, old[1].max, old[2].max, old[3].max);
+            let old_sum = _mm_setr_ps(old[0].sum, old[1].sum, old[2].sum, old[3].sum);
+            let max = _mm_max_ps(fold4::<true>(largest), old_max);
+            let none = _mm_cmp_ps_mask::<_CMP_EQ_OQ>(max, _mm512_castps512_ps128(hidden));
+            let base = _mm_mask_mov_ps(max, none, _mm_setzero_ps());
+            let factor = exp2(_mm512_castps128_ps512(_mm_mul_ps(
+                _mm_sub_ps(old_max, base),
+                _mm_set1_ps(std::f32::consts::LOG2_E),
+            )));
+            let factor = _mm512_castps512_ps128(factor);
+            let mut bases = [0.0f32; 4];
+            // SAFETY: four floats.
+            unsafe { _mm_storeu_ps(bases.as_mut_ptr(), base) };
+            let mut lanes = [_mm512_setzero_ps(); 4];
+            for r in 0..4 {
+                for v in 0..NV {
+                    let x = _mm512_sub_ps(xs[r][v], _mm512_set1_ps(bases[r]));
+                    let weight = exp2(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+                    // SAFETY: as for the load; a row beyond the last is written as that one again. Scores were all read
+                    // before.
+                    unsafe { $put(scores.add(row(r) * stride), v, weight) };
+                    lanes[r] = _mm512_add_ps(lanes[r], weight);
+                }
+            }
+            let sum = _mm_fmadd_ps(old_sum, factor, fold4::<false>(lanes));
+            let (mut maxima, mut sums, mut all) = ([0.0f32; 4], [0.0f32; 4], [0.0f32; 4]);
+            // SAFETY: four floats each.
+            unsafe {
+                _mm_storeu_ps(maxima.as_mut_ptr(), max);
+                _mm_storeu_ps(sums.as_mut_ptr(), sum);
+                _mm_storeu_ps(all.as_mut_ptr(), factor);
+            }
+            for r in 0..rows {
+                states[r] = OnlineSoftmax { max: maxima[r], sum: sums[r] };
+                factors[r] = all[r];
+            }
+        }
+    };
+}
+
+weights4!(weights4_f32, "avx512f,avx512bw,avx512dq,avx512vl,fma", put_f32);
+weights4!(weights4_bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma", put_bf16);
+
 /// # Safety
-/// The processor must have AVX-512; `scores` points to as many rows as there are masks, of NV vectors every
-/// `stride`; states and factors are as many.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn weights4<const NV: usize>(
-    scores: *mut f32,
-    stride: usize,
-    masks: &[u64],
-    states: &mut [OnlineSoftmax],
-    factors: &mut [f32],
-) {
-    let rows = masks.len();
-    let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
-    // Rows beyond the last are that one again.
-    let row = |r: usize| r.min(rows - 1);
-    let mut old = [OnlineSoftmax::default(); 4];
-    let mut xs = [[hidden; NV]; 4];
-    let mut largest = [hidden; 4];
-    for r in 0..4 {
-        old[r] = states[row(r)];
-        for v in 0..NV {
-            let mask = (masks[row(r)] >> (v * LANES)) as __mmask16;
-            // SAFETY: row and vector exist by contract.
-            let x = unsafe { _mm512_loadu_ps(scores.add(row(r) * stride + v * LANES)) };
-            xs[r][v] = _mm512_mask_mov_ps(hidden, mask, x);
-            // A score that is no number is passed over, as by `f32::max`.
-            largest[r] = _mm512_max_ps(xs[r][v], largest[r]);
-        }
-    }
-    let old_max = _mm_setr_ps(old[0].max, old[1].max, old[2].max, old[3].max);
-    let old_sum = _mm_setr_ps(old[0].sum, old[1].sum, old[2].sum, old[3].sum);
-    let max = _mm_max_ps(fold4::<true>(largest), old_max);
-    let none = _mm_cmp_ps_mask::<_CMP_EQ_OQ>(max, _mm512_castps512_ps128(hidden));
-    let base = _mm_mask_mov_ps(max, none, _mm_setzero_ps());
-    let factor = exp2(_mm512_castps128_ps512(_mm_mul_ps(
-        _mm_sub_ps(old_max, base),
-        _mm_set1_ps(std::f32::consts::LOG2_E),
-    )));
-    let factor = _mm512_castps512_ps128(factor);
-    let mut bases = [0.0f32; 4];
-    // SAFETY: four floats.
-    unsafe { _mm_storeu_ps(bases.as_mut_ptr(), base) };
-    let mut lanes = [_mm512_setzero_ps(); 4];
-    for r in 0..4 {
-        for v in 0..NV {
-            let x = _mm512_sub_ps(xs[r][v], _mm512_set1_ps(bases[r]));
-            let weight = exp2(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-            // SAFETY: as for the load; a row beyond the last is written as that one again.
-            unsafe { _mm512_storeu_ps(scores.add(row(r) * stride + v * LANES), weight) };
-            lanes[r] = _mm512_add_ps(lanes[r], weight);
-        }
-    }
-    let sum = _mm_fmadd_ps(old_sum, factor, fold4::<false>(lanes));
-    let (mut maxima, mut sums, mut all) = ([0.0f32; 4], [0.0f32; 4], [0.0f32; 4]);
-    // SAFETY: four floats each.
-    unsafe {
-        _mm_storeu_ps(maxima.as_mut_ptr(), max);
-        _mm_storeu_ps(sums.as_mut_ptr(), sum);
-        _mm_storeu_ps(all.as_mut_ptr(), factor);
-    }
-    for r in 0..rows {
-        states[r] = OnlineSoftmax { max: maxima[r], sum: sums[r] };
-        factors[r] = all[r];
-    }
+/// The processor must have AVX-512; vector `v` of the row exists.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn put_f32(row: *mut f32, v: usize, weights: __m512) {
+    // SAFETY: by contract.
+    unsafe { _mm512_storeu_ps(row.add(v * LANES), weights) };
+}
+
+/// # Safety
+/// The processor must have AVX-512 with BF16; vector `v` of the row exists.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn put_bf16(row: *mut f32, v: usize, weights: __m512) {
+    // SAFETY: by contract; 16 of bf16 take half a vector.
+    unsafe { put_rounded(row.add(v * LANES / 2).cast(), weights) };
 }
 
 /// `2^x`; see [`super::super::exp2::exp2`].

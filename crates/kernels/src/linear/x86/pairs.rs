@@ -10,14 +10,12 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
-use super::product::{Block, Rows};
+use super::super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
+use super::super::product::{Block, Rows};
+use super::{by_rows, prefetch, store, widen};
 
 /// Bytes of a group of a turned tile.
-const GROUP_BYTES: usize = 2 * TILE * GROUP;
-
-/// How far ahead of a narrow product its tile is fetched: memory answers in about 400 cycles.
-const PREFETCH_BYTES: usize = 2048;
+pub(in crate::linear) const GROUP_BYTES: usize = 2 * TILE * GROUP;
 
 /// bf16 of the 16 codes of a 4-bit format, twice: a permutation looks at five bits of a lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
@@ -78,19 +76,6 @@ unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: __m512i, out: *
     }
 }
 
-/// 32 f16 as two registers of f32.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
-#[inline]
-unsafe fn widen(from: *const u8) -> [__m512; 2] {
-    // SAFETY: 64 bytes are readable by contract.
-    unsafe {
-        [
-            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
-            _mm512_cvtph_ps(_mm256_loadu_si256(from.add(2 * HALF).cast())),
-        ]
-    }
-}
-
 /// The sums of products of one group: `acc[row][half]`, from `acc` on.
 ///
 /// # Safety
@@ -122,17 +107,6 @@ unsafe fn group_products<const MR: usize>(
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
-#[inline]
-fn store<const MR: usize>(sums: &[[__m512; 2]; MR], out: &mut Block) {
-    for i in 0..MR {
-        for h in 0..2 {
-            // SAFETY: a row of a block has two registers.
-            unsafe { _mm512_storeu_ps(out[i].as_mut_ptr().add(HALF * h), sums[i][h]) };
-        }
-    }
-}
-
 /// A tile of codes as it is stored, against few rows.
 ///
 /// # Safety
@@ -151,17 +125,12 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
     let turned = turned.0.as_mut_ptr().cast::<u8>();
     let table = code_table(format.lowest);
     let (group_bytes, code_bytes) = (format.group_bytes(), format.code_bytes());
-    // SAFETY: group g lies at g · group_bytes; codes, scales and minimums are inside it. Prefetches may go
-    // past the end: they never fault.
+    // SAFETY: group g lies at g · group_bytes; codes, scales and minimums are inside it.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         for g in 0..rows.num_groups {
             let group = tile.add(g * group_bytes);
-            let mut line = 0;
-            while line < group_bytes {
-                _mm_prefetch::<_MM_HINT_T0>(group.wrapping_add(PREFETCH_BYTES + line).cast());
-                line += 64;
-            }
+            prefetch(group, group_bytes);
             turn_group::<BITS>(group, table, turned);
             let mut acc = [[_mm512_setzero_ps(); 2]; MR];
             group_products::<MR>(turned, rows.bits.add(g * GROUP), rows.stride, &mut acc);
@@ -231,17 +200,13 @@ unsafe fn wide<const MR: usize, const MIN: bool>(
 /// As [`wide`], without scales.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut Block) {
-    // SAFETY: by contract; prefetches never fault.
+    // SAFETY: by contract.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         for g in 0..rows.num_groups {
             let group = weights.add(g * GROUP_BYTES);
             if MR <= 2 {
-                let mut line = 0;
-                while line < GROUP_BYTES {
-                    _mm_prefetch::<_MM_HINT_T0>(group.wrapping_add(PREFETCH_BYTES + line).cast());
-                    line += 64;
-                }
+                prefetch(group, GROUP_BYTES);
             }
             group_products::<MR>(group, rows.bits.add(g * GROUP), rows.stride, &mut sums);
         }
@@ -249,26 +214,12 @@ unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut 
     }
 }
 
-/// Calls a kernel that is generic over the number of rows.
-macro_rules! by_rows {
-    ($rows:expr, $kernel:ident :: <_ $(, $generic:tt)*> ($($arg:expr),*)) => {
-        match $rows {
-            1 => $kernel::<1 $(, $generic)*>($($arg),*),
-            2 => $kernel::<2 $(, $generic)*>($($arg),*),
-            3 => $kernel::<3 $(, $generic)*>($($arg),*),
-            4 => $kernel::<4 $(, $generic)*>($($arg),*),
-            5 => $kernel::<5 $(, $generic)*>($($arg),*),
-            _ => $kernel::<6 $(, $generic)*>($($arg),*),
-        }
-    };
-}
-
 /// A tile as it is stored against up to 6 rows.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16; `tile` is a whole tile of the format (`None`: bf16) with as many
 /// groups as the rows have.
-pub(super) unsafe fn multiply_stored(
+pub(in crate::linear) unsafe fn multiply_stored(
     format: Option<CodeFormat>,
     tile: &[u8],
     rows: &Rows<'_>,
@@ -295,7 +246,7 @@ pub(super) unsafe fn multiply_stored(
 /// # Safety
 /// The processor has AVX-512 with BF16; `tile` is a whole tile of the format; both outputs are long enough.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
-pub(super) unsafe fn turn_tile(
+pub(in crate::linear) unsafe fn turn_tile(
     format: CodeFormat,
     tile: &[u8],
     weights: &mut [u8],
@@ -326,7 +277,7 @@ pub(super) unsafe fn turn_tile(
 /// # Safety
 /// The processor has AVX-512 with BF16; `weights` and `scales` are as [`turn_tile`] leaves them, with as
 /// many groups as the rows have.
-pub(super) unsafe fn multiply_turned(
+pub(in crate::linear) unsafe fn multiply_turned(
     has_min: bool,
     weights: &[u8],
     scales: &[f32],
@@ -344,34 +295,28 @@ pub(super) unsafe fn multiply_turned(
     }
 }
 
-/// See [`super::activations::round_group`].
+/// See [`super::super::activations`]: groups to bf16.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 #[inline]
-pub(super) unsafe fn round_group(x: &[f32; GROUP], bits: &mut [u16; GROUP]) -> f32 {
-    // SAFETY: both are 32 long.
-    unsafe {
-        let (first, last) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
-        let rounded = _mm512_cvtne2ps_pbh(last, first);
-        let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-        _mm512_storeu_si512(bits.as_mut_ptr().cast(), rounded);
-        let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-        let even = _mm512_slli_epi32::<16>(rounded);
-        let sums = _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
-        _mm512_reduce_add_ps(sums)
-    }
-}
-
-/// [`round_group`] of several.
-///
-/// # Safety
-/// The processor has AVX-512 with BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
-pub(super) unsafe fn round_groups(x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
+pub(in crate::linear) unsafe fn round_groups(
+    x: &[[f32; GROUP]],
+    bits: &mut [[u16; GROUP]],
+    sums: &mut [f32],
+) {
     for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
-        // SAFETY: by contract.
-        *sum = unsafe { round_group(x, bits) };
+        // SAFETY: both are 32 long.
+        unsafe {
+            let (first, last) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+            let rounded = _mm512_cvtne2ps_pbh(last, first);
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+            _mm512_storeu_si512(bits.as_mut_ptr().cast(), rounded);
+            let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let even = _mm512_slli_epi32::<16>(rounded);
+            let lanes = _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
+            *sum = _mm512_reduce_add_ps(lanes);
+        }
     }
 }
