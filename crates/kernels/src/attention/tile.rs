@@ -151,7 +151,7 @@ fn prepare_pairs(plan: &Plan, block: &KvBlock<'_>, dim: usize, scratch: &mut Blo
     let BlockScratch { keys, values, rows, .. } = scratch;
     let (shape, tokens) = ((block.filled, dim), block.filled.next_multiple_of(LANES));
     if !plan.values_in_registers {
-        values.resize(block.filled.next_multiple_of(2) / 2 * dim);
+        values.resize(block.filled.div_ceil(2) * dim);
         match block.values {
             StoredRows::F16(stored) => pair_values(stored, shape, values.words_mut()),
             StoredRows::F32(stored) => pair_values(stored, shape, values.words_mut()),

@@ -214,9 +214,9 @@ impl Turned {
         assert_eq!(matrix.num_groups, rows.num_groups, "groups of inputs");
         let turned = self.weights.as_ref().zip(matrix.codes).filter(|_| !few);
         match path {
-            // SAFETY, here and below: the path says that the processor can; `prepare` turned this tile, a
-            // matrix's own are whole and aligned, and the number of groups is the rows'.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: the path says that the processor can; `prepare` turned this tile, a matrix's own are
+            // whole and aligned, and the number of groups is the rows'.
             Path::Bf16 => unsafe {
                 match turned {
                     Some((weights, format)) => {
@@ -227,6 +227,7 @@ impl Turned {
                 }
             },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             Path::Vnni => unsafe {
                 match (turned, matrix.codes) {
                     (Some((weights, format)), _) => {

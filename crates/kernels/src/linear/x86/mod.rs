@@ -1,5 +1,8 @@
 //! The paths of x86 processors with AVX-512, by the form of inputs.
 
+// Registers are indexed; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use super::packed::HALF;
