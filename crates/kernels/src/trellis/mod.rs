@@ -54,6 +54,7 @@ pub struct Layout {
     bits: Vec<u8>,
     scales: Vec<f32>,
     row_bytes: usize,
+    search: encode::header::Search,
 }
 
 impl Layout {
@@ -66,7 +67,10 @@ impl Layout {
         let in_range = bits.iter().all(|b| *b <= MAX_BITS)
             && scales.iter().all(|s| s.is_finite() && *s >= 0.0);
         let row_bytes = HEADER_BYTES + bits.iter().map(|b| segment_bytes(*b)).sum::<usize>();
-        (fits && in_range).then_some(Self { bits, scales, row_bytes })
+        (fits && in_range).then(|| {
+            let search = encode::header::Search::new(&bits, &scales);
+            Self { bits, scales, row_bytes, search }
+        })
     }
 
     /// Coefficients in a row.
