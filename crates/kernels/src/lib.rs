@@ -27,6 +27,7 @@ mod peak;
 mod rope;
 mod softmax;
 mod threads;
+mod transform;
 pub mod trellis;
 
 pub use activation::Activation;
@@ -46,3 +47,4 @@ pub use peak::{Product, peak_operations, peak_read_bytes};
 pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};
 pub use softmax::{OnlineSoftmax, argmax, log_sum_exp};
 pub use threads::{Threads, ThreadsError, num_threads, parallel_for, parallel_zip};
+pub use transform::Transform;

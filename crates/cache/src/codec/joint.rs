@@ -10,10 +10,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
 use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
-use kvasir_kernels::{AlignedBytes, f16_to_f32, gemm_nn_acc, gemm_nt};
+use kvasir_kernels::{AlignedBytes, Transform, f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::{Codec, Part};
 use crate::error::{CacheError, Result};
@@ -41,8 +41,10 @@ pub(crate) struct Basis {
     scales: Vec<f32>,          // [width / 16]
     /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
     means: Vec<f32>,
-    /// The same in plain channels, where the processor has products of bytes.
+    /// The same in plain channels, where the processor has products of bytes or of bf16.
     plain_means: Vec<f32>,
+    /// The weighted basis that blocks are encoded with, where the processor has products of bf16.
+    forward: Option<Transform>,
     /// For keys: the basis and the means as bytes, where the processor has products of them.
     bytes: Option<ByteBasis>,
 }
@@ -71,15 +73,25 @@ impl Default for LevelScratch {
 /// distortion on unit Gaussians does not know of. Measured on Gaussian rows: .94 to .99.
 const ROW_SCALES: f32 = 0.965;
 
+/// Rows on their way to coefficients.
+#[derive(Debug, Default)]
+struct Scratch {
+    inputs: Vec<bf16>,
+    columns: Vec<f32>,
+    weighted: Vec<f32>,
+}
+
 thread_local! {
-    /// Rows while they are encoded or decoded; sealing is rare, so it is not worth a parameter.
-    static SCRATCH: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+    /// Sealing is rare, so it is not worth a parameter.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Basis {
     /// `means`: the plain mean as stored rows see it, `[offsets or 1, width]`.
     pub(crate) fn new(part: &PartStatistics, means: &[f32]) -> Self {
         let width = part.mean.len();
+        let entry = |c: usize, k: usize| part.basis[c * width + k].to_f32() * part.weights[k];
+        let forward = Transform::new(width, entry);
         let mut basis = Self {
             width,
             columns: transposed(&part.basis, width),
@@ -87,7 +99,11 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
-            plain_means: if has_bytes() { means.to_vec() } else { Vec::new() },
+            plain_means: match has_bytes() || forward.is_some() {
+                true => means.to_vec(),
+                false => Vec::new(),
+            },
+            forward,
             bytes: None,
         };
         let mut columns = Vec::new();
@@ -131,6 +147,19 @@ impl Basis {
         }
     }
 
+    /// Coefficients of plain rows, the mean taken out.
+    fn coefficients(&self, x: &[f32], scratch: &mut Scratch, out: &mut [f32]) {
+        if let Some(forward) = &self.forward {
+            return forward.apply(x, &self.plain_means, &mut scratch.inputs, out);
+        }
+        self.columns_into(&mut scratch.columns);
+        self.transform(x, &scratch.columns, &mut scratch.weighted, out);
+        let means = self.means.chunks_exact(self.width).cycle();
+        for (row, mean) in out.chunks_exact_mut(self.width).zip(means) {
+            row.iter_mut().zip(mean).for_each(|(x, m)| *x -= m);
+        }
+    }
+
     /// `out = B (w ∘ x)` for rows of `x`. `columns`: what [`Self::columns_into`] gives.
     fn transform(&self, x: &[f32], columns: &[f32], weighted: &mut Vec<f32>, out: &mut [f32]) {
         weighted.clear();
@@ -144,7 +173,9 @@ impl Basis {
 
     /// Bytes it takes.
     pub(crate) fn num_bytes(&self) -> usize {
-        let bytes = self.bytes.as_ref().map_or(0, ByteBasis::num_bytes);
+        let bytes = self.bytes.as_ref().map_or(0, ByteBasis::num_bytes)
+            + self.forward.as_ref().map_or(0, Transform::num_bytes)
+            + 4 * self.plain_means.len();
         bytes
             + 2 * self.columns.len()
             + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())
@@ -350,15 +381,7 @@ impl JointCodec {
 
     /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.
     pub(crate) fn coefficients(&self, rows: &[f32], out: &mut [f32]) {
-        SCRATCH.with_borrow_mut(|[columns, weighted, _]| {
-            self.basis.columns_into(columns);
-            self.basis.transform(rows, columns, weighted, out);
-        });
-        let width = self.basis.width;
-        let means = self.basis.means.chunks_exact(width).cycle();
-        for (row, mean) in out.chunks_exact_mut(width).zip(means) {
-            row.iter_mut().zip(mean).for_each(|(x, m)| *x -= m);
-        }
+        SCRATCH.with_borrow_mut(|scratch| self.basis.coefficients(rows, scratch, out));
     }
 }
 
@@ -373,11 +396,9 @@ impl Codec for JointCodec {
 
     /// `rows`: `[tokens, width]`; `dim` is the width.
     fn encode(&self, rows: &[f32], _dim: usize, slot: &mut [u8]) {
-        let mut z = SCRATCH.with_borrow_mut(|s| std::mem::take(&mut s[2]));
-        z.resize(rows.len(), 0.0);
+        let mut z = vec![0.0; rows.len()];
         self.coefficients(rows, &mut z);
         self.encode_coefficients(&z, slot);
-        SCRATCH.with_borrow_mut(|s| s[2] = z);
     }
 
     fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]) {
