@@ -3,6 +3,7 @@
 //! An index of what is in the pool, not an owner: it holds no references. A slot that was freed, or
 //! given to another block since, is told by its stamp and forgotten.
 
+use kvasir_kernels::gemm_nt;
 use rustc_hash::FxHashMap;
 
 use crate::format::FormatId;
@@ -128,8 +129,11 @@ impl Fit {
         }
         let (mut xx, mut xy, mut yy) = (0.0f64, 0.0f64, 0.0f64);
         for (x, y) in x.chunks(256).zip(y.chunks(256)) {
-            let sum =
-                |a: &[f32], b: &[f32]| f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
+            let sum = |a: &[f32], b: &[f32]| {
+                let mut sum = [0.0];
+                gemm_nt((1, 1, a.len()), a, a.len(), b, b.len(), &mut sum, 1);
+                f64::from(sum[0])
+            };
             xx += sum(x, x);
             xy += sum(x, y);
             yy += sum(y, y);
