@@ -325,6 +325,9 @@ fn round_groups_to_bytes(
     }
 }
 
+/// A byte's part of the largest.
+pub(super) const BYTE: f32 = 1.0 / 127.0;
+
 /// Where the largest input is not above it, the inverse of a step could be infinite: such inputs count as 0.
 pub(super) const SMALLEST: f32 = 1e-36;
 
@@ -333,7 +336,7 @@ pub(super) const SMALLEST: f32 = 1e-36;
 fn byte_step(largest: f32) -> (f32, f32) {
     if largest.is_finite() {
         let inverse = if largest > SMALLEST { 127.0 / largest } else { 0.0 };
-        (largest / 127.0, inverse)
+        (largest * BYTE, inverse)
     } else {
         (f32::NAN, 0.0)
     }
@@ -416,7 +419,7 @@ mod tests {
                 let (mut bytes, mut scales, mut minus) = ([[1; GROUP]], [[1.0; 2]], [[1; 2]]);
                 let out = GroupSums { scales: &mut scales, sums: &mut [0.0], minus: &mut minus };
                 round_groups_to_bytes(path, &x, &mut bytes, out);
-                assert!(scales[0][0].is_nan() && scales[0][1] == 1.0 / 127.0, "{path:?} {odd}");
+                assert!(scales[0][0].is_nan() && scales[0][1] == BYTE, "{path:?} {odd}");
                 assert_eq!(bytes[0][..16], [0; 16], "{path:?} {odd}");
                 assert_eq!((bytes[0][16], minus), (127, [[0, -127 * 16]]), "{path:?} {odd}");
             }

@@ -30,7 +30,7 @@ use packed::{Packed, TILE};
 use product::{Block, Path, ROWS, multiply_tile};
 
 /// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
-const ROWS_PER_PASS: usize = 192;
+const ROWS_PER_PASS: usize = 256;
 
 /// Tasks of a thread in a loop over few rows: enough to even out what is left at the end.
 const TASKS_PER_THREAD: usize = 6;

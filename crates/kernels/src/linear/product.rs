@@ -86,7 +86,10 @@ impl Path {
         #[cfg(target_arch = "x86_64")]
         if Isa::best() == Isa::Avx512 {
             match kind {
-                ActivationKind::Bf16 if std::is_x86_feature_detected!("avx512bf16") => {
+                ActivationKind::Bf16
+                    if std::is_x86_feature_detected!("avx512bf16")
+                        && std::is_x86_feature_detected!("avx512vbmi") =>
+                {
                     return Self::Bf16;
                 }
                 ActivationKind::Bytes if std::is_x86_feature_detected!("avx512vnni") => {

@@ -17,16 +17,60 @@ use super::{by_rows, prefetch, store, widen};
 /// Bytes of a group of a turned tile.
 pub(in crate::linear) const GROUP_BYTES: usize = 2 * TILE * GROUP;
 
-/// bf16 of the 16 codes of a 4-bit format, twice: a permutation looks at five bits of a lane.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+/// What codes are looked up in.
+#[derive(Clone, Copy)]
+struct Table {
+    /// bf16 of the 16 codes of a 4-bit format, twice: a permutation looks at five bits of a lane.
+    four: __m512i,
+    /// Low and high bytes of bf16 of 0 to 127.
+    bytes: [[__m512i; 2]; 2],
+}
+
+/// [`Table::bytes`].
+static BYTES: [[[u8; 64]; 2]; 2] = {
+    let mut bytes = [[[0; 64]; 2]; 2];
+    let mut i = 0;
+    while i < 128 {
+        let bits = (i as f32).to_bits() >> 16;
+        bytes[0][i / 64][i % 64] = bits as u8;
+        bytes[1][i / 64][i % 64] = (bits >> 8) as u8;
+        i += 1;
+    }
+    bytes
+};
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
-fn code_table(lowest: i8) -> __m512i {
+fn code_table(lowest: i8) -> Table {
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let codes = _mm512_add_epi32(lanes, _mm512_set1_epi32(i32::from(lowest)));
     let codes = _mm512_cvtepi32_ps(codes);
     let both = _mm512_cvtne2ps_pbh(codes, codes);
     // SAFETY: both are 64 bytes of any bits.
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(both) }
+    let four = unsafe { std::mem::transmute::<__m512bh, __m512i>(both) };
+    // SAFETY: a register each.
+    let load = |half: &[u8; 64]| unsafe { _mm512_loadu_si512(half.as_ptr().cast()) };
+    Table { four, bytes: BYTES.each_ref().map(|table| table.each_ref().map(load)) }
+}
+
+/// bf16 of 64 codes of 8 bits: of the low bytes of 16-bit lanes, and of the high ones.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
+#[inline]
+fn widen_bytes(codes: __m512i, table: Table) -> [__m512i; 2] {
+    let [low, high] = table.bytes;
+    let lowest = _mm512_set1_epi8(-128);
+    let magnitude = _mm512_abs_epi8(codes);
+    let l = _mm512_permutex2var_epi8(low[0], magnitude, low[1]);
+    let h = _mm512_permutex2var_epi8(high[0], magnitude, high[1]);
+    // The table looks at seven bits: 128 is 0x4300.
+    let h = _mm512_mask_mov_epi8(h, _mm512_cmpeq_epi8_mask(codes, lowest), _mm512_set1_epi8(0x43));
+    // h | codes & 0x80
+    let h = _mm512_ternarylogic_epi32::<0xf8>(h, codes, lowest);
+    let below = _mm512_set1_epi16(0xff);
+    // (a & below) | (b & !below)
+    let even = _mm512_ternarylogic_epi32::<0xca>(below, l, _mm512_slli_epi16::<8>(h));
+    let odd = _mm512_ternarylogic_epi32::<0xca>(below, _mm512_srli_epi16::<8>(l), h);
+    [even, odd]
 }
 
 /// Turns the codes of a group into bf16: `[pairs, halves]` registers.
@@ -34,9 +78,9 @@ fn code_table(lowest: i8) -> __m512i {
 /// # Safety
 /// `codes` must be readable as far as a group of the format goes, and aligned to 64 bytes; `out` takes
 /// [`GROUP_BYTES`] and is aligned.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
-unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: __m512i, out: *mut u8) {
+unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: Table, out: *mut u8) {
     // SAFETY: register z of half h is at 64 (h · registers + z); pairs stay below 16.
     unsafe {
         let registers = BITS; // 4 or 8
@@ -51,24 +95,13 @@ unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: __m512i, out: *
                         _mm512_srli_epi16::<12>(v),
                     ];
                     for s in 0..4 {
-                        let bf16 = _mm512_permutexvar_epi16(lanes[s], table);
+                        let bf16 = _mm512_permutexvar_epi16(lanes[s], table.four);
                         _mm512_store_si512(out.add(64 * (2 * (4 * z + s) + h)).cast(), bf16);
                     }
                 } else {
-                    let low = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
-                    let high = _mm512_srai_epi16::<8>(v);
-                    for (s, lanes) in [low, high].into_iter().enumerate() {
-                        let first = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(lanes));
-                        let last = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64::<1>(lanes));
-                        let bf16 = _mm512_cvtne2ps_pbh(
-                            _mm512_cvtepi32_ps(last),
-                            _mm512_cvtepi32_ps(first),
-                        );
+                    for (s, bf16) in widen_bytes(v, table).into_iter().enumerate() {
                         let at = out.add(64 * (2 * (2 * z + s) + h));
-                        _mm512_store_si512(
-                            at.cast(),
-                            std::mem::transmute::<__m512bh, __m512i>(bf16),
-                        );
+                        _mm512_store_si512(at.cast(), bf16);
                     }
                 }
             }
@@ -80,7 +113,7 @@ unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: __m512i, out: *
 ///
 /// # Safety
 /// `weights` has a turned group; `x` has MR rows of stride `ldx` with [`GROUP`] inputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
 unsafe fn group_products<const MR: usize>(
     weights: *const u8,
@@ -111,7 +144,7 @@ unsafe fn group_products<const MR: usize>(
 ///
 /// # Safety
 /// `tile` has `rows.num_groups` groups of the format, aligned to 64 bytes; `rows` has MR rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
     format: CodeFormat,
     tile: *const u8,
@@ -159,7 +192,7 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
 /// # Safety
 /// `weights` has `rows.num_groups` turned groups, aligned; `scales` as many times `[2, TILE]`; `rows` has
 /// MR rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 unsafe fn wide<const MR: usize, const MIN: bool>(
     weights: *const u8,
     scales: *const f32,
@@ -198,7 +231,7 @@ unsafe fn wide<const MR: usize, const MIN: bool>(
 ///
 /// # Safety
 /// As [`wide`], without scales.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut Block) {
     // SAFETY: by contract.
     unsafe {
@@ -245,7 +278,7 @@ pub(in crate::linear) unsafe fn multiply_stored(
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16; `tile` is a whole tile of the format; both outputs are long enough.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 pub(in crate::linear) unsafe fn turn_tile(
     format: CodeFormat,
     tile: &[u8],
@@ -299,7 +332,7 @@ pub(in crate::linear) unsafe fn multiply_turned(
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
 pub(in crate::linear) unsafe fn round_groups(
     x: &[[f32; GROUP]],

@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::activations::{GroupSums, SMALLEST, STEPS};
+use super::super::activations::{BYTE, GroupSums, SMALLEST, STEPS};
 use super::super::packed::{CodeFormat, GROUP, HALF, QUADS, TILE};
 use super::super::product::{Block, Rows};
 use super::{by_rows, prefetch, store, widen};
@@ -319,7 +319,6 @@ pub(in crate::linear) unsafe fn round_groups(
     out: GroupSums<'_>,
 ) {
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-    let most = _mm512_set1_ps(127.0);
     let GroupSums { scales, sums, minus } = out;
     let rest = scales.iter_mut().zip(sums).zip(minus);
     for ((x, bytes), ((scale, sum), minus)) in x.iter().zip(bytes).zip(rest) {
@@ -328,16 +327,14 @@ pub(in crate::linear) unsafe fn round_groups(
             let parts = [0, 16].map(|i| _mm512_loadu_ps(x.as_ptr().add(i)));
             let [a, b] = parts.map(|v| _mm512_and_si512(_mm512_castps_si512(v), magnitude));
             // As integers, so that a NaN is larger than anything. The halves of a register: a's and b's.
-            let largest = _mm512_castsi512_ps(fold::<true>(a, b));
-            let finite = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(largest, _mm512_set1_ps(f32::MAX));
-            let large = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(SMALLEST));
-            let inverse = _mm512_maskz_div_ps(finite & large, most, largest);
-            let nan = _mm512_set1_ps(f32::NAN);
-            let step = _mm512_mask_div_ps(nan, finite, largest, most);
-            let inverses = [
-                _mm512_shuffle_f32x4::<0x00>(inverse, inverse),
-                _mm512_shuffle_f32x4::<0xaa>(inverse, inverse),
-            ];
+            let largest = firsts(_mm512_castsi512_ps(fold::<true>(a, b)));
+            let finite = _mm_cmp_ps_mask::<_CMP_LE_OQ>(largest, _mm_set1_ps(f32::MAX));
+            let large = _mm_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm_set1_ps(SMALLEST));
+            let inverse = _mm_maskz_div_ps(finite & large, _mm_set1_ps(127.0), largest);
+            let worth = _mm_set1_ps(BYTE);
+            let step = _mm_mask_mul_ps(_mm_set1_ps(f32::NAN), finite, largest, worth);
+            let inverses =
+                [_mm512_broadcastss_ps(inverse), _mm512_broadcastss_ps(_mm_movehdup_ps(inverse))];
             let round = |v, inverse| {
                 let v = _mm512_mul_ps(v, inverse);
                 // NaN becomes 0.
@@ -347,16 +344,22 @@ pub(in crate::linear) unsafe fn round_groups(
             let at = bytes.as_mut_ptr().cast::<__m128i>();
             _mm_storeu_si128(at, _mm512_cvtepi32_epi8(a));
             _mm_storeu_si128(at.add(1), _mm512_cvtepi32_epi8(b));
-            let total = fold::<false>(a, b);
-            let worth = _mm512_mul_ps(_mm512_cvtepi32_ps(total), step);
-            let minuses = _mm512_sub_epi32(_mm512_setzero_si512(), total);
-            let second = |v| _mm512_castps512_ps128(_mm512_shuffle_f32x4::<0xaa>(v, v));
-            *scale = [_mm512_cvtss_f32(step), _mm_cvtss_f32(second(step))];
-            *sum = _mm512_cvtss_f32(worth) + _mm_cvtss_f32(second(worth));
-            let last = _mm_castps_si128(second(_mm512_castsi512_ps(minuses)));
-            *minus = [_mm512_cvtsi512_si32(minuses), _mm_cvtsi128_si32(last)];
+            let total = firsts(_mm512_castsi512_ps(fold::<false>(a, b)));
+            let total = _mm_castps_si128(total);
+            let worth = _mm_mul_ps(_mm_cvtepi32_ps(total), step);
+            *sum = _mm_cvtss_f32(_mm_add_ss(worth, _mm_movehdup_ps(worth)));
+            _mm_storel_epi64(scale.as_mut_ptr().cast(), _mm_castps_si128(step));
+            let none = _mm_setzero_si128();
+            _mm_storel_epi64(minus.as_mut_ptr().cast(), _mm_sub_epi32(none, total));
         }
     }
+}
+
+/// The first lanes of a register's halves, side by side.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+#[inline]
+fn firsts(v: __m512) -> __m128 {
+    _mm_unpacklo_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps::<2>(v))
 }
 
 /// The largest, or the sum, of a's lanes in all lanes of the lower half, of b's in the upper one.
