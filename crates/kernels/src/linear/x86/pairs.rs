@@ -56,7 +56,7 @@ fn code_table(lowest: i8) -> Table {
 /// bf16 of 64 codes of 8 bits: of the low bytes of 16-bit lanes, and of the high ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
-fn widen_bytes(codes: __m512i, table: Table) -> [__m512i; 2] {
+fn widen_bytes(codes: __m512i, table: &Table) -> [__m512i; 2] {
     let [low, high] = table.bytes;
     let lowest = _mm512_set1_epi8(-128);
     let magnitude = _mm512_abs_epi8(codes);
@@ -80,7 +80,7 @@ fn widen_bytes(codes: __m512i, table: Table) -> [__m512i; 2] {
 /// [`GROUP_BYTES`] and is aligned.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 #[inline]
-unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: Table, out: *mut u8) {
+unsafe fn turn_group<const BITS: usize>(codes: *const u8, table: &Table, out: *mut u8) {
     // SAFETY: register z of half h is at 64 (h · registers + z); pairs stay below 16.
     unsafe {
         let registers = BITS; // 4 or 8
@@ -164,7 +164,7 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
         for g in 0..rows.num_groups {
             let group = tile.add(g * group_bytes);
             prefetch(group, group_bytes);
-            turn_group::<BITS>(group, table, turned);
+            turn_group::<BITS>(group, &table, turned);
             let mut acc = [[_mm512_setzero_ps(); 2]; MR];
             group_products::<MR>(turned, rows.bits.add(g * GROUP), rows.stride, &mut acc);
             let scale = widen(group.add(code_bytes));
@@ -292,8 +292,8 @@ pub(in crate::linear) unsafe fn turn_tile(
         // SAFETY: a group's codes, scales and minimums are inside its bytes; chunks have the lengths.
         unsafe {
             match format.bits {
-                4 => turn_group::<4>(group.as_ptr(), table, weights.as_mut_ptr()),
-                _ => turn_group::<8>(group.as_ptr(), table, weights.as_mut_ptr()),
+                4 => turn_group::<4>(group.as_ptr(), &table, weights.as_mut_ptr()),
+                _ => turn_group::<8>(group.as_ptr(), &table, weights.as_mut_ptr()),
             }
             for part in 0..1 + usize::from(format.has_min) {
                 let wide = widen(group.as_ptr().add(format.code_bytes() + 2 * TILE * part));
