@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::f16;
 use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
 use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
 use kvasir_kernels::{AlignedBytes, Transform, f16_to_f32, gemm_nn_acc, gemm_nt};
@@ -43,8 +43,6 @@ pub(crate) struct Basis {
     means: Vec<f32>,
     /// The same in plain channels, where the processor has products of bytes or of bf16.
     plain_means: Vec<f32>,
-    /// The weighted basis that blocks are encoded with, where the processor has products of bf16.
-    forward: Option<Transform>,
     /// For keys: the basis and the means as bytes, where the processor has products of them.
     bytes: Option<ByteBasis>,
 }
@@ -76,7 +74,7 @@ const ROW_SCALES: f32 = 0.965;
 /// Rows on their way to coefficients.
 #[derive(Debug, Default)]
 struct Scratch {
-    inputs: Vec<bf16>,
+    transform: Transform,
     columns: Vec<f32>,
     weighted: Vec<f32>,
 }
@@ -90,8 +88,6 @@ impl Basis {
     /// `means`: the plain mean as stored rows see it, `[offsets or 1, width]`.
     pub(crate) fn new(part: &PartStatistics, means: &[f32]) -> Self {
         let width = part.mean.len();
-        let entry = |c: usize, k: usize| part.basis[c * width + k].to_f32() * part.weights[k];
-        let forward = Transform::new(width, entry);
         let mut basis = Self {
             width,
             columns: transposed(&part.basis, width),
@@ -99,11 +95,10 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
-            plain_means: match has_bytes() || forward.is_some() {
+            plain_means: match has_bytes() || Transform::is_available() {
                 true => means.to_vec(),
                 false => Vec::new(),
             },
-            forward,
             bytes: None,
         };
         let mut columns = Vec::new();
@@ -149,8 +144,9 @@ impl Basis {
 
     /// Coefficients of plain rows, the mean taken out.
     fn coefficients(&self, x: &[f32], scratch: &mut Scratch, out: &mut [f32]) {
-        if let Some(forward) = &self.forward {
-            return forward.apply(x, &self.plain_means, &mut scratch.inputs, out);
+        if Transform::is_available() {
+            scratch.transform.load(&self.columns, &self.weights);
+            return scratch.transform.apply(x, &self.plain_means, out);
         }
         self.columns_into(&mut scratch.columns);
         self.transform(x, &scratch.columns, &mut scratch.weighted, out);
@@ -173,9 +169,7 @@ impl Basis {
 
     /// Bytes it takes.
     pub(crate) fn num_bytes(&self) -> usize {
-        let bytes = self.bytes.as_ref().map_or(0, ByteBasis::num_bytes)
-            + self.forward.as_ref().map_or(0, Transform::num_bytes)
-            + 4 * self.plain_means.len();
+        let bytes = self.bytes.as_ref().map_or(0, ByteBasis::num_bytes);
         bytes
             + 2 * self.columns.len()
             + 4 * (2 * self.weights.len() + self.scales.len() + self.means.len())

@@ -2,13 +2,43 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{LANES, Lanes};
 
 /// Rows and registers of coefficients in a tile: 24 sums.
 const ROWS: usize = 8;
 const WIDE: usize = 3;
+
+/// See [`super::Transform::load`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn load(columns: &[f16], weights: &[f32], out: &mut [Lanes]) {
+    let width = weights.len();
+    // One channel's lanes beside the other's, as pairs.
+    let beside: [i16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as i16);
+    // SAFETY: 64 bytes.
+    let beside = unsafe { _mm512_loadu_si512(beside.as_ptr().cast()) };
+    let pairs = width / 2;
+    for (k, channels) in columns.chunks_exact(2 * width).enumerate() {
+        let (even, odd) = channels.split_at(width);
+        let weights = [_mm512_set1_ps(weights[2 * k]), _mm512_set1_ps(weights[2 * k + 1])];
+        let lanes = even.as_chunks::<LANES>().0.iter().zip(odd.as_chunks::<LANES>().0);
+        for ((even, odd), out) in lanes.zip(out[k..].iter_mut().step_by(pairs)) {
+            // SAFETY: 16 numbers each, and 16 pairs.
+            unsafe {
+                let even = _mm512_cvtph_ps(_mm256_loadu_si256(even.as_ptr().cast()));
+                let odd = _mm512_cvtph_ps(_mm256_loadu_si256(odd.as_ptr().cast()));
+                let rounded = _mm512_cvtne2ps_pbh(
+                    _mm512_mul_ps(odd, weights[1]),
+                    _mm512_mul_ps(even, weights[0]),
+                );
+                let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+                let rounded = _mm512_permutexvar_epi16(beside, rounded);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), rounded);
+            }
+        }
+    }
+}
 
 /// `out = x - means` in bf16, rows of `means` again and again. Whole registers.
 #[target_feature(enable = "avx512f,avx512bf16")]
