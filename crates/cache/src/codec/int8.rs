@@ -17,6 +17,27 @@ fn scale_bytes(dim: usize) -> usize {
     2 * dim.div_ceil(GROUP)
 }
 
+/// The largest finite magnitude.
+fn largest(group: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for x in group.chunks(lanes.len()) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            let x = x.abs();
+            let above = x > *lane && x < f32::INFINITY;
+            *lane = if above { x } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(0.0, f32::max)
+}
+
+/// The nearest code, as two's complement; 0 for NaN.
+fn nearest(x: f32) -> u8 {
+    /// 1.5 · 2^23: a number that is added to it is rounded to an integer in its low bits.
+    const INTEGERS: f32 = 12_582_912.0;
+    let x = if x.is_nan() { 0.0 } else { x };
+    (x.clamp(-127.0, 127.0) + INTEGERS).to_bits() as u8
+}
+
 impl Codec for Int8 {
     fn name(&self) -> &'static str {
         "int8"
@@ -32,16 +53,14 @@ impl Codec for Int8 {
         let rows = rows.chunks_exact(dim).zip(codes.chunks_exact_mut(dim));
         let groups = rows.flat_map(|(row, codes)| row.chunks(GROUP).zip(codes.chunks_mut(GROUP)));
         for ((group, codes), scale) in groups.zip(scales.chunks_exact_mut(2)) {
-            let finite = group.iter().filter(|x| x.is_finite());
-            let largest = finite.fold(0.0f32, |a, x| a.max(x.abs()));
+            let largest = largest(group);
             // Rounded as it will be read, so that codes are right for the scale that is stored.
             let s = f16::from_f32(largest / 127.0);
             scale.copy_from_slice(&s.to_le_bytes());
             let s = s.to_f32();
             let inverse = if s > 0.0 { 1.0 / s } else { 0.0 };
             for (code, x) in codes.iter_mut().zip(group) {
-                // `as` saturates, and turns NaN into 0.
-                *code = (x * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+                *code = nearest(x * inverse);
             }
         }
     }
@@ -68,6 +87,16 @@ impl Codec for Int8 {
 mod tests {
     use super::super::conformance;
     use super::*;
+
+    #[test]
+    fn codes_are_nearest() {
+        let codes = [(0.0, 0), (-0.4, 0), (0.6, 1), (-0.6, -1), (126.4, 126), (1e9, 127)];
+        let odd = [(f32::NAN, 0), (f32::INFINITY, 127), (f32::NEG_INFINITY, -127)];
+        for (x, code) in codes.into_iter().chain(odd) {
+            assert_eq!(nearest(x) as i8, code, "{x}");
+        }
+        assert_eq!(largest(&[1.0, -3.0, f32::NAN, f32::INFINITY, 2.0]), 3.0);
+    }
 
     #[test]
     fn conforms() {
