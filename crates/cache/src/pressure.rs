@@ -136,7 +136,7 @@ impl KvCache {
         let (from, to) = (part(place.format).joint()?, part(lower).joint()?);
         let tokens = self.geometry.block_size();
         let mut z = vec![0.0; tokens * from.basis().width()];
-        from.decode_coefficients(self.pool.bytes(slot), &mut z);
+        from.decode_coefficients(self.pool.bytes(slot), tokens, &mut z);
         let mut bytes = vec![0; crate::codec::Codec::slot_bytes(to, tokens, 0)];
         to.encode_coefficients(&z, &mut bytes);
         Some(Lowered { old: slot, format: lower, class: place.lower_class, bytes })

@@ -14,7 +14,7 @@ use crate::pool::SlotId;
 use crate::prefix::BlockHash;
 use crate::sequence::Sequence;
 use crate::sharing::SharingMode;
-use crate::sharing::online::Fit;
+use crate::sharing::online::{Fit, square};
 use crate::sharing::sketch::Sketch;
 use crate::table::Entry;
 
@@ -194,9 +194,22 @@ impl KvCache {
         };
         let most = self.sharing.most_error(own_error, joint.is_some());
         let mut best: Option<(SlotId, Fit)> = None;
+        let mut had_candidates = false;
         let (tokens, pool) = (self.geometry.block_size(), &self.pool);
+        // Most blocks that a sketch brings up are unlike already in their first rows.
+        let rows = (tokens, original.len() / tokens);
+        let (begin, _) = original.split_at(tokens / 4 * rows.1);
+        let most_of_begin = most * square(original) / square(begin);
         let mut consider = |slot: SlotId| {
-            decode(codec, joint, pool.bytes(slot), tokens, candidate);
+            had_candidates = true;
+            let bytes = pool.bytes(slot);
+            decode(codec, joint, bytes, rows, &mut candidate[..begin.len()]);
+            // No gain for all rows does better by these than their own, which leaves 1 at most.
+            let fit = Fit::new(begin, &candidate[..begin.len()]);
+            if fit.error.min(1.0) > most_of_begin {
+                return;
+            }
+            decode(codec, joint, bytes, rows, candidate);
             let fit = Fit::new(original, candidate);
             if best.is_none_or(|(_, b)| fit.error < b.error) {
                 best = Some((slot, fit));
@@ -212,7 +225,7 @@ impl KvCache {
             sketch = Some(signs);
         }
         let share = best.filter(|(_, fit)| fit.error <= most);
-        Decision { share, had_candidates: best.is_some(), sketch }
+        Decision { share, had_candidates, sketch }
     }
 
     /// Brings a decision into pool, tables and indices; returns the unit's entry.
@@ -283,16 +296,17 @@ impl KvCache {
     }
 }
 
-/// A candidate in the terms that the original is compared in.
+/// The first rows of a candidate in the terms that the original is compared in. `tokens`, `width`: shape of
+/// a block.
 fn decode(
     codec: &GroupPart,
     joint: Option<&JointCodec>,
     bytes: &[u8],
-    tokens: usize,
+    (tokens, width): (usize, usize),
     out: &mut [f32],
 ) {
     match joint {
-        Some(joint) => joint.decode_coefficients(bytes, out),
-        None => codec.codec().decode(bytes, tokens, out.len() / tokens, out),
+        Some(joint) => joint.decode_coefficients(bytes, tokens, out),
+        None => codec.codec().decode(bytes, tokens, width, out),
     }
 }

@@ -255,14 +255,13 @@ impl JointCodec {
         self.layout.decode(slot, n, gain, means, self.mean_stride(), out, width);
     }
 
-    /// Coefficients without the mean: what [`Self::coefficients`] gave, as it was stored. `out`:
-    /// `[tokens, width]`, the whole block.
-    pub(crate) fn decode_coefficients(&self, slot: &[u8], out: &mut [f32]) {
+    /// Coefficients without the mean: what [`Self::coefficients`] gave, as it was stored. `slot`: a block of
+    /// `tokens` rows; `out`: `[n, width]`, the first `n` of them.
+    pub(crate) fn decode_coefficients(&self, slot: &[u8], tokens: usize, out: &mut [f32]) {
         const NO_MEAN: [f32; MAX_WIDTH] = [0.0; MAX_WIDTH];
         let width = self.basis.width;
-        let tokens = out.len() / width;
         let slot = &slot[..self.layout.slot_bytes(tokens)];
-        self.layout.decode(slot, tokens, 1.0, &NO_MEAN[..width], 0, out, width);
+        self.layout.decode(slot, out.len() / width, 1.0, &NO_MEAN[..width], 0, out, width);
     }
 
     /// Stores coefficients. `z`: `[tokens, width]`.
@@ -459,7 +458,7 @@ mod tests {
                 codec.coefficients(&x, &mut z);
                 let mut slot = vec![0; codec.slot_bytes(512, width)];
                 codec.encode(&x, width, &mut slot);
-                codec.decode_coefficients(&slot, &mut got);
+                codec.decode_coefficients(&slot, 512, &mut got);
                 let error: f32 = z.iter().zip(&got).map(|(a, b)| (a - b).powi(2)).sum();
                 let error = error / z.iter().map(|a| a * a).sum::<f32>();
                 let ratio = error / codec.expected_error();

@@ -113,6 +113,22 @@ fn is_stale(representative: &Representative, pool: &BlockPool) -> bool {
     representative.parts.iter().all(|(slot, stamp)| pool.stamp(*slot) != *stamp)
 }
 
+/// Sum of products, in f32 over 256 numbers each.
+fn product(x: &[f32], y: &[f32]) -> f64 {
+    let pieces = x.chunks(256).zip(y.chunks(256));
+    let sum = |(x, y): (&[f32], &[f32])| {
+        let mut sum = [0.0];
+        gemm_nt((1, 1, x.len()), x, x.len(), y, y.len(), &mut sum, 1);
+        f64::from(sum[0])
+    };
+    pieces.map(sum).sum()
+}
+
+/// Sum of squares.
+pub(crate) fn square(x: &[f32]) -> f32 {
+    product(x, x) as f32
+}
+
 /// How well `gain` times `y` stands for `x`, with the gain that is best.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Fit {
@@ -127,17 +143,7 @@ impl Fit {
         if x == y {
             return Self { gain: 1.0, error: 0.0 };
         }
-        let (mut xx, mut xy, mut yy) = (0.0f64, 0.0f64, 0.0f64);
-        for (x, y) in x.chunks(256).zip(y.chunks(256)) {
-            let sum = |a: &[f32], b: &[f32]| {
-                let mut sum = [0.0];
-                gemm_nt((1, 1, a.len()), a, a.len(), b, b.len(), &mut sum, 1);
-                f64::from(sum[0])
-            };
-            xx += sum(x, x);
-            xy += sum(x, y);
-            yy += sum(y, y);
-        }
+        let (xx, xy, yy) = (product(x, x), product(x, y), product(y, y));
         if xx <= 0.0 || yy <= 0.0 || xy <= 0.0 {
             return Self { gain: 1.0, error: f32::INFINITY };
         }
