@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use half::f16;
 use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
-use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, Order, SEGMENT, STEP};
+use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, SEGMENT, STEP};
 use kvasir_kernels::{AlignedBytes, Transform, f16_to_f32, gemm_nn_acc, gemm_nt};
 
 use super::{Codec, Part};
@@ -280,36 +280,10 @@ impl JointCodec {
         self.layout.used_segments()
     }
 
-    /// Levels of the first `segments` segments of a block of `tokens` rows, see [`Layout::levels`].
+    /// How rows are stored.
     #[inline]
-    pub(crate) fn levels(
-        &self,
-        order: Order,
-        slot: &[u8],
-        tokens: usize,
-        segments: usize,
-        out: &mut [u8],
-    ) {
-        let slot = &slot[..self.layout.slot_bytes(tokens)];
-        self.layout.levels(order, slot, tokens, segments, out);
-    }
-
-    /// See [`Layout::row_factors`].
-    #[inline]
-    pub(crate) fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Boosts) {
-        self.layout.row_factors(slot, out, boosts);
-    }
-
-    /// See [`Layout::segment_factors`].
-    #[inline]
-    pub(crate) fn segment_factors(
-        &self,
-        factors: &[f32],
-        boosts: &Boosts,
-        segments: usize,
-        out: &mut [f32],
-    ) {
-        self.layout.segment_factors(factors, boosts, segments, out);
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// Plain rows of one head of a block of `tokens` rows. `columns`: what [`Basis::columns_into`] gives; `coded`: scratch; `out`:
@@ -357,7 +331,7 @@ impl JointCodec {
         }
         factors.resize(tokens, 0.0);
         by_segment.resize(segments * tokens, 0.0);
-        self.layout.levels(Order::Keys, slot, tokens, segments, levels.as_mut_slice());
+        self.layout.levels(slot, tokens, segments, levels.as_mut_slice());
         self.layout.row_factors(slot, factors, boosts);
         self.layout.segment_factors(factors, boosts, segments, by_segment);
         let block = LevelBlock {

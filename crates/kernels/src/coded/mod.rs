@@ -20,7 +20,7 @@ pub use basis::{ByteBasis, ByteQueries, FINE, LONGEST, largest_pair, rotate_to_b
 pub use rows::{ByteRows, LevelBlock};
 pub use scores::{Scores, add_scores};
 pub use softmax::{Rows, soft_weights};
-pub use values::{BoostedValues, Weights, add_boosted_values, add_values};
+pub use values::{ValueBlock, Weights, add_values};
 
 /// Instruction sets that byte products have their own code for, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -35,7 +35,7 @@ impl Default for ByteRows {
 /// One block that is turned back.
 #[derive(Debug, Clone, Copy)]
 pub struct LevelBlock<'a> {
-    /// Levels ([`crate::trellis::Order::Keys`]).
+    /// Levels ([`crate::trellis::Layout::levels`]).
     pub levels: &'a [u8],
     /// What a level is worth, by segment and row of the block: `[segments, tokens]`.
     pub factors: &'a [f32],

@@ -1,6 +1,7 @@
 //! HOT PATH. Folded queries against the levels of a block's keys.
 
 use crate::coded::ByteIsa;
+use crate::trellis::Layout;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -11,8 +12,10 @@ const SEGMENT: usize = crate::trellis::SEGMENT;
 /// Query rows against one block.
 #[derive(Debug, Clone, Copy)]
 pub struct Scores<'a> {
-    /// Key levels of the block ([`crate::trellis::Order::Keys`]).
-    pub levels: &'a [u8],
+    /// How the block is stored.
+    pub layout: &'a Layout,
+    /// The block.
+    pub slot: &'a [u8],
     /// What a level is worth, by segment and row of the block: `[segments, tokens]`.
     pub factors: &'a [f32],
     /// Rows of the block.
@@ -46,7 +49,8 @@ pub(super) fn add_scores_on(isa: ByteIsa, s: &Scores<'_>, out: &mut [f32], out_s
     }
     let width = s.segments * SEGMENT;
     assert!(s.tokens.is_multiple_of(16), "{} tokens", s.tokens);
-    assert!(s.levels.len() >= width * s.tokens, "levels: {} for {width}", s.levels.len());
+    assert!(s.slot.len() == s.layout.slot_bytes(s.tokens), "slot: {}", s.slot.len());
+    assert!(s.segments <= s.layout.bits().len(), "{} segments", s.segments);
     assert!(s.factors.len() >= s.segments * s.tokens, "factors: {}", s.factors.len());
     assert!(
         s.stride >= width && s.queries.len() >= rows * s.stride,
@@ -61,7 +65,8 @@ pub(super) fn add_scores_on(isa: ByteIsa, s: &Scores<'_>, out: &mut [f32], out_s
         // SAFETY: `ByteIsa` names only what the processor has; lengths are asserted above.
         return unsafe { x86::add_scores(s, out, out_stride) };
     }
-    let _ = isa;
+    let mut levels = vec![0; width * s.tokens];
+    s.layout.levels_on(isa, s.slot, s.tokens, s.segments, &mut levels);
     for row in 0..rows {
         for t in 0..s.tokens {
             let mut all = 0.0f32;
@@ -69,7 +74,7 @@ pub(super) fn add_scores_on(isa: ByteIsa, s: &Scores<'_>, out: &mut [f32], out_s
                 let first = segment * SEGMENT;
                 let mut sum = s.offsets[(row * s.stride + first) / 4];
                 for c in first..first + SEGMENT {
-                    let level = s.levels[(c / 4 * s.tokens + t) * 4 + c % 4];
+                    let level = levels[(c / 4 * s.tokens + t) * 4 + c % 4];
                     sum += i32::from(level) * i32::from(s.queries[row * s.stride + c]);
                 }
                 all = (sum as f32).mul_add(s.factors[segment * s.tokens + t], all);

@@ -1,7 +1,7 @@
 use super::basis::{TILE, rotate_to_bytes_on};
 use super::scores::add_scores_on;
 use super::softmax::soft_weights_on;
-use super::values::{add_boosted_values_on, add_values_on};
+use super::values::add_values_on;
 use super::*;
 use crate::OnlineSoftmax;
 use crate::trellis::{Boosts, Layout, SEGMENT};
@@ -28,6 +28,22 @@ impl Random {
     fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| self.bits() as u8).collect()
     }
+}
+
+/// A layout of all widths of codes, and a block of random bytes in it, without its headers.
+fn block(segments: usize, tokens: usize, random: &mut Random) -> (Layout, Vec<u8>) {
+    let bits = (0..segments).map(|i| [3, 6, 0, 4, 1, 5, 2][i % 7]).collect();
+    let Some(layout) = Layout::new(bits, vec![1.0; segments]) else { panic!("a layout") };
+    let mut slot = random.bytes(layout.slot_bytes(tokens));
+    slot[..2 * tokens].fill(0);
+    (layout, slot)
+}
+
+/// Level of a coefficient by the definition.
+fn levels(layout: &Layout, slot: &[u8], tokens: usize) -> impl Fn(usize, usize) -> i32 {
+    let mut levels = vec![0; layout.width() * tokens];
+    layout.levels_on(ByteIsa::Scalar, slot, tokens, layout.bits().len(), &mut levels);
+    move |t, c| i32::from(levels[(c / 4 * tokens + t) * 4 + c % 4]) - 128
 }
 
 /// `(head_dim, heads)`.
@@ -205,7 +221,8 @@ fn scores_are_scaled_sums_on_every_isa() {
     let mut random = Random(3);
     for (segments, tokens, rows) in [(12, 32, 9), (16, 64, 4), (3, 16, 23), (1, 48, 1)] {
         let width = segments * SEGMENT;
-        let (levels, stride) = (random.bytes(width * tokens), width + 16);
+        let (layout, slot) = block(segments, tokens, &mut random);
+        let (level, stride) = (levels(&layout, &slot, tokens), width + 16);
         let queries: Vec<i8> = random.bytes(rows * stride).iter().map(|b| *b as i8).collect();
         let (scales, factors) = (random.numbers(rows), random.numbers(segments * tokens));
         let of_segment = |bytes: &[i8]| {
@@ -215,7 +232,8 @@ fn scores_are_scaled_sums_on_every_isa() {
         let offsets: Vec<i32> = queries.chunks_exact(SEGMENT).flat_map(of_segment).collect();
         let before = random.numbers(rows * (tokens + 1));
         let s = Scores {
-            levels: &levels,
+            layout: &layout,
+            slot: &slot,
             factors: &factors,
             tokens,
             segments,
@@ -234,9 +252,9 @@ fn scores_are_scaled_sums_on_every_isa() {
             for t in 0..tokens {
                 let (mut exact, mut size) = (0.0f64, 0.0f64);
                 for c in 0..width {
-                    let level = f64::from(levels[(c / 4 * tokens + t) * 4 + c % 4]) - 128.0;
                     let factor = f64::from(factors[c / SEGMENT * tokens + t] * scales[row]);
-                    let product = level * f64::from(queries[row * stride + c]) * factor;
+                    let product =
+                        f64::from(level(t, c)) * f64::from(queries[row * stride + c]) * factor;
                     (exact, size) = (exact + product, size + product.abs());
                 }
                 let at = row * (tokens + 1) + t;
@@ -251,88 +269,54 @@ fn scores_are_scaled_sums_on_every_isa() {
 }
 
 #[test]
-fn values_are_scaled_sums_on_every_isa() {
+fn values_are_weighted_sums_on_every_isa() {
     let mut random = Random(5);
-    for (segments, tokens, blocks, rows) in [(12, 32, 4, 9), (16, 64, 2, 4), (4, 16, 3, 20)] {
-        let width = segments * SEGMENT;
-        let (block_bytes, all) = (width * tokens + 64, blocks * tokens);
-        let levels = random.bytes(blocks * block_bytes);
-        let bytes = random.bytes(rows * (all + 4));
+    for (segments, tokens, count, rows) in [(12, 32, 4, 9), (16, 64, 2, 4), (4, 16, 3, 20)] {
+        let (width, stride) = (segments * SEGMENT, count * tokens + 4);
+        let blocks: Vec<_> = (0..count)
+            .map(|_| {
+                let (layout, mut slot) = block(segments, tokens, &mut random);
+                // Some rows with boosts, some of them of segments without bits.
+                slot[tokens..2 * tokens].copy_from_slice(&random.bytes(tokens));
+                let (mut factors, mut boosts) = (vec![0.0; tokens], Boosts::default());
+                layout.row_factors(&slot, &mut factors, &mut boosts);
+                (layout, slot, boosts)
+            })
+            .collect();
+        let level: Vec<_> =
+            blocks.iter().map(|(layout, slot, _)| levels(layout, slot, tokens)).collect();
+        let blocks: Vec<ValueBlock<'_>> = (blocks.iter())
+            .map(|(layout, slot, boosts)| ValueBlock { layout, slot, boosts })
+            .collect();
+        let (numbers, bytes) = (random.numbers(rows * stride), random.bytes(rows * stride));
         let scales = random.numbers(rows);
         let before = random.numbers(rows * (width + 5));
-        let weights = Weights { bytes: &bytes, stride: all + 4, scales: &scales };
+        let weights = Weights { weights: &numbers, bytes: &bytes, scales: &scales, stride };
         let run = |isa| {
-            let (mut sums, shape) = (before.clone(), (blocks, tokens, block_bytes));
-            add_values_on(isa, &weights, &levels, shape, segments, &mut sums, width + 5);
+            let mut sums = before.clone();
+            add_values_on(isa, &weights, &blocks, tokens, segments, &mut sums, width + 5);
             sums
         };
         let reference = run(ByteIsa::Scalar);
         for (i, got) in reference.iter().enumerate() {
             let (row, c) = (i / (width + 5), i % (width + 5));
-            let mut exact = 0.0;
-            for t in (0..all).filter(|_| c < width) {
-                let at = (c / 16 * tokens + t % tokens / 4 * 4) * 16 + c % 16 * 4 + t % 4;
-                let level = levels[t / tokens * block_bytes + at] as i8;
-                let weight = weights.bytes[row * (all + 4) + t];
-                exact += f64::from(level) * f64::from(weight);
+            let (mut exact, mut size) = (0.0f64, 1.0f64);
+            for t in (0..count * tokens).filter(|_| c < width) {
+                let (block, t) = (t / tokens, t % tokens);
+                let at = row * stride + block * tokens + t;
+                let mut weight = f64::from(bytes[at]) * f64::from(scales[row]);
+                let boosts = blocks[block].boosts;
+                if boosts.rows(c / SEGMENT) >> t & 1 == 1 {
+                    weight += f64::from(numbers[at]) * f64::from(boosts.factor(t) - 1.0);
+                }
+                let product = weight * f64::from(level[block](t, c));
+                (exact, size) = (exact + product, size + product.abs());
             }
-            let exact = exact * f64::from(weights.scales[row]) + f64::from(before[i]);
-            assert!((f64::from(*got) - exact).abs() < 1e-6 * exact.abs() + 1e-2, "{got} {exact}");
+            assert!((f64::from(*got) - exact - f64::from(before[i])).abs() < 1e-5 * size);
         }
         for isa in ByteIsa::available() {
             assert_eq!(run(isa), reference, "{isa:?} {segments} {tokens} {rows}");
         }
-    }
-}
-
-#[test]
-fn boosted_values_add_what_the_boost_is_more() {
-    let mut random = Random(8);
-    let (segments, tokens, rows, stride) = (3, 16, 5, 60);
-    let block_bytes = segments * SEGMENT * tokens + 64;
-    let levels = random.bytes(2 * block_bytes);
-    let weights = random.numbers(rows * 40);
-    let Some(layout) = Layout::new(vec![1; 3], vec![1.0; 3]) else { panic!("a layout") };
-    let mut factors = [0.0; 16];
-    let boosts = [vec![(7, 2, 4), (15, 0, 1), (3, 0, 15)], vec![(0, 1, 2)]].map(|boosts| {
-        let mut slot = vec![0; layout.slot_bytes(tokens)];
-        for (row, segment, exponent) in boosts {
-            slot[tokens + row] = segment | exponent << 4;
-        }
-        let mut boosts = Boosts::default();
-        layout.row_factors(&slot, &mut factors, &mut boosts);
-        boosts
-    });
-    let values = BoostedValues {
-        boosts: &[&boosts[0], &boosts[1]],
-        levels: &levels,
-        block_tokens: tokens,
-        block_bytes,
-        segments,
-        weights: &weights,
-        stride: 40,
-    };
-    let run = |isa| {
-        let mut sums = vec![0.0; (rows - 1) * stride + 48];
-        add_boosted_values_on(isa, &values, &mut sums, stride);
-        sums
-    };
-    let sums = run(ByteIsa::Scalar);
-    for isa in ByteIsa::available() {
-        assert_eq!(run(isa), sums, "{isa:?}");
-    }
-    for (i, sum) in sums.iter().enumerate() {
-        let (row, c) = (i / stride, i % stride);
-        let mut want = 0.0;
-        for (block, boosts) in boosts.iter().enumerate().filter(|_| c < 48) {
-            for token in (0..tokens).filter(|t| boosts.rows(c / 16) >> t & 1 == 1) {
-                let factor = boosts.factor(token);
-                let at = (c / 16 * tokens + token / 4 * 4) * 16 + c % 16 * 4 + token % 4;
-                let level = f32::from(levels[block * block_bytes + at] as i8);
-                want += weights[row * 40 + block * tokens + token] * (factor - 1.0) * level;
-            }
-        }
-        assert!((sum - want).abs() < 1e-4 * want.abs() + 1e-4, "{sum} {want}");
     }
 }
 

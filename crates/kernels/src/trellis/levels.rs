@@ -1,11 +1,11 @@
 //! HOT PATH. Blocks as bytes: every coefficient's level as a multiple of the common step, in the
-//! orders that sums of byte products run in ([`crate::coded`]).
+//! order that sums of byte products run in ([`crate::coded`]).
 
 use super::{BOOSTS, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes, tables};
 use crate::coded::ByteIsa;
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 /// Rows that a block of levels comes in multiples of.
 pub(crate) const ROW_GROUP: usize = 16;
@@ -58,35 +58,26 @@ impl Boosts {
     }
 }
 
-/// How levels follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// `[width / 4, rows, 4]`: four coefficients of a row together, plus 128.
-    Keys,
-    /// `[width / 16, rows / 4, 16, 4]`: a coefficient of four rows together, as two's complement.
-    Values,
-}
-
 impl Layout {
     /// Segments up to the last that has bits.
     pub fn used_segments(&self) -> usize {
         self.bits.iter().rposition(|b| *b > 0).map_or(0, |last| last + 1)
     }
 
-    /// Levels of the first `segments` segments of a block of `rows` rows, without any scale.
+    /// Levels of the first `segments` segments of a block of `rows` rows, plus 128, without any scale: four
+    /// coefficients of a row together, `[width / 4, rows, 4]`.
     ///
     /// # Panics
     /// If `rows` is no multiple of 16, `slot` has another length, there are fewer segments, or `out`
     /// is shorter than `16 · segments · rows`.
     #[inline]
-    pub fn levels(&self, order: Order, slot: &[u8], rows: usize, segments: usize, out: &mut [u8]) {
-        self.levels_on(ByteIsa::best(), order, slot, rows, segments, out);
+    pub fn levels(&self, slot: &[u8], rows: usize, segments: usize, out: &mut [u8]) {
+        self.levels_on(ByteIsa::best(), slot, rows, segments, out);
     }
 
-    pub(super) fn levels_on(
+    pub(crate) fn levels_on(
         &self,
         isa: ByteIsa,
-        order: Order,
         slot: &[u8],
         rows: usize,
         segments: usize,
@@ -100,16 +91,15 @@ impl Layout {
         let each = self.segments(rows).zip(out.chunks_exact_mut(bytes)).take(segments);
         for ((bits, _, offset), out) in each {
             let codes = &slot[offset..offset + rows * segment_bytes(bits)];
-            match (bits, order) {
-                (0, Order::Keys) => out.fill(128),
-                (0, Order::Values) => out.fill(0),
+            match bits {
+                0 => out.fill(128),
                 #[cfg(target_arch = "x86_64")]
                 _ if isa == ByteIsa::Vnni => {
                     // SAFETY: `ByteIsa` names only what the processor has; the slices are those of
                     // `rows` rows of a segment.
-                    unsafe { x86::segment(bits, order, codes, rows, out) };
+                    unsafe { x86::segment(bits, codes, rows, out) };
                 }
-                _ => segment(bits, order, codes, rows, out),
+                _ => segment(bits, codes, rows, out),
             }
         }
         let _ = isa;
@@ -219,7 +209,7 @@ const fn repeated<const N: usize>(levels: &[i8; N]) -> Table {
 }
 
 /// The definition.
-fn segment(bits: u8, order: Order, codes: &[u8], rows: usize, out: &mut [u8]) {
+fn segment(bits: u8, codes: &[u8], rows: usize, out: &mut [u8]) {
     let bits = usize::from(bits);
     let table = &TABLES[bits].0;
     for (t, codes) in codes.chunks_exact(2 * bits).enumerate() {
@@ -231,10 +221,7 @@ fn segment(bits: u8, order: Order, codes: &[u8], rows: usize, out: &mut [u8]) {
             let at = bits * j;
             let window = word >> at | word.checked_shl((16 * bits - at) as u32).unwrap_or(0);
             let level = table[window as usize % 64];
-            match order {
-                Order::Keys => out[(j / 4 * rows + t) * 4 + j % 4] = (level as u8) ^ 128,
-                Order::Values => out[((t / 4) * SEGMENT + j) * 4 + t % 4] = level as u8,
-            }
+            out[(j / 4 * rows + t) * 4 + j % 4] = (level as u8) ^ 128;
         }
     }
 }

@@ -28,12 +28,12 @@
 
 mod decode;
 mod encode;
-mod levels;
+pub(crate) mod levels;
 mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use levels::{Boosts, Order};
+pub use levels::Boosts;
 pub use tables::{DISTORTION, STEP};
 
 /// Coefficients in a segment.
@@ -89,7 +89,7 @@ impl Layout {
     }
 
     /// Segments with their bits, their scale, and where the codes of a block of `rows` rows begin.
-    fn segments(&self, rows: usize) -> impl Iterator<Item = (u8, f32, usize)> {
+    pub(crate) fn segments(&self, rows: usize) -> impl Iterator<Item = (u8, f32, usize)> {
         let mut offset = HEADER_BYTES * rows;
         self.bits.iter().zip(&self.scales).map(move |(bits, scale)| {
             let at = offset;
@@ -110,7 +110,7 @@ impl Layout {
 }
 
 /// Bytes of a segment's codes.
-const fn segment_bytes(bits: u8) -> usize {
+pub(crate) const fn segment_bytes(bits: u8) -> usize {
     SEGMENT * bits as usize / 8
 }
 

@@ -1,4 +1,3 @@
-use super::levels::Order;
 use super::*;
 use crate::coded::ByteIsa;
 use crate::isa::Isa;
@@ -357,7 +356,7 @@ fn speed() {
     }
 }
 
-/// Both orders name the same levels as rows of numbers, on every instruction set.
+/// Levels are those of rows of numbers, on every instruction set.
 #[test]
 fn levels_are_what_rows_decode_to() {
     let layouts = [mixture(), layout(&[0, 3, 6], &[1.0; 3]), layout(&[2; 12], &[1.0; 12])];
@@ -375,23 +374,13 @@ fn levels_are_what_rows_decode_to() {
             let plain = decoded(&layout, &slot);
             for isa in ByteIsa::available() {
                 for segments in [1, layout.used_segments(), layout.bits().len()] {
-                    for order in [Order::Keys, Order::Values] {
-                        let mut out = vec![77; width * rows + 5];
-                        layout.levels_on(isa, order, &slot, rows, segments, &mut out);
-                        assert!(out[SEGMENT * segments * rows..].iter().all(|b| *b == 77));
-                        for (t, c) in
-                            (0..rows).flat_map(|t| (0..16 * segments).map(move |c| (t, c)))
-                        {
-                            let level = match order {
-                                Order::Keys => i32::from(out[(c / 4 * rows + t) * 4 + c % 4]) - 128,
-                                Order::Values => {
-                                    let at = (c / 16 * rows + t / 4 * 4) * 16 + c % 16 * 4 + t % 4;
-                                    i32::from(out[at] as i8)
-                                }
-                            };
-                            let want = (plain[t * width + c] / unit[c]).round() as i32;
-                            assert_eq!(level, want, "{isa:?} {order:?} row {t}, coefficient {c}");
-                        }
+                    let mut out = vec![77; width * rows + 5];
+                    layout.levels_on(isa, &slot, rows, segments, &mut out);
+                    assert!(out[SEGMENT * segments * rows..].iter().all(|b| *b == 77));
+                    for (t, c) in (0..rows).flat_map(|t| (0..16 * segments).map(move |c| (t, c))) {
+                        let level = i32::from(out[(c / 4 * rows + t) * 4 + c % 4]) - 128;
+                        let want = (plain[t * width + c] / unit[c]).round() as i32;
+                        assert_eq!(level, want, "{isa:?} row {t}, coefficient {c}");
                     }
                 }
             }

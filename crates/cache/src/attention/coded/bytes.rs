@@ -2,19 +2,16 @@
 //! blocks of a sequence at a time: queries of all of them are folded in one product, and weights are
 //! rounded once.
 //!
-//! Levels of the blocks that were read last are kept: neighbours on the same slots (a common prefix)
-//! find them there. Whose blocks are taken together follows from their position alone, so what a
-//! sequence gets does not depend on its company.
-
-use std::time::Instant;
+//! Levels are looked up inside the products, which leaves no more to share between neighbours on the same
+//! slots (a common prefix) than the factors of their rows. Which blocks are taken together follows from
+//! their position alone, so what a sequence gets does not depend on its company.
 
 use kvasir_kernels::coded::{
-    BoostedValues, ByteBasis, ByteQueries, FINE, LONGEST, Rows, Scores, Weights,
-    add_boosted_values, add_scores, add_values, largest_pair, prefetch, rotate_to_bytes,
-    soft_weights,
+    ByteBasis, ByteQueries, FINE, LONGEST, Rows, Scores, ValueBlock, Weights, add_scores,
+    add_values, largest_pair, prefetch, rotate_to_bytes, soft_weights,
 };
-use kvasir_kernels::trellis::{Boosts, Order, SEGMENT};
-use kvasir_kernels::{AlignedBytes, gemm_nt, scale_in_place, soft_cap};
+use kvasir_kernels::trellis::Boosts;
+use kvasir_kernels::{gemm_nt, scale_in_place, soft_cap};
 
 use super::super::Work;
 use super::super::tile::{Sums, Tile};
@@ -53,18 +50,10 @@ pub(in super::super) struct ByteTile {
     weight_scales: Vec<f32>, // [rows]
     /// Factors of a group's values with their gains.
     factors: Vec<f32>, // [GROUP_TOKENS]
-    held: [Held; 2],
-    /// Time spent on reading levels since it was last asked for.
-    pub(in super::super) nanos: u64,
+    held: [[HeldBlock; MAX_BLOCKS]; 2],
 }
 
-/// Levels of the keys or values that were read last.
-#[derive(Debug)]
-struct Held {
-    levels: AlignedBytes, // [blocks, width, block_size]
-    blocks: [HeldBlock; MAX_BLOCKS],
-}
-
+/// Factors of a block of keys or values that was read last.
 #[derive(Debug, Default)]
 struct HeldBlock {
     /// Which, and how many of its segments.
@@ -78,7 +67,6 @@ struct HeldBlock {
 
 impl Default for ByteTile {
     fn default() -> Self {
-        let held = || Held { levels: AlignedBytes::zeroed(0), blocks: Default::default() };
         Self {
             weighted: Vec::new(),
             worth: Vec::new(),
@@ -91,8 +79,7 @@ impl Default for ByteTile {
             weights: Vec::new(),
             weight_scales: Vec::new(),
             factors: vec![0.0; GROUP_TOKENS],
-            held: [held(), held()],
-            nanos: 0,
+            held: Default::default(),
         }
     }
 }
@@ -112,42 +99,30 @@ impl ByteTile {
     }
 }
 
-impl Held {
-    /// Room for blocks of `bytes` bytes; what was held is forgotten.
-    fn clear(&mut self, bytes: usize) {
-        if self.levels.len() < MAX_BLOCKS * bytes {
-            self.levels = AlignedBytes::zeroed(MAX_BLOCKS * bytes);
-        }
-        self.blocks.iter_mut().for_each(|b| b.of = None);
-    }
-
-    /// Reads the first `segments` segments of keys (0) or values (1) of some blocks, unless they are
-    /// there.
+impl HeldBlock {
+    /// Reads the factors of keys' (0) or values' (1) first `segments` segments, unless they are there.
+    #[inline]
     fn load(
         &mut self,
         pool: &BlockPool,
-        blocks: &[Option<Block<'_>>],
+        block: &Block<'_>,
         part: usize,
-        (tokens, width, segments): (usize, usize, usize),
+        tokens: usize,
+        segments: usize,
     ) {
-        let order = if part == 0 { Order::Keys } else { Order::Values };
-        let levels = self.levels.as_mut_slice().chunks_exact_mut(width * tokens);
-        for ((block, held), levels) in blocks.iter().flatten().zip(&mut self.blocks).zip(levels) {
-            let (entry, codec) = (&block.entries[part], block.codecs[part]);
-            let of = (entry.slot, entry.format, segments);
-            if held.of != Some(of) {
-                let slot = pool.bytes(entry.slot);
-                codec.levels(order, slot, tokens, segments, levels);
-                held.factors.resize(tokens, 0.0);
-                codec.row_factors(slot, &mut held.factors, &mut held.boosts);
-                if part == 0 {
-                    held.by_segment.resize(segments * tokens, 0.0);
-                    let by_segment = &mut held.by_segment;
-                    codec.segment_factors(&held.factors, &held.boosts, segments, by_segment);
-                }
-                held.of = Some(of);
-            }
+        let entry = &block.entries[part];
+        let of = (entry.slot, entry.format, segments);
+        if self.of == Some(of) {
+            return;
         }
+        let layout = block.codecs[part].layout();
+        self.factors.resize(tokens, 0.0);
+        layout.row_factors(pool.bytes(entry.slot), &mut self.factors, &mut self.boosts);
+        if part == 0 {
+            self.by_segment.resize(segments * tokens, 0.0);
+            layout.segment_factors(&self.factors, &self.boosts, segments, &mut self.by_segment);
+        }
+        self.of = Some(of);
     }
 }
 
@@ -229,10 +204,9 @@ impl KvCache {
         sums: &mut Sums,
         tile: &mut Tile,
     ) {
-        let Some(first) = works.first() else { return };
         let tokens = self.geometry.block_size();
-        let width = first.heads * first.l.head_dim;
-        tile.bytes.held.iter_mut().for_each(|held| held.clear(width * tokens));
+        // Slots may have been written since the last step.
+        tile.bytes.held.iter_mut().flatten().for_each(|held| held.of = None);
         self.load_byte_queries(works, &mut tile.bytes);
         let all: usize = works.iter().map(|work| work.heads * work.rows()).sum();
         let per_group = GROUP_TOKENS / tokens;
@@ -253,7 +227,6 @@ impl KvCache {
             let mut fetch = Fetch::new(self, &group, next.as_ref().map(|(group, _)| group));
             self.byte_group(work, rows, group.blocks(), sums, &mut fetch, &mut tile.bytes);
         }
-        tile.decode_nanos += std::mem::take(&mut tile.bytes.nanos);
     }
 
     /// A group of blocks of one sequence.
@@ -345,8 +318,8 @@ impl KvCache {
         fetch: &mut Fetch<'_>,
         tile: &mut ByteTile,
     ) {
-        let Some(Some(Block { codecs: [keys, _], .. })) = blocks.first() else { return };
-        let Some(basis) = keys.basis().byte_queries() else { return };
+        let Some(Some(first)) = blocks.first() else { return };
+        let Some(basis) = first.codecs[0].basis().byte_queries() else { return };
         let tokens = self.geometry.block_size();
         self.byte_scores(work, rows, blocks, basis, fetch, tile);
         let (all, count) = (blocks.len() * tokens, rows.all);
@@ -356,14 +329,12 @@ impl KvCache {
         }
         let (dim, stride) = (work.l.head_dim, Stride::of(work));
         let segments = used(blocks, 1);
-        let clock = Instant::now();
-        let width = basis.segments() * SEGMENT;
-        tile.held[1].load(&self.pool, blocks, 1, (tokens, width, segments));
-        tile.nanos += clock.elapsed().as_nanos() as u64;
-        let held = &tile.held[1];
+        let held = &mut tile.held[1];
+        for (block, held) in blocks.iter().flatten().zip(held.iter_mut()) {
+            held.load(&self.pool, block, 1, tokens, segments);
+        }
         let gains = blocks.iter().flatten().map(|b| b.entries[1].gain.to_f32());
-        for ((factors, gain), held) in
-            tile.factors.chunks_exact_mut(tokens).zip(gains).zip(&held.blocks)
+        for ((factors, gain), held) in tile.factors.chunks_exact_mut(tokens).zip(gains).zip(&*held)
         {
             factors.iter_mut().zip(&held.factors).for_each(|(f, row)| *f = gain * row);
         }
@@ -381,23 +352,21 @@ impl KvCache {
             mass: stride.mass,
         };
         soft_weights(all, &tile.factors, &mut soft);
-        let weights = Weights { bytes, stride: GROUP_TOKENS, scales: &tile.weight_scales[..count] };
-        let levels = held.levels.as_slice();
-        let coded = &mut sums[dim..];
-        let shape = (blocks.len(), tokens, width * tokens);
-        add_values(&weights, levels, shape, segments, coded, stride.row);
-        let mut boosts = [&held.blocks[0].boosts; MAX_BLOCKS];
-        boosts.iter_mut().zip(&held.blocks).for_each(|(b, held)| *b = &held.boosts);
-        let boosted = BoostedValues {
-            boosts: &boosts[..blocks.len()],
-            levels,
-            block_tokens: tokens,
-            block_bytes: width * tokens,
-            segments,
-            weights: &scores[..count * GROUP_TOKENS],
+        let weights = Weights {
+            weights: scores,
+            bytes,
+            scales: &tile.weight_scales[..count],
             stride: GROUP_TOKENS,
         };
-        add_boosted_values(&boosted, coded, stride.row);
+        // Places without a block are not passed on.
+        let values: [ValueBlock<'_>; MAX_BLOCKS] = std::array::from_fn(|i| {
+            let block = blocks.get(i).copied().flatten().unwrap_or(*first);
+            let layout = block.codecs[1].layout();
+            let slot = &self.pool.bytes(block.entries[1].slot)[..layout.slot_bytes(tokens)];
+            ValueBlock { layout, slot, boosts: &held[i].boosts }
+        });
+        let values = &values[..blocks.len()];
+        add_values(&weights, values, tokens, segments, &mut sums[dim..], stride.row);
     }
 
     /// Scores of some coded blocks of one sequence, scaled but not capped, into `tile.scores`.
@@ -451,10 +420,6 @@ impl KvCache {
             let queries = &tile.queries[head * count * n * dim..][..count * n * dim];
             basis.fold(head, segments, queries, scaled, &mut folded);
         }
-        let clock = Instant::now();
-        let width = basis.segments() * SEGMENT;
-        tile.held[0].load(&self.pool, blocks, 0, (tokens, width, segments));
-        tile.nanos += clock.elapsed().as_nanos() as u64;
         for (i, block) in blocks.iter().flatten().enumerate() {
             fetch.some();
             self.block_scores(block, (i, tokens, segments), all, basis, tile);
@@ -470,14 +435,16 @@ impl KvCache {
         basis: &ByteBasis,
         tile: &mut ByteTile,
     ) {
-        let width = basis.segments() * SEGMENT;
         let ByteTile { held, offsets, scales, scores, .. } = tile;
+        held[0][i].load(&self.pool, block, 0, tokens, segments);
         let scales = &mut scales[i * all..][..all];
         let gain = block.entries[0].gain.to_f32();
         scales.iter_mut().for_each(|s| *s *= gain);
+        let layout = block.codecs[0].layout();
         let s = Scores {
-            levels: &held[0].levels.as_slice()[i * width * tokens..],
-            factors: &held[0].blocks[i].by_segment,
+            layout,
+            slot: &self.pool.bytes(block.entries[0].slot)[..layout.slot_bytes(tokens)],
+            factors: &held[0][i].by_segment,
             tokens,
             segments,
             queries: &tile.folded[i * all * basis.stride()..],

@@ -3,9 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::{SEGMENT, Scores};
+use crate::trellis::levels::x86::KeyLevels;
+use crate::trellis::segment_bytes;
 
 /// Query rows that meet 16 tokens together, with an integer and a floating sum each.
-const ROWS: usize = 12;
+const ROWS: usize = 9;
 
 /// See [`super::add_scores`].
 ///
@@ -22,9 +24,6 @@ pub(super) unsafe fn add_scores(s: &Scores<'_>, out: &mut [f32], out_stride: usi
             unsafe {
                 let out = out.as_mut_ptr().add(row * out_stride + t);
                 match n {
-                    12 => tile::<12>(s, row, t, out, out_stride),
-                    11 => tile::<11>(s, row, t, out, out_stride),
-                    10 => tile::<10>(s, row, t, out, out_stride),
                     9 => tile::<9>(s, row, t, out, out_stride),
                     8 => tile::<8>(s, row, t, out, out_stride),
                     7 => tile::<7>(s, row, t, out, out_stride),
@@ -52,26 +51,43 @@ unsafe fn tile<const R: usize>(
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: segments are within levels, factors and queries, as `add_scores_on` asserts; rows and
+    // SAFETY: segments are within slot, factors and queries, as `add_scores_on` asserts; rows and
     // tokens by contract.
     unsafe {
         let mut all = [_mm512_setzero_ps(); R];
         let queries = s.queries.as_ptr().add(row * s.stride);
         let offsets = s.offsets.as_ptr().add(row * s.stride / 4);
-        for segment in 0..s.segments {
+        for (segment, (bits, _, offset)) in s.layout.segments(s.tokens).take(s.segments).enumerate()
+        {
             let first = segment * SEGMENT;
             let mut sums = [_mm512_setzero_si512(); R];
             for (r, sum) in sums.iter_mut().enumerate() {
                 *sum = _mm512_set1_epi32(*offsets.add((r * s.stride + first) / 4));
             }
-            for k in 0..SEGMENT / 4 {
-                let c = first + 4 * k;
-                let at = s.levels.as_ptr().add(c * s.tokens + 4 * t);
-                let levels = _mm512_loadu_epi8(at.cast());
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let q = queries.add(r * s.stride + c).cast::<i32>().read_unaligned();
-                    *sum = _mm512_dpbusd_epi32(*sum, levels, _mm512_set1_epi32(q));
-                }
+            let codes = s.slot.as_ptr().add(offset + t * segment_bytes(bits));
+            // Pasted, not called: what is summed must stay in registers.
+            macro_rules! add {
+                ($bits:literal) => {{
+                    let levels = KeyLevels::<$bits>::new();
+                    let codes = levels.codes(codes);
+                    for k in 0..SEGMENT / 4 {
+                        let level = levels.levels(codes, k);
+                        let query = queries.add(first + 4 * k);
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            let q = query.add(r * s.stride).cast::<i32>().read_unaligned();
+                            *sum = _mm512_dpbusd_epi32(*sum, level, _mm512_set1_epi32(q));
+                        }
+                    }
+                }};
+            }
+            match bits {
+                0 => continue,
+                1 => add!(1),
+                2 => add!(2),
+                3 => add!(3),
+                4 => add!(4),
+                5 => add!(5),
+                _ => add!(6),
             }
             let factors = _mm512_loadu_ps(s.factors.as_ptr().add(segment * s.tokens + t));
             for (all, sum) in all.iter_mut().zip(sums) {

@@ -1,11 +1,13 @@
-//! HOT PATH. 16 coefficients to a register, four tokens to a lane: no sum runs across lanes.
+//! HOT PATH. 16 coefficients to a register, four tokens to a lane: no sum runs across lanes. Levels are
+//! looked up where they are used, on pipes that the products leave idle.
 
 use std::arch::x86_64::*;
 
-use super::{BoostedValues, Weights};
-use crate::trellis::{Boosts, SEGMENT};
+use super::{ValueBlock, Weights};
+use crate::trellis::levels::x86::ValueLevels;
+use crate::trellis::{Boosts, SEGMENT, segment_bytes};
 
-/// Query rows summed together, over three segments each.
+/// Query rows summed together.
 const ROWS: usize = 9;
 
 /// See [`super::add_values`].
@@ -15,185 +17,134 @@ const ROWS: usize = 9;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn add_values(
     weights: &Weights<'_>,
-    levels: &[u8],
-    shape: (usize, usize, usize),
+    blocks: &[ValueBlock<'_>],
+    tokens: usize,
     segments: usize,
     sums: &mut [f32],
     stride: usize,
 ) {
     let rows = weights.scales.len();
-    let mut row = 0;
-    while row < rows {
-        let n = ROWS.min(rows - row);
-        let mut segment = 0;
-        while segment < segments {
-            let taken = if segments - segment >= 3 { 3 } else { 1 };
-            // SAFETY: rows `row .. row + n` and segments `segment .. segment + taken` are in bounds.
-            unsafe {
-                let levels = levels.as_ptr().add(segment * shape.1 * SEGMENT);
-                let sums = sums.as_mut_ptr().add(row * stride + segment * SEGMENT);
-                match taken {
-                    3 => pick::<3>(weights, levels, shape, (row, n), sums, stride),
-                    _ => pick::<1>(weights, levels, shape, (row, n), sums, stride),
-                }
-            }
-            segment += taken;
-        }
-        row += n;
+    // Where the segment's codes begin, in every block.
+    let mut offsets = [0; MAX_BLOCKS];
+    for (offset, block) in offsets.iter_mut().zip(blocks) {
+        *offset = block.layout.segments(tokens).next().map_or(0, |(_, _, offset)| offset);
     }
-}
-
-/// # Safety
-/// Rows `row .. row + n` (at most 9), and `S` segments must be there.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-#[inline]
-unsafe fn pick<const S: usize>(
-    weights: &Weights<'_>,
-    levels: *const u8,
-    shape: (usize, usize, usize),
-    (row, n): (usize, usize),
-    sums: *mut f32,
-    stride: usize,
-) {
-    // SAFETY: by contract.
-    unsafe {
-        match n {
-            9 => tile::<9, S>(weights, levels, shape, row, sums, stride),
-            8 => tile::<8, S>(weights, levels, shape, row, sums, stride),
-            7 => tile::<7, S>(weights, levels, shape, row, sums, stride),
-            6 => tile::<6, S>(weights, levels, shape, row, sums, stride),
-            5 => tile::<5, S>(weights, levels, shape, row, sums, stride),
-            4 => tile::<4, S>(weights, levels, shape, row, sums, stride),
-            3 => tile::<3, S>(weights, levels, shape, row, sums, stride),
-            2 => tile::<2, S>(weights, levels, shape, row, sums, stride),
-            _ => tile::<1, S>(weights, levels, shape, row, sums, stride),
-        }
-    }
-}
-
-/// # Safety
-/// `R` rows from `row` on, and `S` segments from `levels` on must be there.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-#[inline]
-unsafe fn tile<const R: usize, const S: usize>(
-    weights: &Weights<'_>,
-    levels: *const u8,
-    (blocks, block_tokens, block_bytes): (usize, usize, usize),
-    row: usize,
-    out: *mut f32,
-    stride: usize,
-) {
-    // SAFETY: by contract.
-    unsafe {
-        let mut sums = [[_mm512_setzero_si512(); S]; R];
-        let bytes = weights.bytes.as_ptr().add(row * weights.stride);
-        for block in 0..blocks {
-            let levels = levels.add(block * block_bytes);
-            let bytes = bytes.add(block * block_tokens);
-            for quad in 0..block_tokens / 4 {
-                let mut own = [_mm512_setzero_si512(); S];
-                for (s, own) in own.iter_mut().enumerate() {
-                    let at = levels.add((s * block_tokens + 4 * quad) * SEGMENT);
-                    *own = _mm512_loadu_epi8(at.cast());
-                }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let w = bytes.add(r * weights.stride + 4 * quad).cast::<i32>();
-                    let w = _mm512_set1_epi32(w.read_unaligned());
-                    for (sum, own) in sums.iter_mut().zip(own) {
-                        *sum = _mm512_dpbusd_epi32(*sum, w, own);
-                    }
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            let scale = _mm512_set1_ps(*weights.scales.as_ptr().add(row + r));
-            for (s, sum) in sums.iter().enumerate() {
-                let out = out.add(r * stride + SEGMENT * s);
-                let sum = _mm512_cvtepi32_ps(*sum);
-                _mm512_storeu_ps(out, _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(out)));
-            }
-        }
-    }
-}
-
-/// Query rows whose sums of a segment are kept in registers while its boosts are added.
-const BOOSTED_ROWS: usize = 12;
-
-/// See [`super::add_boosted_values`].
-///
-/// # Safety
-/// Slices must have the lengths that `add_boosted_values_on` asserts, boosts their rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) unsafe fn add_boosted_values(
-    values: &BoostedValues<'_>,
-    sums: &mut [f32],
-    stride: usize,
-) {
-    let rows = values.weights.len() / values.stride;
-    let mut row = 0;
-    while row < rows {
-        let n = BOOSTED_ROWS.min(rows - row);
-        for segment in 0..values.segments {
-            // SAFETY: rows `row .. row + n` are in bounds.
+    assert!(blocks.len() <= MAX_BLOCKS);
+    for segment in 0..segments {
+        let mut row = 0;
+        while row < rows {
+            let n = ROWS.min(rows - row);
+            // SAFETY: rows `row .. row + n` and the segment are in bounds.
             unsafe {
                 let out = sums.as_mut_ptr().add(row * stride + segment * SEGMENT);
+                let at = Place { segment, row, tokens, offsets: &offsets, out, stride };
                 match n {
-                    12 => boosted::<12>(values, segment, row, out, stride),
-                    11 => boosted::<11>(values, segment, row, out, stride),
-                    10 => boosted::<10>(values, segment, row, out, stride),
-                    9 => boosted::<9>(values, segment, row, out, stride),
-                    8 => boosted::<8>(values, segment, row, out, stride),
-                    7 => boosted::<7>(values, segment, row, out, stride),
-                    6 => boosted::<6>(values, segment, row, out, stride),
-                    5 => boosted::<5>(values, segment, row, out, stride),
-                    4 => boosted::<4>(values, segment, row, out, stride),
-                    3 => boosted::<3>(values, segment, row, out, stride),
-                    2 => boosted::<2>(values, segment, row, out, stride),
-                    _ => boosted::<1>(values, segment, row, out, stride),
+                    9 => tile::<9>(weights, blocks, &at),
+                    8 => tile::<8>(weights, blocks, &at),
+                    7 => tile::<7>(weights, blocks, &at),
+                    6 => tile::<6>(weights, blocks, &at),
+                    5 => tile::<5>(weights, blocks, &at),
+                    4 => tile::<4>(weights, blocks, &at),
+                    3 => tile::<3>(weights, blocks, &at),
+                    2 => tile::<2>(weights, blocks, &at),
+                    _ => tile::<1>(weights, blocks, &at),
                 }
             }
+            row += n;
         }
-        row += n;
+        for (offset, block) in offsets.iter_mut().zip(blocks) {
+            *offset += tokens * segment_bytes(block.layout.bits()[segment]);
+        }
     }
 }
 
-/// # Safety
-/// `R` rows from `row` on, `segment`, and the rows of its boosts must be there.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-#[inline]
-unsafe fn boosted<const R: usize>(
-    values: &BoostedValues<'_>,
+/// Most blocks at once.
+const MAX_BLOCKS: usize = 8;
+
+/// A segment of some rows' sums.
+struct Place<'a> {
     segment: usize,
     row: usize,
+    tokens: usize,
+    offsets: &'a [usize; MAX_BLOCKS],
     out: *mut f32,
     stride: usize,
-) {
+}
+
+/// # Safety
+/// `R` rows, the segment, and the rows of its boosts must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn tile<const R: usize>(weights: &Weights<'_>, blocks: &[ValueBlock<'_>], at: &Place<'_>) {
     // SAFETY: by contract.
     unsafe {
-        let mut sums = [_mm512_setzero_ps(); R];
-        for (r, sum) in sums.iter_mut().enumerate() {
-            *sum = _mm512_loadu_ps(out.add(r * stride));
-        }
-        let weights = values.weights.as_ptr().add(row * values.stride);
-        for (block, boosts) in values.boosts.iter().enumerate() {
-            let levels = values.levels.as_ptr().add(block * values.block_bytes);
-            let levels = levels.add(segment * values.block_tokens * SEGMENT);
-            let weights = weights.add(block * values.block_tokens);
-            let mut tokens = boosts.rows(segment);
-            while let Some(token) = Boosts::next(&mut tokens) {
-                let quads = _mm512_loadu_epi8(levels.add(token / 4 * 4 * SEGMENT).cast());
-                let left = _mm_cvtsi32_si128(24 - 8 * (token % 4) as i32);
-                let level = _mm512_srai_epi32::<24>(_mm512_sll_epi32(quads, left));
-                let factor = _mm512_set1_ps(boosts.factor(token) - 1.0);
-                let level = _mm512_mul_ps(_mm512_cvtepi32_ps(level), factor);
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let weight = _mm512_set1_ps(*weights.add(r * values.stride + token));
-                    *sum = _mm512_fmadd_ps(weight, level, *sum);
-                }
+        let mut sums = [_mm512_setzero_si512(); R];
+        let stride = weights.stride;
+        for (i, block) in blocks.iter().enumerate() {
+            let codes = block.slot.as_ptr().add(at.offsets[i]);
+            let bytes = weights.bytes.as_ptr().add(at.row * stride + i * at.tokens);
+            // Pasted, not called: what is summed must stay in registers.
+            macro_rules! add {
+                ($bits:literal) => {{
+                    let levels = ValueLevels::<$bits>::new();
+                    for quad in 0..at.tokens / 4 {
+                        let levels = levels.levels(codes.add(8 * $bits * quad));
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            let w = bytes.add(r * stride + 4 * quad).cast::<i32>();
+                            let w = _mm512_set1_epi32(w.read_unaligned());
+                            *sum = _mm512_dpbusd_epi32(*sum, w, levels);
+                        }
+                    }
+                }};
+            }
+            match block.layout.bits()[at.segment] {
+                0 => {}
+                1 => add!(1),
+                2 => add!(2),
+                3 => add!(3),
+                4 => add!(4),
+                5 => add!(5),
+                _ => add!(6),
             }
         }
-        for (r, sum) in sums.iter().enumerate() {
-            _mm512_storeu_ps(out.add(r * stride), *sum);
+        let mut all = [_mm512_setzero_ps(); R];
+        for (r, (all, sum)) in all.iter_mut().zip(sums).enumerate() {
+            let scale = _mm512_set1_ps(*weights.scales.as_ptr().add(at.row + r));
+            let before = _mm512_loadu_ps(at.out.add(r * at.stride));
+            *all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before);
+        }
+        for (i, block) in blocks.iter().enumerate() {
+            let codes = block.slot.as_ptr().add(at.offsets[i]);
+            let weights = weights.weights.as_ptr().add(at.row * stride + i * at.tokens);
+            macro_rules! add {
+                ($bits:literal) => {{
+                    let levels = ValueLevels::<$bits>::new();
+                    let mut tokens = block.boosts.rows(at.segment);
+                    while let Some(token) = Boosts::next(&mut tokens) {
+                        let quad = levels.levels(codes.add(8 * $bits * (token / 4)));
+                        let left = _mm_cvtsi32_si128(24 - 8 * (token % 4) as i32);
+                        let level = _mm512_srai_epi32::<24>(_mm512_sll_epi32(quad, left));
+                        let factor = _mm512_set1_ps(block.boosts.factor(token) - 1.0);
+                        let level = _mm512_mul_ps(_mm512_cvtepi32_ps(level), factor);
+                        for (r, all) in all.iter_mut().enumerate() {
+                            let weight = _mm512_set1_ps(*weights.add(r * stride + token));
+                            *all = _mm512_fmadd_ps(weight, level, *all);
+                        }
+                    }
+                }};
+            }
+            match block.layout.bits()[at.segment] {
+                0 => {}
+                1 => add!(1),
+                2 => add!(2),
+                3 => add!(3),
+                4 => add!(4),
+                5 => add!(5),
+                _ => add!(6),
+            }
+        }
+        for (r, all) in all.iter().enumerate() {
+            _mm512_storeu_ps(at.out.add(r * at.stride), *all);
         }
     }
 }

@@ -3,25 +3,19 @@
 
 use std::arch::x86_64::*;
 
-use super::{BOOSTS, Boosts, MAX_ROWS, Order, ROW_GROUP, ROW_SCALES, TABLES};
+use super::{BOOSTS, Boosts, MAX_ROWS, ROW_GROUP, ROW_SCALES, TABLES};
 use crate::trellis::STEP;
 
 /// See [`super::segment`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn segment(bits: u8, order: Order, codes: &[u8], rows: usize, out: &mut [u8]) {
-    match (order, bits) {
-        (Order::Keys, 1) => keys::<1>(codes, rows, out),
-        (Order::Keys, 2) => keys::<2>(codes, rows, out),
-        (Order::Keys, 3) => keys::<3>(codes, rows, out),
-        (Order::Keys, 4) => keys::<4>(codes, rows, out),
-        (Order::Keys, 5) => keys::<5>(codes, rows, out),
-        (Order::Keys, _) => keys::<6>(codes, rows, out),
-        (Order::Values, 1) => values::<1>(codes, out),
-        (Order::Values, 2) => values::<2>(codes, out),
-        (Order::Values, 3) => values::<3>(codes, out),
-        (Order::Values, 4) => values::<4>(codes, out),
-        (Order::Values, 5) => values::<5>(codes, out),
-        (Order::Values, _) => values::<6>(codes, out),
+pub(super) fn segment(bits: u8, codes: &[u8], rows: usize, out: &mut [u8]) {
+    match bits {
+        1 => keys::<1>(codes, rows, out),
+        2 => keys::<2>(codes, rows, out),
+        3 => keys::<3>(codes, rows, out),
+        4 => keys::<4>(codes, rows, out),
+        5 => keys::<5>(codes, rows, out),
+        _ => keys::<6>(codes, rows, out),
     }
 }
 
@@ -109,43 +103,82 @@ fn constant(bytes: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_epi8(bytes.as_ptr().cast()) }
 }
 
+/// Levels plus 128 of 16 rows of a segment, four coefficients at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct KeyLevels<const BITS: usize> {
+    bytes: [__m512i; 4],
+    shifts: [__m512i; 4],
+    table: __m512i,
+}
+
+impl<const BITS: usize> KeyLevels<BITS> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new() -> Self {
+        let pattern = &KEY_PATTERNS[BITS - 1];
+        let table: &[i8; 64] = &TABLES[BITS].0;
+        // SAFETY: 64 bytes.
+        let table = unsafe { _mm512_loadu_epi8(table.as_ptr()) };
+        Self {
+            bytes: std::array::from_fn(|k| constant(&pattern.bytes[k].0)),
+            shifts: std::array::from_fn(|k| constant(&pattern.shifts[k].0)),
+            table: _mm512_xor_si512(table, _mm512_set1_epi8(-128)),
+        }
+    }
+
+    /// Codes of 16 rows.
+    ///
+    /// # Safety
+    /// 32 · `BITS` bytes must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    #[inline]
+    pub(crate) unsafe fn codes(self, at: *const u8) -> [__m512i; 4] {
+        // SAFETY: all loads end at 32 · `BITS` or before.
+        unsafe {
+            let load = |offset: usize| _mm512_loadu_epi8(at.add(offset).cast());
+            let second = const { second(BITS) };
+            // One or two registers of codes; with more than 4 bits, two for each half of the rows.
+            match BITS {
+                1 => [_mm512_zextsi256_si512(_mm256_loadu_epi8(at.cast())); 4],
+                2 => [load(0); 4],
+                3 | 4 => [load(0), load(second), load(0), load(0)],
+                _ => [load(0), load(second), load(16 * BITS), load(16 * BITS + second)],
+            }
+        }
+    }
+
+    /// Levels of coefficients 4k to 4k + 3: 32-bit lane t has those of row t.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    #[inline]
+    pub(crate) fn levels(self, codes: [__m512i; 4], k: usize) -> __m512i {
+        let near = match BITS {
+            1 | 2 => _mm512_permutexvar_epi8(self.bytes[k], codes[0]),
+            3 | 4 => _mm512_permutex2var_epi8(codes[0], self.bytes[k], codes[1]),
+            _ => _mm512_mask_blend_epi64(
+                0xF0,
+                _mm512_permutex2var_epi8(codes[0], self.bytes[k], codes[1]),
+                _mm512_permutex2var_epi8(codes[2], self.bytes[k], codes[3]),
+            ),
+        };
+        let codes = _mm512_multishift_epi64_epi8(self.shifts[k], near);
+        _mm512_permutexvar_epi8(codes, self.table)
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 #[inline]
 fn keys<const BITS: usize>(codes: &[u8], rows: usize, out: &mut [u8]) {
     let groups = rows / ROW_GROUP;
     assert!(codes.len() >= groups * 32 * BITS && out.len() >= groups * 256);
-    let pattern = &KEY_PATTERNS[BITS - 1];
-    let bytes: [__m512i; 4] = std::array::from_fn(|k| constant(&pattern.bytes[k].0));
-    let shifts: [__m512i; 4] = std::array::from_fn(|k| constant(&pattern.shifts[k].0));
-    // SAFETY: codes of a group are 32 · BITS bytes from 32 · BITS · g on, in which all loads lie;
-    // the outputs of quad k and group g are 64 bytes at 64 (k · groups + g), below 256 · groups.
-    unsafe {
-        let table = _mm512_loadu_epi8(TABLES[BITS].0.as_ptr());
-        let table = _mm512_xor_si512(table, _mm512_set1_epi8(-128));
-        for g in 0..groups {
-            let at = codes.as_ptr().add(32 * BITS * g);
-            let load = |offset: usize| _mm512_loadu_epi8(at.add(offset).cast());
-            let second = const { second(BITS) };
-            // One or two registers of codes; with more than 4 bits, two for each half of the rows.
-            let first = match BITS {
-                1 => [_mm512_zextsi256_si512(_mm256_loadu_epi8(at.cast())); 4],
-                2 => [load(0); 4],
-                3 | 4 => [load(0), load(second), load(0), load(0)],
-                _ => [load(0), load(second), load(16 * BITS), load(16 * BITS + second)],
-            };
+    let levels = KeyLevels::<BITS>::new();
+    for g in 0..groups {
+        // SAFETY: codes of a group are 32 · BITS bytes from 32 · BITS · g on; the outputs of quad k
+        // and group g are 64 bytes at 64 (k · groups + g), below 256 · groups.
+        unsafe {
+            let codes = levels.codes(codes.as_ptr().add(32 * BITS * g));
             for k in 0..4 {
-                let near = match BITS {
-                    1 | 2 => _mm512_permutexvar_epi8(bytes[k], first[0]),
-                    3 | 4 => _mm512_permutex2var_epi8(first[0], bytes[k], first[1]),
-                    _ => _mm512_mask_blend_epi64(
-                        0xF0,
-                        _mm512_permutex2var_epi8(first[0], bytes[k], first[1]),
-                        _mm512_permutex2var_epi8(first[2], bytes[k], first[3]),
-                    ),
-                };
-                let codes = _mm512_multishift_epi64_epi8(shifts[k], near);
-                let levels = _mm512_permutexvar_epi8(codes, table);
-                _mm512_storeu_epi8(out.as_mut_ptr().add(64 * (k * groups + g)).cast(), levels);
+                let out = out.as_mut_ptr().add(64 * (k * groups + g));
+                _mm512_storeu_epi8(out.cast(), levels.levels(codes, k));
             }
         }
     }
@@ -175,24 +208,35 @@ const fn value_shifts(bits: usize) -> [u8; 64] {
     out
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-#[inline]
-fn values<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
-    let [bytes, shifts] = &VALUE_PATTERNS[BITS - 1];
-    let (bytes, shifts) = (constant(&bytes.0), constant(&shifts.0));
-    let quads = codes.len() / (8 * BITS);
-    assert!(out.len() >= 64 * quads);
-    // SAFETY: quad i has 8 · BITS bytes of codes, which the mask covers, and 64 of levels.
-    unsafe {
-        let table = _mm512_loadu_epi8(TABLES[BITS].0.as_ptr());
-        let mask = (1 << (8 * BITS)) - 1;
-        for i in 0..quads {
-            let all = _mm512_maskz_loadu_epi8(mask, codes.as_ptr().add(8 * BITS * i).cast());
-            let near = _mm512_permutexvar_epi8(bytes, all);
-            let codes = _mm512_multishift_epi64_epi8(shifts, near);
-            let levels = _mm512_permutexvar_epi8(codes, table);
-            _mm512_storeu_epi8(out.as_mut_ptr().add(64 * i).cast(), levels);
-        }
+/// Levels of four rows of a segment, as two's complement: 32-bit lane c has those of coefficient c.
+#[derive(Clone, Copy)]
+pub(crate) struct ValueLevels<const BITS: usize> {
+    bytes: __m512i,
+    shifts: __m512i,
+    table: __m512i,
+}
+
+impl<const BITS: usize> ValueLevels<BITS> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    #[inline]
+    pub(crate) fn new() -> Self {
+        let [bytes, shifts] = &VALUE_PATTERNS[BITS - 1];
+        let table: &[i8; 64] = &TABLES[BITS].0;
+        // SAFETY: 64 bytes.
+        let table = unsafe { _mm512_loadu_epi8(table.as_ptr()) };
+        Self { bytes: constant(&bytes.0), shifts: constant(&shifts.0), table }
+    }
+
+    /// # Safety
+    /// 8 · `BITS` bytes must be readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    #[inline]
+    pub(crate) unsafe fn levels(self, codes: *const u8) -> __m512i {
+        // SAFETY: the mask covers no more.
+        let all = unsafe { _mm512_maskz_loadu_epi8((1 << (8 * BITS)) - 1, codes.cast()) };
+        let near = _mm512_permutexvar_epi8(self.bytes, all);
+        let codes = _mm512_multishift_epi64_epi8(self.shifts, near);
+        _mm512_permutexvar_epi8(codes, self.table)
     }
 }
 
