@@ -420,3 +420,133 @@ fn rows_turned_back_are_close_and_equal_on_every_isa() {
         }
     }
 }
+
+/// `cargo test --release -p kvasir-kernels coded::tests::speed -- --ignored --nocapture`: microseconds that
+/// nine query rows of three heads of 64 channels take a block of 32 tokens at 3 bits, four blocks at a
+/// time, by part.
+#[test]
+#[ignore = "prints times"]
+fn speed() {
+    let (dim, heads, group, tokens, count) = (64, 3, 3, 32, 4);
+    let (width, rows, stride) = (192, 9, 128);
+    let mut random = Random(1);
+    let coded =
+        ByteBasis::new(dim, tokens, width, &basis(width, &mut random), &random.numbers(32 * width));
+    let bits = [5, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2];
+    let Some(layout) = Layout::new(bits.to_vec(), vec![1.0; 12]) else { panic!("a layout") };
+    let slots: Vec<Vec<u8>> = (0..count)
+        .map(|_| {
+            let mut slot = random.bytes(layout.slot_bytes(tokens));
+            for header in &mut slot[tokens..2 * tokens] {
+                // Seven of ten rows are boosted.
+                *header = *header % 12 | u8::from(*header % 10 < 7) << 4;
+            }
+            slot
+        })
+        .collect();
+    let queries: Vec<f32> = random.numbers(group * dim).iter().map(|q| q * 8000.0).collect();
+    let angles: Vec<f32> = random.numbers(dim / 2);
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+    let mut bytes = vec![0; heads * count * group * dim];
+    let mut fine = vec![0; heads * count * group * dim];
+    let mut folded = Folded {
+        bytes: vec![0; count * rows * width],
+        offsets: vec![0; count * rows * width / 4],
+        scales: vec![0.0; count * rows],
+    };
+    let mut scores = vec![0.0; rows * stride];
+    let (mut rounded, mut scales) = (vec![0; rows * stride], vec![0.0; rows]);
+    let mut sums = vec![0.0; rows * 272];
+    let mut states = vec![OnlineSoftmax::default(); rows];
+    let mut boosts = vec![Boosts::default(); count];
+    let mut factors = vec![0.0; count * tokens];
+    let mut by_segment = vec![0.0; 12 * tokens];
+    let mut best = [f64::INFINITY; 8];
+    for _ in 0..3000 {
+        let mut part = 0;
+        let mut clock = std::time::Instant::now();
+        let mut lap = || {
+            best[part] = best[part].min(clock.elapsed().as_secs_f64());
+            part += 1;
+            clock = std::time::Instant::now();
+        };
+        for i in 0..heads * count {
+            let at = i * group * dim..(i + 1) * group * dim;
+            let turn = Some((&cos[..], &sin[..]));
+            rotate_to_bytes(&queries, dim, turn, &mut bytes[at.clone()], &mut fine[at]);
+        }
+        lap();
+        for head in 0..heads {
+            for i in 0..count {
+                let at = (head * count + i) * group * dim;
+                let out = &mut scores[head * group * stride + i * tokens..];
+                coded.mean_scores(head, &fine[at..], &[1e-3; 3], out, stride);
+            }
+        }
+        lap();
+        for head in 0..heads {
+            let mut out = ByteQueries {
+                bytes: &mut folded.bytes[head * group * width..],
+                offsets: &mut folded.offsets[head * group * width / 4..],
+                scales: &mut folded.scales[head * group..],
+                runs: (group, rows),
+            };
+            let queries = &bytes[head * count * group * dim..][..count * group * dim];
+            coded.fold(head, 12, queries, &[1e-3; 3], &mut out);
+        }
+        lap();
+        for (i, slot) in slots.iter().enumerate() {
+            let factors = &mut factors[i * tokens..][..tokens];
+            layout.row_factors(slot, factors, &mut boosts[i]);
+            layout.segment_factors(factors, &boosts[i], 12, &mut by_segment);
+        }
+        lap();
+        for (i, slot) in slots.iter().enumerate() {
+            let s = Scores {
+                layout: &layout,
+                slot,
+                factors: &by_segment,
+                tokens,
+                segments: 12,
+                queries: &folded.bytes[i * rows * width..],
+                stride: width,
+                offsets: &folded.offsets[i * rows * width / 4..],
+                scales: &folded.scales[i * rows..][..rows],
+            };
+            add_scores(&s, &mut scores[i * tokens..], stride);
+        }
+        lap();
+        let mut soft = Rows {
+            scores: &mut scores,
+            bytes: &mut rounded,
+            scales: &mut scales,
+            stride,
+            states: &mut states,
+            sums: &mut sums,
+            sums_stride: 272,
+            mass: 271,
+        };
+        soft_weights(count * tokens, &factors, &mut soft);
+        lap();
+        let weights = Weights { weights: &scores, bytes: &rounded, scales: &scales, stride };
+        let blocks: Vec<ValueBlock<'_>> = slots
+            .iter()
+            .zip(&boosts)
+            .map(|(slot, boosts)| ValueBlock { layout: &layout, slot, boosts })
+            .collect();
+        add_values(&weights, &blocks, tokens, 12, &mut sums, 272);
+        lap();
+        let none = Boosts::default();
+        let blocks: Vec<ValueBlock<'_>> =
+            slots.iter().map(|slot| ValueBlock { layout: &layout, slot, boosts: &none }).collect();
+        add_values(&weights, &blocks, tokens, 12, &mut sums, 272);
+        lap();
+        states.fill(OnlineSoftmax::default());
+    }
+    let names =
+        ["rotate", "means", "fold", "factors", "scores", "softmax", "values", "without boosts"];
+    for (name, best) in names.iter().zip(best) {
+        println!("{name}: {:.3}", best * 1e6 / count as f64);
+    }
+    println!("all: {:.3}", best[..7].iter().sum::<f64>() * 1e6 / count as f64);
+}

@@ -48,12 +48,18 @@ pub(super) unsafe fn fold(
                 2 => fold_rows::<2>(head, dim, segments, query, to),
                 _ => fold_rows::<1>(head, dim, segments, query, to),
             }
-            for i in 0..n {
+            // One step of all rows after the other: each is a long chain.
+            let mut most = [0; ROWS];
+            for (i, most) in most[..n].iter_mut().enumerate() {
+                *most = largest(to.add(i * MAX_STRIDE), tiles);
+            }
+            let factors = most.map(byte_factor);
+            for (i, factor) in factors[..n].iter().enumerate() {
                 let r = out.row(row + i);
                 let bytes = out.bytes.as_mut_ptr().add(r * stride);
                 let offsets = out.offsets.as_mut_ptr().add(r * stride / 4);
-                let factor = to_bytes(to.add(i * MAX_STRIDE), tiles, bytes, offsets);
-                out.scales[r] = worth[(row + i) % worth.len()] * basis.worth(head, factor);
+                to_bytes(to.add(i * MAX_STRIDE), tiles, *factor, bytes, offsets);
+                out.scales[r] = worth[(row + i) % worth.len()] * basis.worth(head, *factor);
             }
         }
         row += n;
@@ -132,30 +138,42 @@ unsafe fn fold_rows<const R: usize>(
     }
 }
 
-/// One row of words to bytes and their offsets; returns the factor taken.
+/// The largest magnitude of a row of words.
+///
+/// # Safety
+/// `words`: `tiles` · TILE elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn largest(words: *const i16, tiles: usize) -> u16 {
+    let mut most = _mm512_setzero_si512();
+    for tile in 0..tiles {
+        // SAFETY: by contract.
+        let (a, b) = unsafe { pair(words.add(tile * TILE)) };
+        most = _mm512_max_epu16(most, _mm512_abs_epi16(a));
+        most = _mm512_max_epu16(most, _mm512_abs_epi16(b));
+    }
+    let half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64::<1>(most));
+    let quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+    // The least complement is the largest.
+    let least = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi8(-1)));
+    !(_mm_extract_epi16::<0>(least) as u16)
+}
+
+/// One row of words to bytes and their offsets.
 ///
 /// # Safety
 /// `words`, `bytes`: `tiles` · TILE elements; `offsets`: a quarter of that.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 #[inline]
-unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, offsets: *mut i32) -> i16 {
+unsafe fn to_bytes(
+    words: *const i16,
+    tiles: usize,
+    factor: i16,
+    bytes: *mut i8,
+    offsets: *mut i32,
+) {
     // SAFETY: by contract.
     unsafe {
-        let mut most = _mm512_setzero_si512();
-        for tile in 0..tiles {
-            let (a, b) = pair(words.add(tile * TILE));
-            most = _mm512_max_epu16(most, _mm512_abs_epi16(a));
-            most = _mm512_max_epu16(most, _mm512_abs_epi16(b));
-        }
-        let half =
-            _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64::<1>(most));
-        let quarter =
-            _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
-        // The least complement is the largest.
-        let ones = _mm_set1_epi8(-1);
-        let least = _mm_minpos_epu16(_mm_xor_si128(quarter, ones));
-        let most = !(_mm_extract_epi16::<0>(least) as u16);
-        let factor = byte_factor(most);
         let by = _mm512_set1_epi16(factor);
         for tile in 0..tiles {
             let (a, b) = pair(words.add(tile * TILE));
@@ -168,7 +186,6 @@ unsafe fn to_bytes(words: *const i16, tiles: usize, bytes: *mut i8, offsets: *mu
             let all = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0xB1>(pairs));
             _mm512_storeu_epi32(offsets.add(tile * TILE / 4), _mm512_sub_epi32(zero, all));
         }
-        factor
     }
 }
 

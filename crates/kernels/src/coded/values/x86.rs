@@ -87,12 +87,15 @@ unsafe fn tile<const R: usize>(weights: &Weights<'_>, blocks: &[ValueBlock<'_>],
             macro_rules! add {
                 ($bits:literal) => {{
                     let levels = ValueLevels::<$bits>::new();
-                    for quad in 0..at.tokens / 4 {
-                        let levels = levels.levels(codes.add(8 * $bits * quad));
-                        for (r, sum) in sums.iter_mut().enumerate() {
-                            let w = bytes.add(r * stride + 4 * quad).cast::<i32>();
-                            let w = _mm512_set1_epi32(w.read_unaligned());
-                            *sum = _mm512_dpbusd_epi32(*sum, w, levels);
+                    for quad in (0..at.tokens / 4).step_by(4) {
+                        let codes = codes.add(8 * $bits * quad);
+                        for i in 0..4 {
+                            let levels = levels.levels(codes.add(8 * $bits * i));
+                            for (r, sum) in sums.iter_mut().enumerate() {
+                                let w = bytes.add(r * stride + 4 * (quad + i)).cast::<i32>();
+                                let w = _mm512_set1_epi32(w.read_unaligned());
+                                *sum = _mm512_dpbusd_epi32(*sum, w, levels);
+                            }
                         }
                     }
                 }};

@@ -184,14 +184,21 @@ fn keys<const BITS: usize>(codes: &[u8], rows: usize, out: &mut [u8]) {
     }
 }
 
+/// Bytes that are loaded for four rows of values; the last ones are theirs. (Loads under a mask would take
+/// several times as long.)
+const fn value_span(bits: usize) -> usize {
+    if bits > 4 { 64 } else { 32 }
+}
+
 /// For four rows: 64-bit lane c gets, of every row, the two bytes around the codes of coefficients 2c
 /// and 2c + 1.
 const fn value_bytes(bits: usize) -> [u8; 64] {
+    let before = value_span(bits) - 8 * bits;
     let mut out = [0; 64];
     let mut i = 0;
     while i < 64 {
         let (pair, row) = (i / 8, i / 2 % 4);
-        out[i] = (2 * bits * row + (2 * bits * pair / 8 + i % 2) % (2 * bits)) as u8;
+        out[i] = (before + 2 * bits * row + (2 * bits * pair / 8 + i % 2) % (2 * bits)) as u8;
         i += 1;
     }
     out
@@ -228,12 +235,19 @@ impl<const BITS: usize> ValueLevels<BITS> {
     }
 
     /// # Safety
-    /// 8 · `BITS` bytes must be readable.
+    /// 8 · `BITS` bytes of codes must be readable, and as many before them that it makes 32 bytes, or 64
+    /// with more than 4 bits: the headers of 16 rows are enough.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     #[inline]
     pub(crate) unsafe fn levels(self, codes: *const u8) -> __m512i {
-        // SAFETY: the mask covers no more.
-        let all = unsafe { _mm512_maskz_loadu_epi8((1 << (8 * BITS)) - 1, codes.cast()) };
+        // SAFETY: by contract.
+        let all = unsafe {
+            let at = codes.sub(const { value_span(BITS) - 8 * BITS });
+            match BITS {
+                5.. => _mm512_loadu_epi8(at.cast()),
+                _ => _mm512_zextsi256_si512(_mm256_loadu_epi8(at.cast())),
+            }
+        };
         let near = _mm512_permutexvar_epi8(self.bytes, all);
         let codes = _mm512_multishift_epi64_epi8(self.shifts, near);
         _mm512_permutexvar_epi8(codes, self.table)
