@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvasir_kernels::trellis::SEGMENT;
 
+use crate::attention::GROUP_TOKENS;
 use crate::codec::{Basis, Codec, CodecKind, JointCodec, Part};
 use crate::error::{CacheError, Result};
 use crate::frame::Frame;
@@ -186,7 +187,7 @@ impl Formats {
                     joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
                 }
                 CodecKind::Rotation(bits) => {
-                    let basis = Arc::new(rotation(layer, l, shapes.geometry.block_size())?);
+                    let basis = Arc::new(rotation(layer, l, shapes)?);
                     let codec = || {
                         let bits = vec![bits; basis.width() / SEGMENT];
                         JointCodec::with_bits(Arc::clone(&basis), bits)
@@ -219,7 +220,12 @@ impl Formats {
                     let bases = |[keys, values]: &[PartStatistics; 2]| {
                         let means = rotated_means(keys, l, shapes);
                         [
-                            Arc::new(Basis::for_keys(keys, &means, l.head_dim, rows)),
+                            Arc::new(Basis::for_keys(
+                                keys,
+                                &means,
+                                (l.head_dim, rows),
+                                fast_pairs(l, shapes),
+                            )),
                             Arc::new(Basis::new(values, &values.mean)),
                         ]
                     };
@@ -243,9 +249,18 @@ fn rotated_means(keys: &PartStatistics, l: &LayerGeometry, shapes: Shapes<'_>) -
     means
 }
 
+/// RoPE pairs whose angle differs too much between blocks that are read together for one of them to stand for
+/// all.
+fn fast_pairs(l: &LayerGeometry, shapes: Shapes<'_>) -> usize {
+    /// Most radians by which a query's pair may be off: a few hundredths, and for most pairs far less.
+    const MOST_OFF: f32 = 0.04;
+    let farthest = (GROUP_TOKENS - shapes.geometry.block_size()) / 2;
+    shapes.frame.slow_pairs(l.rope, MOST_OFF / farthest as f32)
+}
+
 /// A signed Hadamard turn of one head without any statistics: the control that shows what they are
 /// worth. Heads whose size is no power of two are turned in pieces.
-fn rotation(layer: usize, l: &LayerGeometry, rows: usize) -> Result<Basis> {
+fn rotation(layer: usize, l: &LayerGeometry, shapes: Shapes<'_>) -> Result<Basis> {
     group_heads(layer, l)?;
     let dim = l.head_dim;
     let piece = 1 << dim.trailing_zeros();
@@ -262,7 +277,8 @@ fn rotation(layer: usize, l: &LayerGeometry, rows: usize) -> Result<Basis> {
         basis: (0..dim * dim).map(|i| half::f16::from_f32(entry(i))).collect(),
         scales: vec![1.0; dim / SEGMENT],
     };
-    Ok(Basis::for_keys(&part, &part.mean, dim, rows))
+    let shape = (dim, shapes.geometry.block_size());
+    Ok(Basis::for_keys(&part, &part.mean, shape, fast_pairs(l, shapes)))
 }
 
 fn joint_layer(

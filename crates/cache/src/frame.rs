@@ -38,6 +38,11 @@ impl Frame {
         rope.map_or(1.0, |r| self.tables[r].score_factor())
     }
 
+    /// The first pair from which on all turn by at most `angle` from one position to the next.
+    pub(crate) fn slow_pairs(&self, rope: Option<usize>, angle: f32) -> usize {
+        rope.map_or(0, |rope| self.tables[rope].slow_pairs(angle))
+    }
+
     /// Cosines and sines of `len` distances from `first` on, `[len, head_dim / 2]` each; `None` for layers
     /// without positions.
     #[inline]

@@ -125,6 +125,12 @@ impl RopeTable {
         self.inv_freq.len()
     }
 
+    /// The first pair from which on all turn by at most `angle` from one position to the next.
+    pub fn slow_pairs(&self, angle: f32) -> usize {
+        let fast = self.inv_freq.iter().rposition(|f| *f > f64::from(angle));
+        fast.map_or(0, |last| last + 1)
+    }
+
     /// Number of distances held.
     pub fn len(&self) -> usize {
         self.cos.len() / self.pairs().max(1)

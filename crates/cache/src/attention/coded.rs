@@ -13,6 +13,7 @@ use kvasir_kernels::{OnlineSoftmax, gemm_nn_acc, gemm_nt, scale_in_place, soft_c
 mod bytes;
 
 pub(super) use bytes::ByteTile;
+pub(crate) use bytes::GROUP_TOKENS;
 
 use super::tile::{Sums, Tile};
 use super::{Visible, Work, mask};

@@ -28,6 +28,7 @@ mod plain;
 mod plan;
 mod tile;
 
+pub(crate) use coded::GROUP_TOKENS;
 use plan::{Item, Job, MAX_PARTS, Part, Plan, ranges};
 use tile::{Sums, Tile};
 

@@ -110,15 +110,21 @@ impl Basis {
     }
 
     /// The basis of keys of heads of `dim` channels, in blocks of `rows` tokens. `means` as in
-    /// [`Self::new`].
-    pub(crate) fn for_keys(part: &PartStatistics, means: &[f32], dim: usize, rows: usize) -> Self {
+    /// [`Self::new`]; `fast_pairs` as in [`ByteBasis::new`].
+    pub(crate) fn for_keys(
+        part: &PartStatistics,
+        means: &[f32],
+        (dim, rows): (usize, usize),
+        fast_pairs: usize,
+    ) -> Self {
         let mut basis = Self::new(part, means);
         if has_bytes() {
             let mut columns = Vec::new();
             basis.columns_into(&mut columns);
             let weights = basis.weights.iter().cycle();
             let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
-            basis.bytes = Some(ByteBasis::new(dim, rows, basis.width, &columns, &weighted));
+            let columns = (basis.width, &columns[..]);
+            basis.bytes = Some(ByteBasis::new(dim, rows, fast_pairs, columns, &weighted));
         }
         basis
     }

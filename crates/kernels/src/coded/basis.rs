@@ -31,15 +31,19 @@ pub struct ByteBasis {
     stride: usize,
     segments: usize,
     rows: usize,
+    /// Pairs from this on are taken from the slow queries; a multiple of 4.
+    fast_pairs: usize,
     heads: Vec<Head>,
 }
 
 /// What belongs to the channels of one head.
 #[derive(Debug)]
 struct Head {
-    /// `[tiles, dim / 4, 64 columns in the order of `column`, 4]`: entries over their column's
-    /// factor, plus 128.
+    /// `[tiles, dim / 4, 64 columns in the order of `column`, 4]`: entries over their column's factor.
     columns: AlignedBytes,
+    /// Where folded sums begin, in the same order: what makes up for queries that are 128 too large, and
+    /// half of what they lose. `[tiles, 64]` of i32.
+    begin: AlignedBytes,
     /// By column, in 2^15ths of `unit`: what a folded byte sum is worth, `[stride]` of i16.
     factors: AlignedBytes,
     unit: f32,
@@ -58,8 +62,35 @@ pub struct ByteQueries<'a> {
     pub offsets: &'a mut [i32],
     /// What a byte is worth: `[rows]`.
     pub scales: &'a mut [f32],
+    /// Anything.
+    pub scratch: &'a mut FoldScratch,
     /// Rows written one after the other, and the distance from one such run to the next.
     pub runs: (usize, usize),
+}
+
+/// Most columns of a basis.
+const MAX_STRIDE: usize = 256;
+
+/// Most rows of a run.
+const MAX_RUN: usize = 16;
+
+/// Rows that are folded together.
+const FOLDED: usize = 6;
+
+/// One thread's buffers for [`ByteBasis::fold`].
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct FoldScratch {
+    /// Folded rows before they are bytes.
+    words: [i16; FOLDED * MAX_STRIDE],
+    /// Sums over slow pairs.
+    slow: [i32; MAX_RUN * MAX_STRIDE],
+}
+
+impl Default for FoldScratch {
+    fn default() -> Self {
+        Self { words: [0; FOLDED * MAX_STRIDE], slow: [0; MAX_RUN * MAX_STRIDE] }
+    }
 }
 
 impl ByteQueries<'_> {
@@ -93,12 +124,20 @@ fn word(words: &AlignedBytes, i: usize) -> i16 {
 impl ByteBasis {
     /// `basis`: `[channels, coefficients]`, both `width`, of a block whose heads have `dim` channels each;
     /// `means`: the mean of each row of a block (or one for all), in weighted channels: `[rows or 1,
-    /// channels]`.
+    /// channels]`. Pairs of channels from `fast_pairs` on, about, turn so slowly that they may be turned
+    /// for several blocks at once.
     ///
     /// # Panics
     /// If a slice does not have its shape, `dim` is no multiple of 16 or does not divide the width,
-    /// or `rows` is no multiple of 16.
-    pub fn new(dim: usize, rows: usize, width: usize, basis: &[f32], means: &[f32]) -> Self {
+    /// `rows` is no multiple of 16, or blocks are wider than 256 channels.
+    pub fn new(
+        dim: usize,
+        rows: usize,
+        fast_pairs: usize,
+        (width, basis): (usize, &[f32]),
+        means: &[f32],
+    ) -> Self {
+        assert!(width <= MAX_STRIDE, "{width} channels");
         assert!(basis.len() == width * width, "a basis of {} for {width} channels", basis.len());
         assert!(dim.is_multiple_of(16) && width.is_multiple_of(dim), "heads of {dim} in {width}");
         assert!(rows.is_multiple_of(16), "{rows} rows");
@@ -111,7 +150,8 @@ impl ByteBasis {
                 Head::new((dim, rows, width, stride), channel, mean)
             })
             .collect();
-        Self { dim, stride, segments: width / SEGMENT, rows, heads }
+        let fast_pairs = fast_pairs.next_multiple_of(4).min(dim / 2);
+        Self { dim, stride, segments: width / SEGMENT, rows, fast_pairs, heads }
     }
 
     /// Bytes from one folded row to the next.
@@ -131,27 +171,29 @@ impl ByteBasis {
 
     /// Bytes it takes.
     pub fn num_bytes(&self) -> usize {
-        let bytes = |h: &Head| h.columns.len() + h.factors.len() + h.means.len();
+        let bytes = |h: &Head| h.columns.len() + h.begin.len() + h.factors.len() + h.means.len();
         self.heads.iter().map(bytes).sum()
     }
 
     /// Folds runs of one head's queries into the first `segments` segments of the basis; zeros fill up
     /// the last tile of 64 bytes, and what comes after it is left alone. `queries`:
-    /// `[rows, dim]` bytes as [`rotate_to_bytes`] writes them; `worth`: what those of each row of a run
-    /// are worth, the same in all runs.
+    /// `[rows, dim]` bytes as [`rotate_to_bytes`] writes them; `slow`: one run of them, turned by about as
+    /// much, whose slow pairs stand for those of all runs; `worth`: what the bytes of each row of a run are
+    /// worth, the same in all runs.
     ///
     /// # Panics
-    /// If queries are not whole runs, a slice is shorter than its shape says, or there is no such head
-    /// or segment.
+    /// If queries are not whole runs of at most 16 rows, a slice is shorter than its shape says, or there
+    /// is no such head or segment.
     pub fn fold(
         &self,
         head: usize,
         segments: usize,
-        queries: &[i8],
+        queries: &[u8],
+        slow: &[u8],
         worth: &[f32],
         out: &mut ByteQueries<'_>,
     ) {
-        self.fold_on(ByteIsa::best(), head, segments, queries, worth, out);
+        self.fold_on(ByteIsa::best(), head, segments, queries, slow, worth, out);
     }
 
     pub(super) fn fold_on(
@@ -159,27 +201,29 @@ impl ByteBasis {
         isa: ByteIsa,
         head: usize,
         segments: usize,
-        queries: &[i8],
+        queries: &[u8],
+        slow: &[u8],
         worth: &[f32],
         out: &mut ByteQueries<'_>,
     ) {
         let (run, rows) = (out.runs.0, queries.len() / self.dim);
         assert!(segments <= self.segments, "{segments} of {} segments", self.segments);
         assert!(queries.len() == rows * self.dim, "{} of {} channels", queries.len(), self.dim);
-        assert!(worth.len() == run && run <= out.runs.1, "runs of {:?}", out.runs);
+        assert!(worth.len() == run && run <= out.runs.1.min(MAX_RUN), "runs of {:?}", out.runs);
+        assert!(slow.len() == run * self.dim, "slow queries: {}", slow.len());
         if rows == 0 {
             return;
         }
         assert!(rows.is_multiple_of(run), "{rows} rows in runs of {run}");
         let last = out.row(rows - 1);
-        self.fold_checked(isa, (head, segments), queries, worth, out, last + 1);
+        self.fold_checked(isa, (head, segments), (queries, slow), worth, out, last + 1);
     }
 
     fn fold_checked(
         &self,
         isa: ByteIsa,
         (head, segments): (usize, usize),
-        queries: &[i8],
+        (queries, slow): (&[u8], &[u8]),
         worth: &[f32],
         out: &mut ByteQueries<'_>,
         rows: usize,
@@ -192,13 +236,18 @@ impl ByteBasis {
         if isa == ByteIsa::Vnni {
             // SAFETY: `ByteIsa` names only what the processor has; the asserts above are what it
             // needs.
-            return unsafe { x86::fold(self, head, segments, queries, worth, out) };
+            return unsafe { x86::fold(self, head, segments, (queries, slow), worth, out) };
         }
         let _ = isa;
         for (i, query) in queries.chunks_exact(self.dim).enumerate() {
-            let row = out.row(i);
-            out.scales[row] =
-                worth[i % worth.len()] * self.fold_row(head, segments, query, row, out);
+            let (row, place) = (out.row(i), i % worth.len());
+            let pairs = self.dim / 2;
+            let slow = &slow[place * self.dim..][..self.dim];
+            let query: Vec<i32> = (0..self.dim)
+                .map(|d| if d % pairs < self.fast_pairs { query[d] } else { slow[d] })
+                .map(|byte| i32::from(byte) - 128)
+                .collect();
+            out.scales[row] = worth[place] * self.fold_row(head, segments, &query, row, out);
         }
     }
 
@@ -207,7 +256,7 @@ impl ByteBasis {
         &self,
         head: &Head,
         segments: usize,
-        query: &[i8],
+        query: &[i32],
         row: usize,
         out: &mut ByteQueries<'_>,
     ) -> f32 {
@@ -219,7 +268,7 @@ impl ByteBasis {
                 let sum: i32 = (query.iter().enumerate())
                     .map(|(d, q)| {
                         let at = ((tile * self.dim + d / 4 * 4) * TILE) + 4 * place + d % 4;
-                        i32::from(*q) * (i32::from(head.columns.as_slice()[at]) - 128)
+                        q * i32::from(head.columns.as_slice()[at] as i8)
                     })
                     .sum();
                 let sum = (sum + (1 << shift >> 1)) >> shift;
@@ -321,16 +370,21 @@ impl Head {
         let units: Vec<f32> = (0..width).map(|c| most(c) / MOST).collect();
         let unit = units.iter().fold(0.0f32, |a, b| a.max(*b)) * 32768.0 / 32767.0;
         let mut columns = AlignedBytes::zeroed(stride * dim);
-        columns.as_mut_slice().fill(128);
+        let mut begin = AlignedBytes::zeroed(4 * stride);
         let mut factors = AlignedBytes::zeroed(2 * stride);
         for tile in 0..stride / TILE {
             for place in 0..TILE {
                 let c = tile * TILE + column(place);
+                let mut sum = 0;
                 for d in (0..dim).filter(|_| c < width && units[c] > 0.0) {
-                    let byte = (channel(d)[c] / units[c]).round() + 128.0;
+                    let byte = (channel(d)[c] / units[c]).round() as i8;
                     let at = ((tile * dim + d / 4 * 4) * TILE) + 4 * place + d % 4;
                     columns.as_mut_slice()[at] = byte as u8;
+                    sum += i32::from(byte);
                 }
+                let at = 4 * (tile * TILE + place);
+                let first = (1 << shift(dim) >> 1) - 128 * sum;
+                begin.as_mut_slice()[at..at + 4].copy_from_slice(&first.to_le_bytes());
                 let c = tile * TILE + factor_column(place);
                 if c < width && unit > 0.0 {
                     let factor = (units[c] / unit * 32768.0).round();
@@ -354,7 +408,7 @@ impl Head {
                 }
             }
         }
-        Self { columns, factors, unit, means, mean_unit }
+        Self { columns, begin, factors, unit, means, mean_unit }
     }
 }
 
@@ -384,7 +438,7 @@ pub fn largest_pair(query: &[f32]) -> f32 {
 }
 
 /// Rotates rows of queries (`[rows, dim]`) by `cos` and `sin` (`[dim / 2]` each; `None`: not at all)
-/// and rounds them to integers, and to 256ths of them as bytes. No pair may be longer than
+/// and rounds them to integers, and to 256ths of them as bytes, plus 128. No pair may be longer than
 /// [`LONGEST`].
 ///
 /// # Panics
@@ -393,7 +447,7 @@ pub fn rotate_to_bytes(
     queries: &[f32],
     dim: usize,
     turn: Option<(&[f32], &[f32])>,
-    bytes: &mut [i8],
+    bytes: &mut [u8],
     fine: &mut [i16],
 ) {
     rotate_to_bytes_on(ByteIsa::best(), queries, dim, turn, bytes, fine);
@@ -404,7 +458,7 @@ pub(super) fn rotate_to_bytes_on(
     queries: &[f32],
     dim: usize,
     turn: Option<(&[f32], &[f32])>,
-    bytes: &mut [i8],
+    bytes: &mut [u8],
     fine: &mut [i16],
 ) {
     const ONES: [f32; 128] = [1.0; 128];
@@ -427,7 +481,7 @@ fn rotate_body(
     queries: &[f32],
     dim: usize,
     (cos, sin): (&[f32], &[f32]),
-    bytes: &mut [i8],
+    bytes: &mut [u8],
     fine: &mut [i16],
 ) {
     // Adding 1.5 · 2^23 rounds to an integer, which its low bits then hold.
@@ -442,8 +496,8 @@ fn rotate_body(
             let x = (a[i] * cos[i] - b[i] * sin[i] + ROUND).to_bits() as i16;
             let y = (b[i] * cos[i] + a[i] * sin[i] + ROUND).to_bits() as i16;
             (fine_a[i], fine_b[i]) = (x, y);
-            byte_a[i] = (x.wrapping_add(128) >> 8) as i8;
-            byte_b[i] = (y.wrapping_add(128) >> 8) as i8;
+            byte_a[i] = (x.wrapping_add(128) >> 8) as u8 ^ 128;
+            byte_b[i] = (y.wrapping_add(128) >> 8) as u8 ^ 128;
         }
     }
 }

@@ -16,7 +16,9 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use basis::{ByteBasis, ByteQueries, FINE, LONGEST, largest_pair, rotate_to_bytes};
+pub use basis::{
+    ByteBasis, ByteQueries, FINE, FoldScratch, LONGEST, largest_pair, rotate_to_bytes,
+};
 pub use rows::{ByteRows, LevelBlock};
 pub use scores::{Scores, add_scores};
 pub use softmax::{Rows, soft_weights};
@@ -35,6 +37,11 @@ impl ByteIsa {
     /// The best set this processor has.
     #[inline]
     pub fn best() -> Self {
+        static BEST: std::sync::OnceLock<ByteIsa> = std::sync::OnceLock::new();
+        *BEST.get_or_init(Self::detect)
+    }
+
+    fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         if std::is_x86_feature_detected!("avx512f")
             && std::is_x86_feature_detected!("avx512bw")

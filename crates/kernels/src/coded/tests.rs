@@ -65,7 +65,8 @@ fn fold(
     basis: &ByteBasis,
     head: usize,
     segments: usize,
-    queries: &[i8],
+    queries: &[u8],
+    slow: &[u8],
     worth: &[f32],
 ) -> Folded {
     let rows = worth.len();
@@ -75,8 +76,9 @@ fn fold(
         scales: vec![99.0; rows],
     };
     let Folded { bytes, offsets, scales } = &mut folded;
-    let mut out = ByteQueries { bytes, offsets, scales, runs: (rows, rows) };
-    basis.fold_on(isa, head, segments, queries, worth, &mut out);
+    let scratch = &mut FoldScratch::default();
+    let mut out = ByteQueries { bytes, offsets, scales, scratch, runs: (rows, rows) };
+    basis.fold_on(isa, head, segments, queries, slow, worth, &mut out);
     folded
 }
 
@@ -87,7 +89,7 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
         let mut random = Random(1);
         let entries = basis(width, &mut random);
         let means = random.numbers(tokens * width);
-        let coded = ByteBasis::new(dim, tokens, width, &entries, &means);
+        let coded = ByteBasis::new(dim, tokens, dim / 4, (width, &entries), &means);
         let queries = random.numbers(rows * dim);
         let angles = random.numbers(dim / 2);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
@@ -102,14 +104,14 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
             .collect();
         let in_steps = queries.iter().zip(0..).map(|(q, i): (_, usize)| q * FINE / worth[i / dim]);
         let in_steps: Vec<f32> = in_steps.collect();
-        let mut seen: Option<(Vec<i8>, Vec<i16>)> = None;
+        let mut seen: Option<(Vec<u8>, Vec<i16>)> = None;
         for isa in ByteIsa::available() {
             let (mut bytes, mut fine) = (vec![0; rows * dim], vec![0; rows * dim]);
             let turn = Some((&cos[..], &sin[..]));
             rotate_to_bytes_on(isa, &in_steps, dim, turn, &mut bytes, &mut fine);
             for (i, x) in rotated.iter().enumerate() {
                 let w = worth[i / dim];
-                assert!((f32::from(bytes[i]) * w - x).abs() <= 0.51 * w);
+                assert!(((f32::from(bytes[i]) - 128.0) * w - x).abs() <= 0.51 * w);
                 assert!((f32::from(fine[i]) * w / 256.0 - x).abs() <= 0.51 * w / 256.0);
             }
             let seen = seen.get_or_insert((bytes.clone(), fine.clone()));
@@ -118,9 +120,10 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
         let Some((bytes, fine)) = seen else { panic!("no instruction set") };
         for head in 0..heads {
             for segments in [1, width / SEGMENT / 2 + 1, width / SEGMENT] {
-                let reference = fold(ByteIsa::Scalar, &coded, head, segments, &bytes, &worth);
+                let reference =
+                    fold(ByteIsa::Scalar, &coded, head, segments, &bytes, &bytes, &worth);
                 for isa in ByteIsa::available() {
-                    let folded = fold(isa, &coded, head, segments, &bytes, &worth);
+                    let folded = fold(isa, &coded, head, segments, &bytes, &bytes, &worth);
                     assert_eq!(folded.bytes, reference.bytes, "{isa:?} {dim} {segments}");
                     assert_eq!(folded.offsets, reference.offsets);
                     assert_eq!(folded.scales, reference.scales);
@@ -175,8 +178,8 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
 fn runs_of_queries_go_to_their_places() {
     let mut random = Random(9);
     let entries = basis(64, &mut random);
-    let coded = ByteBasis::new(64, 16, 64, &entries, &[0.0; 64]);
-    let queries: Vec<i8> = random.bytes(9 * 64).iter().map(|b| *b as i8).collect();
+    let coded = ByteBasis::new(64, 16, 20, (64, &entries), &[0.0; 64]);
+    let (queries, slow) = (random.bytes(9 * 64), random.bytes(3 * 64));
     let worth = [0.5, 1.0, 2.0];
     for isa in ByteIsa::available() {
         let Folded { mut bytes, mut offsets, mut scales } =
@@ -185,12 +188,16 @@ fn runs_of_queries_go_to_their_places() {
             bytes: &mut bytes,
             offsets: &mut offsets,
             scales: &mut scales,
+            scratch: &mut FoldScratch::default(),
             runs: (3, 5),
         };
-        coded.fold_on(isa, 0, 4, &queries, &worth, &mut out);
+        coded.fold_on(isa, 0, 4, &queries, &slow, &worth, &mut out);
         for run in 0..3 {
             let queries = &queries[run * 3 * 64..][..3 * 64];
-            let alone = fold(isa, &coded, 0, 4, queries, &worth);
+            // Pairs from 20 on are those of the slow queries.
+            let mixed: Vec<u8> =
+                (0..3 * 64).map(|i| if i % 32 < 20 { queries[i] } else { slow[i] }).collect();
+            let alone = fold(ByteIsa::Scalar, &coded, 0, 4, &mixed, &mixed, &worth);
             assert_eq!(alone.bytes, bytes[run * 5 * 64..][..3 * 64]);
             assert_eq!(alone.offsets, offsets[run * 5 * 16..][..3 * 16]);
             assert_eq!(alone.scales, scales[run * 5..][..3]);
@@ -203,11 +210,11 @@ fn runs_of_queries_go_to_their_places() {
 fn queries_without_size_fold_to_nothing() {
     let mut random = Random(7);
     let entries = basis(64, &mut random);
-    let coded = ByteBasis::new(64, 16, 64, &entries, &[0.0; 64]);
+    let coded = ByteBasis::new(64, 16, 20, (64, &entries), &[0.0; 64]);
     for isa in ByteIsa::available() {
         let (mut bytes, mut fine) = (vec![9; 64], vec![9; 64]);
         rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &mut bytes, &mut fine);
-        let folded = fold(isa, &coded, 0, 4, &bytes, &[0.0]);
+        let folded = fold(isa, &coded, 0, 4, &bytes, &bytes, &[0.0]);
         assert!(folded.bytes[..TILE].iter().all(|b| *b == 0));
         assert_eq!((folded.offsets[0], folded.scales[0]), (0, 0.0));
         let mut out = [f32::NAN; 16];
@@ -430,8 +437,13 @@ fn speed() {
     let (dim, heads, group, tokens, count) = (64, 3, 3, 32, 4);
     let (width, rows, stride) = (192, 9, 128);
     let mut random = Random(1);
-    let coded =
-        ByteBasis::new(dim, tokens, width, &basis(width, &mut random), &random.numbers(32 * width));
+    let coded = ByteBasis::new(
+        dim,
+        tokens,
+        20,
+        (width, &basis(width, &mut random)),
+        &random.numbers(32 * width),
+    );
     let bits = [5, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2];
     let Some(layout) = Layout::new(bits.to_vec(), vec![1.0; 12]) else { panic!("a layout") };
     let slots: Vec<Vec<u8>> = (0..count)
@@ -439,7 +451,7 @@ fn speed() {
             let mut slot = random.bytes(layout.slot_bytes(tokens));
             for header in &mut slot[tokens..2 * tokens] {
                 // Seven of ten rows are boosted.
-                *header = *header % 12 | u8::from(*header % 10 < 7) << 4;
+                *header = (*header % 12) | (u8::from(*header % 10 < 7) << 4);
             }
             slot
         })
@@ -454,6 +466,7 @@ fn speed() {
         offsets: vec![0; count * rows * width / 4],
         scales: vec![0.0; count * rows],
     };
+    let mut scratch = FoldScratch::default();
     let mut scores = vec![0.0; rows * stride];
     let (mut rounded, mut scales) = (vec![0; rows * stride], vec![0.0; rows]);
     let mut sums = vec![0.0; rows * 272];
@@ -489,10 +502,12 @@ fn speed() {
                 bytes: &mut folded.bytes[head * group * width..],
                 offsets: &mut folded.offsets[head * group * width / 4..],
                 scales: &mut folded.scales[head * group..],
+                scratch: &mut scratch,
                 runs: (group, rows),
             };
             let queries = &bytes[head * count * group * dim..][..count * group * dim];
-            coded.fold(head, 12, queries, &[1e-3; 3], &mut out);
+            let slow = &queries[..group * dim];
+            coded.fold(head, 12, queries, slow, &[1e-3; 3], &mut out);
         }
         lap();
         for (i, slot) in slots.iter().enumerate() {

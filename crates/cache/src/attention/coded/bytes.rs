@@ -7,8 +7,8 @@
 //! their position alone, so what a sequence gets does not depend on its company.
 
 use kvasir_kernels::coded::{
-    ByteBasis, ByteQueries, FINE, LONGEST, Rows, Scores, ValueBlock, Weights, add_scores,
-    add_values, largest_pair, prefetch, rotate_to_bytes, soft_weights,
+    ByteBasis, ByteQueries, FINE, FoldScratch, LONGEST, Rows, Scores, ValueBlock, Weights,
+    add_scores, add_values, largest_pair, prefetch, rotate_to_bytes, soft_weights,
 };
 use kvasir_kernels::trellis::Boosts;
 use kvasir_kernels::{gemm_nt, scale_in_place, soft_cap};
@@ -24,7 +24,7 @@ use crate::table::Entry;
 
 /// Tokens whose blocks are taken together: their levels and queries stay in L2, and one rounding of
 /// their weights does not yet show beside the codes' error.
-const GROUP_TOKENS: usize = 128;
+pub(crate) const GROUP_TOKENS: usize = 128;
 
 /// Most blocks of a group: they have 16 tokens or more.
 const MAX_BLOCKS: usize = GROUP_TOKENS / 16;
@@ -40,8 +40,12 @@ pub(in super::super) struct ByteTile {
     weighted: Vec<f32>,
     /// What a byte of each is worth.
     worth: Vec<f32>,
-    queries: Vec<i8>,        // [heads, blocks, rows of a head, head_dim]
-    fine: Vec<i16>,          // the same
+    queries: Vec<u8>, // [heads, blocks, rows of a head, head_dim]
+    fine: Vec<i16>,   // the same
+    /// Those of one head, turned for the middle of the blocks.
+    slow: Vec<u8>, // [rows of a head, head_dim]
+    slow_fine: Vec<i16>, // the same, not used
+    scratch: Box<FoldScratch>,
     folded: Vec<i8>,         // [blocks, rows, stride]
     offsets: Vec<i32>,       // [blocks, rows, stride / 4]
     scales: Vec<f32>,        // [blocks, rows]
@@ -72,6 +76,9 @@ impl Default for ByteTile {
             worth: Vec::new(),
             queries: Vec::new(),
             fine: Vec::new(),
+            slow: Vec::new(),
+            slow_fine: Vec::new(),
+            scratch: Box::default(),
             folded: Vec::new(),
             offsets: Vec::new(),
             scales: Vec::new(),
@@ -90,6 +97,8 @@ impl ByteTile {
         let rows = blocks * all;
         self.queries.resize(rows * dim, 0);
         self.fine.resize(rows * dim, 0);
+        self.slow.resize(all * dim, 0);
+        self.slow_fine.resize(all * dim, 0);
         self.folded.resize(rows * stride, 0);
         self.offsets.resize(rows * stride / 4, 0);
         self.scales.resize(rows, 0.0);
@@ -385,6 +394,7 @@ impl KvCache {
         tile.resize(dim, all, count, basis.stride());
         let scale = work.l.score_scale * self.frame.score_factor(work.l.rope);
         let width = work.group * dim;
+        let middle = blocks.iter().flatten().map(|b| b.number * tokens).sum::<usize>() / count;
         for head in 0..work.heads {
             let own = rows.first + head * n;
             fetch.some();
@@ -402,6 +412,16 @@ impl KvCache {
                     );
                 }
             }
+            for t in 0..work.len {
+                let at = t * work.group * dim;
+                rotate_to_bytes(
+                    &tile.weighted[own * dim + at..][..width],
+                    dim,
+                    self.frame.span(work.l.rope, work.start + t - middle, 1),
+                    &mut tile.slow[at..at + width],
+                    &mut tile.slow_fine[..width],
+                );
+            }
             let (worth, scaled) = (&tile.worth[own..own + n], &mut tile.factors[..n]);
             scaled.iter_mut().zip(worth).for_each(|(s, w)| *s = w * scale);
             for i in 0..count {
@@ -414,11 +434,12 @@ impl KvCache {
                 bytes: &mut tile.folded[head * n * basis.stride()..],
                 offsets: &mut tile.offsets[head * n * basis.stride() / 4..],
                 scales: &mut tile.scales[head * n..],
+                scratch: &mut tile.scratch,
                 runs: (n, all),
             };
             fetch.some();
             let queries = &tile.queries[head * count * n * dim..][..count * n * dim];
-            basis.fold(head, segments, queries, scaled, &mut folded);
+            basis.fold(head, segments, queries, &tile.slow[..n * dim], scaled, &mut folded);
         }
         for (i, block) in blocks.iter().flatten().enumerate() {
             fetch.some();

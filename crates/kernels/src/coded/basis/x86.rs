@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteBasis, ByteQueries, Head, TILE, byte_factor, rotate_body, shift};
+use super::{
+    ByteBasis, ByteQueries, FOLDED, Head, MAX_RUN, MAX_STRIDE, TILE, byte_factor, rotate_body,
+    shift,
+};
 use crate::trellis::SEGMENT;
 
 /// Rows folded together: their sums for one tile fill 24 registers.
-const ROWS: usize = 6;
+const ROWS: usize = FOLDED;
 
 /// Channels rotated together.
 const LANES: usize = 16;
-
-/// Most columns of a basis.
-const MAX_STRIDE: usize = 256;
 
 /// See [`ByteBasis::fold`].
 ///
@@ -23,15 +23,29 @@ pub(super) unsafe fn fold(
     basis: &ByteBasis,
     head: &Head,
     segments: usize,
-    queries: &[i8],
+    (queries, slow): (&[u8], &[u8]),
     worth: &[f32],
     out: &mut ByteQueries<'_>,
 ) {
-    let (dim, stride) = (basis.dim, basis.stride);
+    let (dim, stride, run) = (basis.dim, basis.stride, out.runs.0);
     let rows = queries.len() / dim;
     let tiles = (segments * SEGMENT).div_ceil(TILE);
-    assert!(tiles * TILE <= stride.min(MAX_STRIDE));
-    let mut words = [0i16; ROWS * MAX_STRIDE];
+    assert!(tiles * TILE <= stride.min(MAX_STRIDE) && run <= MAX_RUN);
+    let quads = Quads { fast: basis.fast_pairs / 4, pairs: dim / 8 };
+    let shared = quads.fast < quads.pairs;
+    // SAFETY: see below; slow queries are `run` rows.
+    unsafe {
+        for r in (0..if shared { run } else { 0 }).step_by(SLOW) {
+            let query = slow.as_ptr().add(r * dim);
+            let to = out.scratch.slow.as_mut_ptr().add(r * MAX_STRIDE);
+            match SLOW.min(run - r) {
+                4 => slow_rows::<4>(head, dim, tiles, &quads, query, to),
+                3 => slow_rows::<3>(head, dim, tiles, &quads, query, to),
+                2 => slow_rows::<2>(head, dim, tiles, &quads, query, to),
+                _ => slow_rows::<1>(head, dim, tiles, &quads, query, to),
+            }
+        }
+    }
     let mut row = 0;
     while row < rows {
         let n = ROWS.min(rows - row);
@@ -39,14 +53,19 @@ pub(super) unsafe fn fold(
         // at most `MAX_STRIDE`; the outputs have room for the row of every query.
         unsafe {
             let query = queries.as_ptr().add(row * dim);
-            let to = words.as_mut_ptr();
+            let to = out.scratch.words.as_mut_ptr();
+            let slow = out.scratch.slow.as_ptr();
+            let begin: [*const i32; ROWS] = std::array::from_fn(|r| match shared {
+                true => slow.add((row + r) % run * MAX_STRIDE),
+                false => head.begin.as_slice().as_ptr().cast(),
+            });
             match n {
-                6 => fold_rows::<6>(head, dim, segments, query, to),
-                5 => fold_rows::<5>(head, dim, segments, query, to),
-                4 => fold_rows::<4>(head, dim, segments, query, to),
-                3 => fold_rows::<3>(head, dim, segments, query, to),
-                2 => fold_rows::<2>(head, dim, segments, query, to),
-                _ => fold_rows::<1>(head, dim, segments, query, to),
+                6 => fold_rows::<6>(head, dim, segments, &quads, query, begin, to),
+                5 => fold_rows::<5>(head, dim, segments, &quads, query, begin, to),
+                4 => fold_rows::<4>(head, dim, segments, &quads, query, begin, to),
+                3 => fold_rows::<3>(head, dim, segments, &quads, query, begin, to),
+                2 => fold_rows::<2>(head, dim, segments, &quads, query, begin, to),
+                _ => fold_rows::<1>(head, dim, segments, &quads, query, begin, to),
             }
             // One step of all rows after the other: each is a long chain.
             let mut most = [0; ROWS];
@@ -66,60 +85,116 @@ pub(super) unsafe fn fold(
     }
 }
 
-/// `R` rows through all tiles, to 16 bits, `MAX_STRIDE` apart.
+/// Slow rows whose sums are made together.
+const SLOW: usize = 4;
+
+/// Groups of four channels; the two halves of a head are paired.
+struct Quads {
+    /// Fast ones of a half; then come slow ones.
+    fast: usize,
+    /// Of a half.
+    pairs: usize,
+}
+
+/// Adds products of `R` rows with one tile's columns, over channels 4 · `from` to 4 · `to`.
 ///
 /// # Safety
-/// `query`: `R` rows of `dim` bytes; `to`: room for `R` rows of `MAX_STRIDE` words.
+/// `columns`: the tile's; `query`: `R` rows of `dim` bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn add_quads<const R: usize>(
+    mut sums: [[__m512i; 4]; R],
+    (from, to): (usize, usize),
+    columns: *const u8,
+    query: *const u8,
+    dim: usize,
+) -> [[__m512i; 4]; R] {
+    for k in from..to {
+        // SAFETY: by contract.
+        unsafe {
+            let at = columns.add(4 * TILE * k);
+            let b: [__m512i; 4] = [
+                _mm512_loadu_epi8(at.cast()),
+                _mm512_loadu_epi8(at.add(64).cast()),
+                _mm512_loadu_epi8(at.add(128).cast()),
+                _mm512_loadu_epi8(at.add(192).cast()),
+            ];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let q = query.add(r * dim + 4 * k).cast::<i32>().read_unaligned();
+                let q = _mm512_set1_epi32(q);
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = _mm512_dpbusd_epi32(*sum, q, b);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Sums of `R` rows over slow pairs, through all tiles, `MAX_STRIDE` apart.
+///
+/// # Safety
+/// `query`: `R` rows of `dim` bytes; `to`: room for `R` rows of `MAX_STRIDE` sums.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[inline]
+unsafe fn slow_rows<const R: usize>(
+    head: &Head,
+    dim: usize,
+    tiles: usize,
+    quads: &Quads,
+    query: *const u8,
+    to: *mut i32,
+) {
+    for tile in 0..tiles {
+        // SAFETY: a tile's columns are `dim` · TILE bytes; the rest by contract.
+        unsafe {
+            let begin = head.begin.as_slice().as_ptr().add(4 * TILE * tile);
+            let begin: [__m512i; 4] =
+                std::array::from_fn(|i| _mm512_loadu_epi8(begin.add(64 * i).cast()));
+            let columns = head.columns.as_slice().as_ptr().add(tile * dim * TILE);
+            let (fast, pairs) = (quads.fast, quads.pairs);
+            let sums = add_quads([begin; R], (fast, pairs), columns, query, dim);
+            let sums = add_quads(sums, (pairs + fast, 2 * pairs), columns, query, dim);
+            for (r, sums) in sums.iter().enumerate() {
+                for (i, sum) in sums.iter().enumerate() {
+                    _mm512_storeu_epi32(to.add(r * MAX_STRIDE + tile * TILE + 16 * i), *sum);
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows through all tiles, to 16 bits, `MAX_STRIDE` apart. `begin`: where each row's sums begin.
+///
+/// # Safety
+/// `query`: `R` rows of `dim` bytes; `begin`: a sum for every column; `to`: room for `R` rows of
+/// `MAX_STRIDE` words.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 #[inline]
 unsafe fn fold_rows<const R: usize>(
     head: &Head,
     dim: usize,
     segments: usize,
-    query: *const i8,
+    quads: &Quads,
+    query: *const u8,
+    begin: [*const i32; ROWS],
     to: *mut i16,
 ) {
-    let shift = shift(dim);
-    let count = _mm_cvtsi32_si128(shift as i32);
+    let count = _mm_cvtsi32_si128(shift(dim) as i32);
     let columns = head.columns.as_slice().as_ptr();
     let factors = head.factors.as_slice().as_ptr();
     // SAFETY: a tile's columns are `dim` · TILE bytes, its factors TILE words; the rest by contract.
     unsafe {
-        // Entries are 128 too large; the half makes the shift round.
-        let mut begin = [_mm512_setzero_si512(); R];
-        for (r, begin) in begin.iter_mut().enumerate() {
-            let mut sum = _mm_setzero_si128();
-            for k in 0..dim / 16 {
-                let q = _mm_loadu_epi8(query.add(r * dim + 16 * k));
-                sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(-128), q);
-            }
-            let pair = _mm_add_epi32(sum, _mm_shuffle_epi32::<0x4E>(sum));
-            let all = _mm_add_epi32(pair, _mm_shuffle_epi32::<0xB1>(pair));
-            let half = _mm_set1_epi32(1 << shift >> 1);
-            *begin = _mm512_broadcastd_epi32(_mm_sub_epi32(half, all));
-        }
         for tile in 0..(segments * SEGMENT).div_ceil(TILE) {
             let columns = columns.add(tile * dim * TILE);
             let mut sums = [[_mm512_setzero_si512(); 4]; R];
             for (sums, begin) in sums.iter_mut().zip(begin) {
-                *sums = [begin; 4];
+                let at = begin.add(tile * TILE);
+                *sums = std::array::from_fn(|i| _mm512_loadu_epi32(at.add(16 * i)));
             }
-            for k in 0..dim / 4 {
-                let at = columns.add(4 * TILE * k);
-                let b: [__m512i; 4] = [
-                    _mm512_loadu_epi8(at.cast()),
-                    _mm512_loadu_epi8(at.add(64).cast()),
-                    _mm512_loadu_epi8(at.add(128).cast()),
-                    _mm512_loadu_epi8(at.add(192).cast()),
-                ];
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let q = query.add(r * dim + 4 * k).cast::<i32>().read_unaligned();
-                    let q = _mm512_set1_epi32(q);
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = _mm512_dpbusd_epi32(*sum, b, q);
-                    }
-                }
-            }
+            let (fast, pairs) = (quads.fast, quads.pairs);
+            let sums = add_quads(sums, (0, fast), columns, query, dim);
+            let sums = add_quads(sums, (pairs, pairs + fast), columns, query, dim);
             let factors = factors.add(2 * TILE * tile);
             // A 128-bit lane of factors is half of a segment's: those that are not asked for are zero.
             let lanes = (segments - tile * TILE / SEGMENT).min(4);
@@ -307,7 +382,7 @@ pub(super) unsafe fn rotate_to_bytes(
     queries: &[f32],
     dim: usize,
     turn: (&[f32], &[f32]),
-    bytes: &mut [i8],
+    bytes: &mut [u8],
     fine: &mut [i16],
 ) {
     let pairs = dim / 2;
@@ -330,7 +405,8 @@ pub(super) unsafe fn rotate_to_bytes(
                     _mm256_storeu_epi16(fine.as_mut_ptr().add(at), words);
                     let rounded = _mm256_add_epi16(words, _mm256_set1_epi16(128));
                     let coarse = _mm256_cvtepi16_epi8(_mm256_srai_epi16::<8>(rounded));
-                    _mm_storeu_epi8(bytes.as_mut_ptr().add(at), coarse);
+                    let coarse = _mm_xor_si128(coarse, _mm_set1_epi8(-128));
+                    _mm_storeu_epi8(bytes.as_mut_ptr().add(at).cast(), coarse);
                 }
             }
         }
