@@ -15,7 +15,7 @@ pub enum ActivationKind {
     F32,
     /// Rounded to bf16, with the sum of each group.
     Bf16,
-    /// Rounded to bytes with a scale for each [`STEP_GROUP`] (the largest is ±127), with the sum of each group.
+    /// Rounded to bytes with a scale for each 16 (the largest is ±127), with the sum of each group.
     Bytes,
 }
 
