@@ -5,16 +5,15 @@ use std::arch::x86_64::*;
 use half::f16;
 
 mod mix;
+mod pair_rows;
 mod pairs;
 mod rows;
 mod scores;
 mod weights;
 
 pub(super) use mix::mix;
-pub(super) use pairs::{
-    mix_pairs, mix_stored_pairs, pair_keys, pair_values, round, scores_of_pairs,
-    scores_of_stored_pairs,
-};
+pub(super) use pair_rows::{pair_keys, pair_values, round};
+pub(super) use pairs::{mix_pairs, mix_stored_pairs, scores_of_pairs, scores_of_stored_pairs};
 pub(super) use rows::{Turned, transpose, transpose_stored, turn, widen};
 pub(super) use scores::{scores_of_stored, scores_of_tile};
 pub(super) use weights::weights;

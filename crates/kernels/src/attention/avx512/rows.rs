@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::super::LANES;
-use super::{Element, pairs, transposed};
+use super::{Element, pair_rows, transposed};
 
 /// Where rotated rows go.
 pub(in crate::attention) enum Turned<'a> {
@@ -93,7 +93,7 @@ turn_token!(
     turn_token_bf16,
     u16,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
-    pairs::put_rounded
+    pair_rows::put_rounded
 );
 
 /// Widens whole vectors.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::exp2::{LEAST, POLYNOMIAL};
 use super::super::{LANES, Part, ROWS};
-use super::pairs::put_rounded;
+use super::pair_rows::put_rounded;
 use crate::softmax::OnlineSoftmax;
 
 /// See [`super::super::portable::weights_on`]. If `bf16`, weights are rounded to it, and a row's lie together from the
