@@ -154,10 +154,10 @@ impl Weights {
         let reader = Reader { spec, source, names, dtype };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let embedding =
-            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, BROAD)?;
+            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, NARROW)?;
         let output = match source.shape(names.output) {
             Some(_) => {
-                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, BROAD)?)
+                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, NARROW)?)
             }
             None => None,
         };
@@ -191,13 +191,13 @@ struct Reader<'a> {
     dtype: Dtype,
 }
 
-/// The form of inputs of layers that do not bear bytes.
+/// The form of inputs where bytes would cost too much.
 const BROAD: ActivationKind = ActivationKind::Bf16;
 
-/// The form of inputs of layers that do.
+/// The form of inputs elsewhere.
 const NARROW: ActivationKind = ActivationKind::Bytes;
 
-/// One in so many layers, the first ones, has broad inputs everywhere.
+/// One in so many layers, the first ones, has broad inputs: what they get wrong, all others make worse.
 const BROAD_PART: usize = 10;
 
 /// In which order a matrix's rows are taken.
@@ -214,7 +214,7 @@ impl Reader<'_> {
         let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
         let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
-        let qkv = |name: &str, heads: usize, rotated: bool| {
+        let qkv = |(name, heads, rotated): (&str, usize, bool), kind: ActivationKind| {
             let size = heads * s.head_dim;
             let rows = if rotated && s.adjacent_pairs { Rows::SplitPairs } else { Rows::AsStored };
             let bias_name = format!("{}.{index}.{name}.bias", n.layer);
@@ -226,19 +226,27 @@ impl Reader<'_> {
             if rows == Rows::SplitPairs {
                 bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
             }
-            self.linear(&weight(name), bias, [size, s.hidden_size], rows, BROAD)
+            self.linear(&weight(name), bias, [size, s.hidden_size], rows, kind)
         };
         let optional = |wanted: bool, name: &str, size: usize| {
             wanted.then(|| self.norm(&weight(name), size)).transpose()
         };
-        // What the first layers get wrong, all others make worse.
         let kind = if index < s.layers.len().div_ceil(BROAD_PART) { BROAD } else { NARROW };
-        let [gate, up] = self.alike([n.gate, n.up], index, s.hidden_size, s.ffn_size, kind)?;
+        let [q, k, v] = alike(kind, |kind| {
+            let parts =
+                [(n.q, s.query_heads, true), (n.k, s.kv_heads, true), (n.v, s.kv_heads, false)];
+            let [q, k, v] = parts.map(|part| qkv(part, kind));
+            Ok([q?, k?, v?])
+        })?;
+        let [gate, up] = alike(kind, |kind| {
+            let of = |name| self.linear_with_bias(name, index, s.hidden_size, s.ffn_size, kind);
+            Ok([of(n.gate)?, of(n.up)?])
+        })?;
         Ok(LayerWeights {
             attention_norm: self.norm(&weight(n.attention_norm), s.hidden_size)?,
-            q: qkv(n.q, s.query_heads, true)?,
-            k: qkv(n.k, s.kv_heads, true)?,
-            v: qkv(n.v, s.kv_heads, false)?,
+            q,
+            k,
+            v,
             q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
             k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
             o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, kind)?,
@@ -304,25 +312,6 @@ impl Reader<'_> {
         self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, kind)
     }
 
-    /// Two of one shape that read the same inputs, and so in the same form.
-    fn alike(
-        &self,
-        names: [&str; 2],
-        index: usize,
-        inputs: usize,
-        outputs: usize,
-        kind: ActivationKind,
-    ) -> Result<[Linear; 2]> {
-        let read = |kind| -> Result<[Linear; 2]> {
-            let [a, b] = names.map(|n| self.linear_with_bias(n, index, inputs, outputs, kind));
-            Ok([a?, b?])
-        };
-        let both = read(kind)?;
-        // One of them may have no codes.
-        let same = both[0].activation_kind() == both[1].activation_kind();
-        if same { Ok(both) } else { read(BROAD) }
-    }
-
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {
         let mut weight = self.read(name, &[size])?;
         if self.spec.norm_offset != 0.0 {
@@ -330,6 +319,17 @@ impl Reader<'_> {
         }
         Ok(weight)
     }
+}
+
+/// Layers that read the same inputs, and so in the same form, in `kind` if all can.
+fn alike<const N: usize>(
+    kind: ActivationKind,
+    read: impl Fn(ActivationKind) -> Result<[Linear; N]>,
+) -> Result<[Linear; N]> {
+    let all = read(kind)?;
+    // One of them may have no codes.
+    let same = all.iter().all(|linear| linear.activation_kind() == all[0].activation_kind());
+    if same { Ok(all) } else { read(BROAD) }
 }
 
 /// Which row of adjacent pairs (2i, 2i + 1) becomes row `row` of split pairs (i, i + dim / 2), in its head.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use half::bf16;
 
+use super::bytes::{GroupHeader, round_groups_to_bytes, settle_row};
 use super::packed::GROUP;
 use super::product::Path;
 use crate::threads::{Disjoint, parallel_for};
@@ -15,16 +16,9 @@ pub enum ActivationKind {
     F32,
     /// Rounded to bf16, with the sum of each group.
     Bf16,
-    /// Rounded to bytes with a scale for each 16 (the largest is ±127), with the sum of each group.
+    /// Rounded to bytes with a step for each 16 (the largest is ±127), with the sum of each group.
     Bytes,
 }
-
-/// Inputs that share a scale as bytes. Half a group: a scale for all of it would be 8 % faster, and double what
-/// rounding costs (outliers are few, and spoil fewer).
-pub(super) const STEP_GROUP: usize = GROUP / 2;
-
-/// Scales of a group of bytes.
-pub(super) const STEPS: usize = GROUP / STEP_GROUP;
 
 /// Rows of inputs, made once and read by all layers that share them.
 #[derive(Debug)]
@@ -35,14 +29,16 @@ pub struct Activations {
     pub(super) num_groups: usize,
     /// Which of the others are filled.
     kind: ActivationKind,
-    pub(super) plain: Vec<f32>,  // F32: [rows, width]
-    pub(super) bits: Vec<u16>,   // Bf16: [rows, num_groups · GROUP]
-    pub(super) bytes: Vec<i8>,   // Bytes: [rows, num_groups · GROUP]
-    pub(super) scales: Vec<f32>, // Bytes: [rows, num_groups · STEPS]
+    pub(super) plain: Vec<f32>,           // F32: [rows, width]
+    pub(super) bits: Vec<u16>,            // Bf16: [rows, num_groups · GROUP]
+    pub(super) bytes: Vec<i8>,            // Bytes: [rows, num_groups · GROUP]
+    pub(super) headers: Vec<GroupHeader>, // Bytes: [rows, num_groups]
+    /// What steps are multiples of.
+    pub(super) units: Vec<f32>, // Bytes: [rows]
     /// Sums of the groups as they are rounded.
-    pub(super) sums: Vec<f32>, // Bf16, Bytes: [rows, num_groups]
-    /// Sums of the bytes with the sign changed: what products with codes counted from the lowest start from.
-    pub(super) minus: Vec<i32>, // Bytes: [rows, num_groups · STEPS]
+    pub(super) sums: Vec<f32>, // Bf16: [rows, num_groups]
+    /// The same in units of the row, as bf16; a last one of a pair that is no group is 0.
+    pub(super) byte_sums: Vec<u16>, // Bytes: [rows, num_groups, rounded up to pairs]
 }
 
 impl Default for Activations {
@@ -55,9 +51,10 @@ impl Default for Activations {
             plain: Vec::new(),
             bits: Vec::new(),
             bytes: Vec::new(),
-            scales: Vec::new(),
+            headers: Vec::new(),
+            units: Vec::new(),
             sums: Vec::new(),
-            minus: Vec::new(),
+            byte_sums: Vec::new(),
         }
     }
 }
@@ -87,9 +84,9 @@ impl Activations {
             }
             ActivationKind::Bytes => {
                 self.bytes.resize(groups * GROUP, 0);
-                self.scales.resize(groups * STEPS, 0.0);
-                self.sums.resize(groups, 0.0);
-                self.minus.resize(groups * STEPS, 0);
+                self.headers.resize(groups, GroupHeader::default());
+                self.units.resize(rows, 0.0);
+                self.byte_sums.resize(rows * num_groups.next_multiple_of(2), 0);
             }
         }
         Places {
@@ -100,9 +97,10 @@ impl Activations {
             plain: Disjoint::new(&mut self.plain),
             bits: Disjoint::new(&mut self.bits),
             bytes: Disjoint::new(&mut self.bytes),
-            scales: Disjoint::new(&mut self.scales),
+            headers: Disjoint::new(&mut self.headers),
+            units: Disjoint::new(&mut self.units),
             sums: Disjoint::new(&mut self.sums),
-            minus: Disjoint::new(&mut self.minus),
+            byte_sums: Disjoint::new(&mut self.byte_sums),
         }
     }
 
@@ -145,6 +143,11 @@ impl Activations {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn kind(&self) -> ActivationKind {
+        self.kind
+    }
+
     pub(super) fn is(&self, kind: ActivationKind) -> bool {
         self.kind == kind
     }
@@ -159,9 +162,10 @@ pub(super) struct Places<'a> {
     plain: Disjoint<'a, f32>,
     bits: Disjoint<'a, u16>,
     bytes: Disjoint<'a, i8>,
-    scales: Disjoint<'a, f32>,
+    headers: Disjoint<'a, GroupHeader>,
+    units: Disjoint<'a, f32>,
     sums: Disjoint<'a, f32>,
-    minus: Disjoint<'a, i32>,
+    byte_sums: Disjoint<'a, u16>,
 }
 
 impl Places<'_> {
@@ -193,18 +197,21 @@ impl Places<'_> {
             }
             ActivationKind::Bytes => {
                 // SAFETY: as above.
-                let (bytes, mut out) = unsafe {
-                    (self.bytes.slice(first * GROUP, n * GROUP), self.group_sums(first, n))
+                let (bytes, headers) = unsafe {
+                    (self.bytes.slice(first * GROUP, n * GROUP), self.headers.slice(first, n))
                 };
                 let (bytes, _) = bytes.as_chunks_mut::<GROUP>();
                 for (at, groups) in parts {
-                    round_groups_to_bytes(self.path, groups, &mut bytes[at..], out.from(at));
+                    round_groups_to_bytes(self.path, groups, &mut bytes[at..], &mut headers[at..]);
                 }
+                // SAFETY: as above.
+                unsafe { self.settle(row) };
             }
         }
     }
 
-    /// Rounds one group of a row. What is beyond the row's width must be 0.
+    /// Rounds one group of a row, which [`Self::settle_rows`] finishes. What is beyond the row's width must
+    /// be 0.
     ///
     /// # Safety
     /// Nobody else writes this group meanwhile.
@@ -226,38 +233,40 @@ impl Places<'_> {
                 }
                 ActivationKind::Bytes => {
                     let (bytes, _) = self.bytes.slice(at * GROUP, GROUP).as_chunks_mut();
-                    round_groups_to_bytes(self.path, x, bytes, self.group_sums(at, 1));
+                    round_groups_to_bytes(self.path, x, bytes, self.headers.slice(at, 1));
                 }
             }
         }
     }
 
+    /// Finishes rows whose groups were put one by one.
+    ///
     /// # Safety
-    /// Nobody else has these groups meanwhile.
-    unsafe fn group_sums(&self, first: usize, n: usize) -> GroupSums<'_> {
-        // SAFETY: by contract.
-        unsafe {
-            GroupSums {
-                scales: self.scales.slice(first * STEPS, n * STEPS).as_chunks_mut().0,
-                sums: self.sums.slice(first, n),
-                minus: self.minus.slice(first * STEPS, n * STEPS).as_chunks_mut().0,
-            }
+    /// Nobody else has them meanwhile.
+    pub(super) unsafe fn settle_rows(&self, rows: usize) {
+        if self.kind != ActivationKind::Bytes {
+            return;
         }
+        let small = rows * self.width < SMALL;
+        let per_task = if small { rows.max(1) } else { ROWS_PER_TASK };
+        parallel_for(rows.div_ceil(per_task), |task, _| {
+            for row in task * per_task..rows.min((task + 1) * per_task) {
+                // SAFETY: every row belongs to one task.
+                unsafe { self.settle(row) };
+            }
+        });
     }
-}
 
-/// What becomes of groups beside their bytes.
-pub(super) struct GroupSums<'a> {
-    pub(super) scales: &'a mut [[f32; STEPS]],
-    pub(super) sums: &'a mut [f32],
-    pub(super) minus: &'a mut [[i32; STEPS]],
-}
-
-impl GroupSums<'_> {
-    fn from(&mut self, group: usize) -> GroupSums<'_> {
-        let Self { scales, sums, minus } = self;
-        let (scales, sums) = (&mut scales[group..], &mut sums[group..]);
-        GroupSums { scales, sums, minus: &mut minus[group..] }
+    /// # Safety
+    /// Nobody else has this row meanwhile.
+    unsafe fn settle(&self, row: usize) {
+        let (n, pairs) = (self.num_groups, self.num_groups.next_multiple_of(2));
+        // SAFETY: the row's own places, which are the caller's.
+        let (headers, sums, unit) = unsafe {
+            let sums = self.byte_sums.slice(row * pairs, pairs);
+            (self.headers.slice(row * n, n), sums, self.units.slice(row, 1))
+        };
+        unit[0] = settle_row(headers, sums);
     }
 }
 
@@ -286,59 +295,6 @@ fn round_groups(path: Path, x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums:
                 *sum = crate::gemm::sum_lanes(&lanes);
             }
         }
-    }
-}
-
-/// Rounds groups to bytes. Where a NaN or an infinity is, the scale is NaN.
-#[inline(always)]
-fn round_groups_to_bytes(
-    path: Path,
-    x: &[[f32; GROUP]],
-    bytes: &mut [[i8; GROUP]],
-    out: GroupSums<'_>,
-) {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the path says that the processor can.
-        Path::Vnni => unsafe { super::x86::quads::round_groups(x, bytes, out) },
-        _ => {
-            let GroupSums { scales, sums, minus } = out;
-            let rest = scales.iter_mut().zip(sums).zip(minus);
-            for ((x, bytes), ((scales, sum), minus)) in x.iter().zip(bytes).zip(rest) {
-                let parts = x.as_chunks::<STEP_GROUP>().0.iter();
-                let parts = parts.zip(bytes.as_chunks_mut::<STEP_GROUP>().0);
-                *sum = 0.0;
-                for ((x, bytes), (scale, minus)) in parts.zip(scales.iter_mut().zip(minus)) {
-                    // As bits, so that a NaN is larger than anything.
-                    let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
-                    let (step, inverse) = byte_step(f32::from_bits(largest));
-                    let mut total = 0;
-                    for (x, byte) in x.iter().zip(bytes) {
-                        *byte = (x * inverse).round_ties_even() as i8;
-                        total += i32::from(*byte);
-                    }
-                    (*scale, *minus) = (step, -total);
-                    *sum += step * total as f32;
-                }
-            }
-        }
-    }
-}
-
-/// A byte's part of the largest.
-pub(super) const BYTE: f32 = 1.0 / 127.0;
-
-/// Where the largest input is not above it, the inverse of a step could be infinite: such inputs count as 0.
-pub(super) const SMALLEST: f32 = 1e-36;
-
-/// What a byte is worth, and how many are in 1, by the largest magnitude.
-#[inline(always)]
-fn byte_step(largest: f32) -> (f32, f32) {
-    if largest.is_finite() {
-        let inverse = if largest > SMALLEST { 127.0 / largest } else { 0.0 };
-        (largest * BYTE, inverse)
-    } else {
-        (f32::NAN, 0.0)
     }
 }
 
@@ -376,53 +332,6 @@ mod tests {
             round_groups(path, &odd, &mut bits, &mut [0.0]);
             assert!(bf16::from_bits(bits[0][0]).is_nan());
             assert_eq!(bits[0][1..3], [bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits()]);
-        }
-    }
-
-    #[test]
-    fn bytes_are_within_half_a_step_and_the_largest_is_exact() {
-        let mut x = numbers();
-        x[2].fill(1e-38);
-        let mut all = Vec::new();
-        for path in Path::available(ActivationKind::Bytes) {
-            let mut bytes = [[1; GROUP]; 3];
-            let (mut scales, mut sums, mut minus) = ([[1.0; STEPS]; 3], [1.0; 3], [[1; STEPS]; 3]);
-            let out = GroupSums { scales: &mut scales, sums: &mut sums, minus: &mut minus };
-            round_groups_to_bytes(path, &x, &mut bytes, out);
-            for (g, (x, bytes)) in x.iter().zip(&bytes).enumerate() {
-                let mut sum = 0.0;
-                for (i, (x, byte)) in x.iter().zip(bytes).enumerate() {
-                    let step = scales[g][i / STEP_GROUP];
-                    assert!((x - step * f32::from(*byte)).abs() <= 0.5001 * step.max(1e-37));
-                    sum += step * f32::from(*byte);
-                }
-                assert!((sums[g] - sum).abs() <= 1e-5 * scales[g][0].max(scales[g][1]) * 2e3);
-                for (part, minus) in bytes.as_chunks::<STEP_GROUP>().0.iter().zip(minus[g]) {
-                    assert_eq!(part.iter().map(|b| i32::from(*b)).sum::<i32>(), -minus);
-                }
-            }
-            for part in bytes[0].as_chunks::<STEP_GROUP>().0 {
-                assert_eq!(part.iter().map(|b| b.unsigned_abs()).max(), Some(127));
-            }
-            assert_eq!(bytes[2], [0; GROUP]);
-            all.push((bytes, scales, sums, minus));
-        }
-        all.windows(2).for_each(|pair| assert_eq!(pair[0], pair[1]));
-    }
-
-    #[test]
-    fn a_group_that_is_not_finite_stays_so() {
-        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for path in Path::available(ActivationKind::Bytes) {
-                let mut x = [[1.0; GROUP]];
-                x[0][9] = odd;
-                let (mut bytes, mut scales, mut minus) = ([[1; GROUP]], [[1.0; 2]], [[1; 2]]);
-                let out = GroupSums { scales: &mut scales, sums: &mut [0.0], minus: &mut minus };
-                round_groups_to_bytes(path, &x, &mut bytes, out);
-                assert!(scales[0][0].is_nan() && scales[0][1] == BYTE, "{path:?} {odd}");
-                assert_eq!(bytes[0][..16], [0; 16], "{path:?} {odd}");
-                assert_eq!((bytes[0][16], minus), (127, [[0, -127 * 16]]), "{path:?} {odd}");
-            }
         }
     }
 }

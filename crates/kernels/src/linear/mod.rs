@@ -8,6 +8,7 @@
 //! Row invariant, on every path.
 
 mod activations;
+mod bytes;
 mod packed;
 mod portable;
 mod product;
@@ -17,6 +18,7 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 pub use activations::{ActivationKind, Activations};
@@ -27,7 +29,7 @@ use crate::gemm::gemm_nt_raw;
 use crate::isa::Isa;
 use crate::threads::{Disjoint, num_threads, parallel_for};
 use packed::{Packed, TILE};
-use product::{Block, Path, ROWS, multiply_tile};
+use product::{Block, Path, ROWS, Target, multiply_tile};
 
 /// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
 const ROWS_PER_PASS: usize = 256;
@@ -175,6 +177,12 @@ impl Linear {
         forward_on(self.path(), [self], x, [out], Put::Add);
     }
 
+    /// The part of the bias that belongs to a tile.
+    fn tile_bias(&self, tile: usize) -> Option<&[f32]> {
+        let bias = self.bias.as_ref()?;
+        Some(&bias[tile * TILE..bias.len().min((tile + 1) * TILE)])
+    }
+
     fn path(&self) -> Path {
         Path::best(self.activation_kind())
     }
@@ -244,32 +252,40 @@ fn forward_tile(
 ) {
     let n = linear.out_features;
     let features = TILE.min(n - tile * TILE);
-    let bias = linear.bias.as_ref().map(|b| &b[tile * TILE..tile * TILE + features]);
-    let put = |row: usize, products: &[f32; TILE]| {
-        // SAFETY: these features of this row belong to this task alone.
-        let out = unsafe { out.slice(row * n + tile * TILE, features) };
-        match (how, bias) {
-            (Put::Set, None) => out.copy_from_slice(&products[..features]),
-            (Put::Set, Some(bias)) => {
-                out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o = p + b);
-            }
-            (Put::Add, None) => out.iter_mut().zip(products).for_each(|(o, p)| *o += p),
-            (Put::Add, Some(bias)) => {
-                out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o += p + b);
-            }
-        }
+    let target = Target {
+        start: out.rows((rows.start * n + tile * TILE, n), (rows.len(), features)),
+        stride: n,
+        features,
+        bias: linear.tile_bias(tile),
+        add: how == Put::Add,
     };
+    // SAFETY: these features of these rows belong to this task alone.
+    unsafe { put_tile(path, linear, tile, x, rows, &target) };
+}
+
+/// Puts the products of a tile of features.
+///
+/// # Safety
+/// `target` is as many rows that nobody else has.
+unsafe fn put_tile(
+    path: Path,
+    linear: &Linear,
+    tile: usize,
+    x: &Activations,
+    rows: Range<usize>,
+    target: &Target<'_>,
+) {
     match &linear.weight {
-        Weight::Packed(packed) => {
-            multiply_tile(path, [packed], tile, x, rows, |first, n, [products]| {
-                (first..).zip(&products[..n]).for_each(|(row, products)| put(row, products));
-            });
-        }
+        // SAFETY: by contract.
+        Weight::Packed(packed) => unsafe { multiply_tile(path, packed, tile, x, rows, target) },
         Weight::F32(weight) => {
             for first in rows.clone().step_by(ROWS) {
                 let block = first..rows.end.min(first + ROWS);
                 let products = plain_tile(path, linear, weight, tile, x, block.clone());
-                block.zip(&products).for_each(|(row, products)| put(row, products));
+                for (row, products) in block.zip(&products) {
+                    // SAFETY: by contract.
+                    unsafe { target.put(row - rows.start, products) };
+                }
             }
         }
     }
@@ -328,38 +344,42 @@ pub fn forward_gated(
     }
     for_passes(rows, tiles, |rows, tile| {
         let features = TILE.min(width - tile * TILE);
-        // A tile of features is a group of the next layer's inputs.
-        let put = |row: usize, gates: &mut [f32; TILE], ups: &mut [f32; TILE]| {
-            for (linear, products) in [(gate, &mut *gates), (up, &mut *ups)] {
-                if let Some(bias) = &linear.bias {
-                    let bias = &bias[tile * TILE..];
-                    products[..features].iter_mut().zip(bias).for_each(|(p, b)| *p += b);
+        GATED.with_borrow_mut(|both| {
+            let [gates, ups] = both;
+            let products = [(gate, gates), (up, ups)].map(|(linear, products)| {
+                products.resize(ROWS_PER_PASS, [0.0; TILE]);
+                let target = Target {
+                    start: products.as_mut_ptr().cast(),
+                    stride: TILE,
+                    features,
+                    bias: linear.tile_bias(tile),
+                    add: false,
+                };
+                // SAFETY: this thread's own rows, as many as a pass has.
+                unsafe { put_tile(path, linear, tile, x, rows.clone(), &target) };
+                &mut products[..rows.len()]
+            });
+            let [gates, ups] = products.map(|products| products.chunks_mut(ROWS_PER_GATE));
+            for ((first, gates), ups) in rows.step_by(ROWS_PER_GATE).zip(gates).zip(ups) {
+                gated(activation, gates.as_flattened_mut(), ups.as_flattened());
+                for (row, gates) in (first..).zip(gates) {
+                    // What is beyond the last feature stays out of sums. A tile of features is a group of the next
+                    // layer's inputs.
+                    gates[features..].fill(0.0);
+                    // SAFETY: this group of this row belongs to this task alone.
+                    unsafe { places.put_group(row, tile, gates) };
                 }
             }
-            gated(activation, gates, ups);
-            // What is beyond the last feature stays out of sums.
-            gates[features..].fill(0.0);
-            // SAFETY: this group of this row belongs to this task alone.
-            unsafe { places.put_group(row, tile, gates) };
-        };
-        match (&gate.weight, &up.weight) {
-            (Weight::Packed(a), Weight::Packed(b)) => {
-                multiply_tile(path, [a, b], tile, x, rows, |first, n, [gates, ups]| {
-                    let products = gates.iter_mut().zip(ups).take(n);
-                    (first..).zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
-                });
-            }
-            (Weight::F32(a), Weight::F32(b)) => {
-                for first in rows.clone().step_by(ROWS) {
-                    let block = first..rows.end.min(first + ROWS);
-                    let mut gates = plain_tile(path, gate, a, tile, x, block.clone());
-                    let mut ups = plain_tile(path, up, b, tile, x, block.clone());
-                    let products = gates.iter_mut().zip(&mut ups);
-                    block.zip(products).for_each(|(row, (gates, ups))| put(row, gates, ups));
-                }
-            }
-            // Kinds of inputs differ then, which was refused above.
-            _ => {}
-        }
+        });
     });
+    // SAFETY: all groups are there, and no task is left.
+    unsafe { places.settle_rows(rows) };
 }
+
+thread_local! {
+    /// Products of a tile of a gate and of its up projection, with the rows of a pass.
+    static GATED: RefCell<[Vec<[f32; TILE]>; 2]> = RefCell::default();
+}
+
+/// Rows whose gate is computed together: they stay in L1.
+const ROWS_PER_GATE: usize = 32;

@@ -4,7 +4,8 @@
 
 use half::{bf16, f16};
 
-use super::activations::{ActivationKind, STEP_GROUP, STEPS};
+use super::activations::ActivationKind;
+use super::bytes::{GroupHeader, STEP_GROUP};
 use super::packed::{CodeFormat, GROUP, HALF, PAIRS, Packed, QUADS, TILE};
 use super::product::{Block, Rows};
 use crate::isa::{Isa, dispatch, mul_add};
@@ -143,41 +144,30 @@ fn multiply_body<const FMA: bool>(
 ) {
     for (i, out) in out.iter_mut().enumerate().take(rows.num_rows) {
         let (inputs, row) = rows.row(i);
-        let bytes = inputs.is(ActivationKind::Bytes);
         let groups = row * rows.num_groups..(row + 1) * rows.num_groups;
         let elements = groups.start * GROUP..groups.end * GROUP;
-        let (bits, codes) = if bytes {
-            (&[][..], inputs.bytes[elements].as_chunks::<GROUP>().0)
-        } else {
-            (inputs.bits[elements].as_chunks::<GROUP>().0, &[][..])
-        };
-        let sums = &inputs.sums[groups.clone()];
-        let mut total = [0.0f32; TILE];
-        for (g, weights) in weights.chunks_exact(GROUP_WEIGHTS).enumerate().take(rows.num_groups) {
-            let mut acc = if format.is_some() { [0.0; TILE] } else { total };
-            let x: [f32; GROUP] = if bytes {
-                codes[g].map(f32::from)
-            } else {
-                bits[g].map(|bits| bf16::from_bits(bits).to_f32())
+        if let Some(format) = format.filter(|_| inputs.is(ActivationKind::Bytes)) {
+            let pairs = rows.num_groups.next_multiple_of(2);
+            let x = Bytes {
+                groups: inputs.bytes[elements].as_chunks().0,
+                headers: &inputs.headers[groups],
+                sums: &inputs.byte_sums[row * pairs..(row + 1) * pairs],
+                unit: inputs.units[row],
             };
-            let steps = &inputs.scales[if bytes { (groups.start + g) * STEPS } else { 0 }..];
+            *out = multiply_bytes::<FMA>(format, weights, scales, &x);
+            continue;
+        }
+        let (bits, _) = inputs.bits[elements].as_chunks::<GROUP>();
+        let sums = &inputs.sums[groups];
+        let mut total = [0.0f32; TILE];
+        let turned = weights.chunks_exact(GROUP_WEIGHTS).zip(bits).zip(sums);
+        for (g, ((weights, bits), sum)) in turned.enumerate() {
+            let mut acc = if format.is_some() { [0.0; TILE] } else { total };
             let (weights, _) = weights.as_chunks::<TILE>();
-            for (part, x) in x.chunks_exact(STEP_GROUP).enumerate() {
-                // Sums of bytes are integers below 2²⁴: exact, as they are elsewhere.
-                let mut sums = if bytes { [0.0; TILE] } else { acc };
-                for (x, weights) in x.iter().zip(&weights[part * STEP_GROUP..]) {
-                    for (sum, w) in sums.iter_mut().zip(weights) {
-                        *sum = mul_add::<FMA>(*x, *w, *sum);
-                    }
-                }
-                if bytes && part > 0 {
-                    for (acc, sum) in acc.iter_mut().zip(&mut sums) {
-                        *acc = mul_add::<FMA>(*sum, steps[part], *acc);
-                    }
-                } else if bytes {
-                    acc = sums.map(|sum| sum * steps[0]);
-                } else {
-                    acc = sums;
+            for (bits, weights) in bits.iter().zip(weights) {
+                let x = bf16::from_bits(*bits).to_f32();
+                for (acc, w) in acc.iter_mut().zip(weights) {
+                    *acc = mul_add::<FMA>(x, *w, *acc);
                 }
             }
             let Some(format) = format else {
@@ -188,10 +178,66 @@ fn multiply_body<const FMA: bool>(
             for f in 0..TILE {
                 total[f] = mul_add::<FMA>(acc[f], scale[f], total[f]);
                 if format.has_min {
-                    total[f] = mul_add::<FMA>(min[f], sums[g], total[f]);
+                    total[f] = mul_add::<FMA>(min[f], *sum, total[f]);
                 }
             }
         }
         *out = total;
     }
+}
+
+/// A row of inputs as bytes.
+struct Bytes<'a> {
+    groups: &'a [[i8; GROUP]],
+    headers: &'a [GroupHeader],
+    sums: &'a [u16],
+    unit: f32,
+}
+
+/// What `vpdpbusd`, `vpdpwssd` and `vdpbf16ps` give, in this order; all integers are below 2²⁴ until steps come in.
+#[inline(always)]
+fn multiply_bytes<const FMA: bool>(
+    format: CodeFormat,
+    weights: &[f32],
+    scales: &[f32],
+    x: &Bytes<'_>,
+) -> [f32; TILE] {
+    let mut total = [0.0f32; TILE];
+    let scales_of = |g: usize| scales[g * 2 * TILE..(g + 1) * 2 * TILE].split_at(TILE);
+    for (g, weights) in weights.chunks_exact(GROUP_WEIGHTS).enumerate().take(x.groups.len()) {
+        let (weights, _) = weights.as_chunks::<TILE>();
+        let halves: [[f32; TILE]; 2] = std::array::from_fn(|s| {
+            let part = s * STEP_GROUP..(s + 1) * STEP_GROUP;
+            let mut sums = [0.0f32; TILE];
+            for (x, weights) in x.groups[g][part.clone()].iter().zip(&weights[part]) {
+                for (sum, w) in sums.iter_mut().zip(weights) {
+                    *sum = mul_add::<FMA>(f32::from(*x), *w, *sum);
+                }
+            }
+            sums
+        });
+        let steps = x.headers[g].steps;
+        let (scale, _) = scales_of(g);
+        for f in 0..TILE {
+            let sum = if format.bits == 4 {
+                let [a, b] = [0, 1].map(|s| halves[s][f] as i32 * i32::from(steps[s]));
+                (a + b) as f32
+            } else {
+                let [a, b] = steps.map(f32::from);
+                mul_add::<FMA>(halves[1][f], b, halves[0][f] * a)
+            };
+            total[f] = mul_add::<FMA>(sum, scale[f], total[f]);
+        }
+        let last = g + 1 == x.groups.len();
+        if format.has_min && (g % 2 == 1 || last) {
+            // The second of a pair comes first.
+            for g in (g - g % 2..=g).rev() {
+                let ((_, min), sum) = (scales_of(g), bf16::from_bits(x.sums[g]).to_f32());
+                for (total, min) in total.iter_mut().zip(min) {
+                    *total = mul_add::<FMA>(bf16::from_f32(*min).to_f32(), sum, *total);
+                }
+            }
+        }
+    }
+    total.map(|total| total * x.unit)
 }

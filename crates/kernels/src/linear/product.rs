@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{ActivationKind, Activations, STEPS};
+use super::activations::{ActivationKind, Activations};
+use super::bytes::GroupHeader;
 use super::packed::{GROUP, Packed, TILE};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
@@ -18,7 +19,8 @@ pub(super) const ROWS: usize = 6;
 /// Outputs of a register block.
 pub(super) type Block = [[f32; TILE]; ROWS];
 
-/// Up to [`ROWS`] rows of rounded inputs.
+/// Rows of rounded inputs.
+#[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) num_rows: usize,
     pub(super) num_groups: usize,
@@ -26,43 +28,112 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
     /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that.
     pub(super) bits: *const u16,
-    /// Bytes, likewise.
-    pub(super) bytes: *const i8,
-    /// What bytes are worth: `[num_rows, num_groups · STEPS]`.
-    pub(super) scales: *const f32,
-    /// `[num_rows, num_groups]`.
+    /// Their sums, `[num_rows, num_groups]`.
     pub(super) sums: *const f32,
-    /// `[num_rows, num_groups · STEPS]`, if inputs are bytes.
-    pub(super) minus: *const i32,
+    /// Bytes, `[num_rows, num_groups · GROUP]`, if inputs are that.
+    pub(super) bytes: *const i8,
+    /// `[num_rows, num_groups]`.
+    pub(super) headers: *const GroupHeader,
+    /// Sums of groups of bytes as bf16, `[num_rows, num_groups, rounded up to pairs]`.
+    pub(super) byte_sums: *const u16,
+    /// `[num_rows]`.
+    pub(super) units: *const f32,
     x: &'a Activations,
     first: usize,
 }
 
 impl<'a> Rows<'a> {
+    /// # Panics
+    /// If `x` has fewer rows.
     fn new(x: &'a Activations, rows: Range<usize>) -> Self {
-        let (groups, stride) = (x.num_groups, x.num_groups * GROUP);
-        let all = |per_row: usize| rows.start * per_row..rows.end * per_row;
-        let bytes = x.is(ActivationKind::Bytes);
-        let own = if bytes { 0..0 } else { all(stride) };
-        let (own_bytes, own_steps) =
-            if bytes { (all(stride), all(groups * STEPS)) } else { (0..0, 0..0) };
-        Self {
-            num_rows: rows.len(),
+        assert!(rows.end <= x.rows, "rows {rows:?} of {}", x.rows);
+        let groups = x.num_groups;
+        let all = Self {
+            num_rows: x.rows,
             num_groups: groups,
-            stride,
-            bits: x.bits[own].as_ptr(),
-            bytes: x.bytes[own_bytes].as_ptr(),
-            scales: x.scales[own_steps.clone()].as_ptr(),
-            sums: x.sums[all(groups)].as_ptr(),
-            minus: x.minus[own_steps].as_ptr(),
+            stride: groups * GROUP,
+            bits: x.bits.as_ptr(),
+            sums: x.sums.as_ptr(),
+            bytes: x.bytes.as_ptr(),
+            headers: x.headers.as_ptr(),
+            byte_sums: x.byte_sums.as_ptr(),
+            units: x.units.as_ptr(),
             x,
-            first: rows.start,
+            first: 0,
+        };
+        all.part(rows.start, rows.len())
+    }
+
+    /// `num_rows` of the rows, from `first` on.
+    #[inline(always)]
+    pub(super) fn part(&self, first: usize, num_rows: usize) -> Self {
+        debug_assert!(first + num_rows <= self.num_rows);
+        let groups = first * self.num_groups;
+        Self {
+            num_rows,
+            bits: self.bits.wrapping_add(first * self.stride),
+            sums: self.sums.wrapping_add(groups),
+            bytes: self.bytes.wrapping_add(first * self.stride),
+            headers: self.headers.wrapping_add(groups),
+            byte_sums: self.byte_sums.wrapping_add(first * self.num_groups.next_multiple_of(2)),
+            units: self.units.wrapping_add(first),
+            first: self.first + first,
+            ..*self
         }
+    }
+
+    /// Blocks of at most `most` rows, as (first, rows), nearly equal in size: one of two rows would wait for its
+    /// own sums.
+    #[inline(always)]
+    pub(super) fn blocks(&self, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (n, blocks) = (self.num_rows, self.num_rows.div_ceil(most));
+        (0..blocks).map(move |i| {
+            let first = i * n / blocks;
+            (first, (i + 1) * n / blocks - first)
+        })
     }
 
     /// The inputs, and the number of a row among them.
     pub(super) fn row(&self, i: usize) -> (&'a Activations, usize) {
         (self.x, self.first + i)
+    }
+}
+
+/// Where the products of a tile go: a row of features for each row of inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// First feature of the first row.
+    pub(super) start: *mut f32,
+    /// From one row to the next.
+    pub(super) stride: usize,
+    /// Features that are written, at most [`TILE`].
+    pub(super) features: usize,
+    /// `[features]`
+    pub(super) bias: Option<&'a [f32]>,
+    /// Whether products are added to what is there.
+    pub(super) add: bool,
+}
+
+impl Target<'_> {
+    /// From some row on.
+    #[inline(always)]
+    pub(super) fn from(&self, row: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.stride), ..*self }
+    }
+
+    /// Puts the products of a row.
+    ///
+    /// # Safety
+    /// The row is inside what `start` points to, and nobody else's.
+    pub(super) unsafe fn put(&self, row: usize, products: &[f32; TILE]) {
+        // SAFETY: by contract.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.features)
+        };
+        for (f, (out, product)) in out.iter_mut().zip(products).enumerate() {
+            let sum = product + self.bias.map_or(0.0, |bias| bias[f]);
+            *out = if self.add { *out + sum } else { sum };
+        }
     }
 }
 
@@ -72,7 +143,7 @@ pub(super) enum Path {
     /// Products of bf16 in AVX-512.
     #[cfg(target_arch = "x86_64")]
     Bf16,
-    /// Products of bytes in AVX-512.
+    /// Products of bytes in AVX-512 (and of bf16: minimums).
     #[cfg(target_arch = "x86_64")]
     Vnni,
     /// Products of f32.
@@ -92,23 +163,16 @@ impl Path {
                 {
                     return Self::Bf16;
                 }
-                ActivationKind::Bytes if std::is_x86_feature_detected!("avx512vnni") => {
+                ActivationKind::Bytes
+                    if std::is_x86_feature_detected!("avx512vnni")
+                        && std::is_x86_feature_detected!("avx512bf16") =>
+                {
                     return Self::Vnni;
                 }
                 _ => {}
             }
         }
         Self::Portable(Isa::best())
-    }
-
-    /// Most rows of a register block.
-    fn rows(self) -> usize {
-        match self {
-            // 4 × 2 sums over a scale, over a group and over all, and weights fill 26 of 32 registers.
-            #[cfg(target_arch = "x86_64")]
-            Self::Vnni => 4,
-            _ => ROWS,
-        }
     }
 
     /// Every path this processor can run, best first: for tests that compare them.
@@ -130,122 +194,106 @@ struct Turned {
 }
 
 thread_local! {
-    /// Two: a gate and its up projection are met by the same rows at the same time. With room for what they
-    /// give.
-    static TURNED: RefCell<([Turned; 2], [Block; 2])> = RefCell::default();
+    static TURNED: RefCell<Turned> = RefCell::default();
 }
 
-/// Calls `each(first row, rows, products)` for up to [`ROWS`] rows at a time with the products of
-/// one tile of each matrix. `WAYS` is 1 or 2.
-pub(super) fn multiply_tile<const WAYS: usize>(
+/// Puts the products of one tile of a matrix with some rows.
+///
+/// # Safety
+/// `target` is as many rows that nobody else has.
+pub(super) unsafe fn multiply_tile(
     path: Path,
-    matrices: [&Packed; WAYS],
+    matrix: &Packed,
     tile: usize,
     x: &Activations,
     rows: Range<usize>,
-    mut each: impl FnMut(usize, usize, &mut [Block; WAYS]),
+    target: &Target<'_>,
 ) {
-    const { assert!(WAYS <= 2) };
-    TURNED.with_borrow_mut(|(turned, products)| {
-        let most = path.rows();
-        let few = rows.len() <= most;
-        let Some(products) = products.first_chunk_mut::<WAYS>() else { return };
-        for (matrix, turned) in matrices.iter().zip(&mut *turned) {
-            turned.prepare(path, matrix, tile, few);
-        }
-        // Blocks of nearly equal size: one of two rows would wait for its own sums.
-        let blocks = rows.len().div_ceil(most);
-        for i in 0..blocks {
-            let first = rows.start + i * rows.len() / blocks;
-            let end = rows.start + (i + 1) * rows.len() / blocks;
-            let block = Rows::new(x, first..end);
-            for ((matrix, turned), out) in matrices.iter().zip(&*turned).zip(&mut *products) {
-                turned.multiply(path, matrix, tile, few, &block, out);
-            }
-            each(first, end - first, products);
-        }
+    let rows = Rows::new(x, rows);
+    assert_eq!(matrix.num_groups, rows.num_groups, "groups of inputs");
+    TURNED.with_borrow_mut(|turned| {
+        // SAFETY: by contract.
+        unsafe { turned.multiply(path, matrix, matrix.tile(tile), &rows, target) }
     });
 }
 
 impl Turned {
-    /// Turns a tile, if its path reads turned ones.
-    fn prepare(&mut self, path: Path, matrix: &Packed, tile: usize, few: bool) {
-        let (groups, bytes) = (matrix.num_groups, matrix.tile(tile));
-        let grow = |v: &mut Vec<f32>, len: usize| {
-            if v.len() < len {
-                v.resize(len, 0.0);
-            }
-        };
-        match path {
-            #[cfg(target_arch = "x86_64")]
-            Path::Bf16 | Path::Vnni => {
-                let Some(format) = matrix.codes.filter(|_| !few) else { return };
-                let pairs = path == Path::Bf16;
-                let len = groups * if pairs { pairs::GROUP_BYTES } else { quads::GROUP_BYTES };
-                if self.weights.as_ref().is_none_or(|w| w.len() < len) {
-                    self.weights = Some(AlignedBytes::zeroed(len));
-                }
-                grow(&mut self.scales, groups * 2 * TILE);
-                let Some(weights) = &mut self.weights else { return };
-                let (weights, scales) = (&mut weights.as_mut_slice()[..len], &mut self.scales);
-                // SAFETY: the path says that the processor can; lengths as made above.
-                unsafe {
-                    if pairs {
-                        pairs::turn_tile(format, bytes, weights, scales);
-                    } else {
-                        quads::turn_tile(format, bytes, weights, scales);
-                    }
-                }
-            }
-            Path::Portable(_) => {
-                grow(&mut self.plain, groups * portable::GROUP_WEIGHTS);
-                grow(&mut self.scales, groups * 2 * TILE);
-                portable::turn_tile(matrix, bytes, &mut self.plain, &mut self.scales);
-            }
+    /// Room for a tile's weights and scales.
+    fn room(&mut self, weights: usize, scales: usize) -> Option<(&mut [u8], &mut [f32])> {
+        if self.weights.as_ref().is_none_or(|w| w.len() < weights) {
+            self.weights = Some(AlignedBytes::zeroed(weights));
         }
+        if self.scales.len() < scales {
+            self.scales.resize(scales, 0.0);
+        }
+        let own = self.weights.as_mut()?.as_mut_slice();
+        Some((&mut own[..weights], &mut self.scales[..scales]))
     }
 
-    fn multiply(
-        &self,
+    /// # Safety
+    /// As [`multiply_tile`].
+    unsafe fn multiply(
+        &mut self,
         path: Path,
         matrix: &Packed,
-        tile: usize,
-        few: bool,
+        tile: &[u8],
         rows: &Rows<'_>,
-        out: &mut Block,
+        target: &Target<'_>,
     ) {
-        assert_eq!(matrix.num_groups, rows.num_groups, "groups of inputs");
-        let turned = self.weights.as_ref().zip(matrix.codes).filter(|_| !few);
-        match path {
+        let groups = matrix.num_groups;
+        // SAFETY of all blocks: the path says that the processor can; a matrix's own tiles are whole and aligned, and
+        // lengths of turned ones are as made here; the number of groups is the rows'; the target is by contract.
+        match (path, matrix.codes) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the path says that the processor can; `prepare` turned this tile, a matrix's own are
-            // whole and aligned, and the number of groups is the rows'.
-            Path::Bf16 => unsafe {
-                match turned {
-                    Some((weights, format)) => {
-                        let (weights, min) = (weights.as_slice(), format.has_min);
-                        pairs::multiply_turned(min, weights, &self.scales, rows, out);
-                    }
-                    None => pairs::multiply_stored(matrix.codes, matrix.tile(tile), rows, out),
+            (Path::Bf16, Some(format)) if rows.num_rows > ROWS => {
+                let room = self.room(groups * pairs::GROUP_BYTES, groups * 2 * TILE);
+                let Some((weights, scales)) = room else { return };
+                // SAFETY: see above.
+                unsafe {
+                    pairs::turn_tile(format, tile, weights, scales);
+                    pairs::multiply_turned(format.has_min, weights, scales, rows, target);
                 }
-            },
+            }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Path::Vnni => unsafe {
-                match (turned, matrix.codes) {
-                    (Some((weights, format)), _) => {
-                        let weights = weights.as_slice();
-                        quads::multiply_turned(format, weights, &self.scales, rows, out);
-                    }
-                    (None, Some(format)) => {
-                        quads::multiply_stored(format, matrix.tile(tile), rows, out);
-                    }
-                    // Only codes take bytes.
-                    (None, None) => {}
+            // SAFETY: see above.
+            (Path::Bf16, format) => unsafe { pairs::multiply_stored(format, tile, rows, target) },
+            #[cfg(target_arch = "x86_64")]
+            (Path::Vnni, Some(format)) if rows.num_rows > quads::ROWS => {
+                let room = self.room(groups * quads::GROUP_BYTES, quads::num_scales(groups));
+                let Some((weights, scales)) = room else { return };
+                // SAFETY: see above.
+                unsafe {
+                    quads::turn_tile(format, tile, weights, scales);
+                    quads::multiply_turned(format, weights, scales, rows, target);
                 }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: see above.
+            (Path::Vnni, Some(format)) => unsafe {
+                quads::multiply_stored(format, tile, rows, target);
             },
-            Path::Portable(isa) => {
-                portable::multiply(isa, matrix.codes, &self.plain, &self.scales, rows, out);
+            // Only codes take bytes.
+            #[cfg(target_arch = "x86_64")]
+            (Path::Vnni, None) => {}
+            (Path::Portable(isa), format) => {
+                let plain = groups * portable::GROUP_WEIGHTS;
+                if self.plain.len() < plain {
+                    self.plain.resize(plain, 0.0);
+                }
+                if self.scales.len() < groups * 2 * TILE {
+                    self.scales.resize(groups * 2 * TILE, 0.0);
+                }
+                portable::turn_tile(matrix, tile, &mut self.plain, &mut self.scales);
+                let mut block = Block::default();
+                for (first, n) in rows.blocks(ROWS) {
+                    let rows = rows.part(first, n);
+                    let (plain, scales) = (&self.plain, &self.scales);
+                    portable::multiply(isa, format, plain, scales, &rows, &mut block);
+                    for (row, products) in block[..n].iter().enumerate() {
+                        // SAFETY: by contract.
+                        unsafe { target.put(first + row, products) };
+                    }
+                }
             }
         }
     }

@@ -52,10 +52,9 @@ const FORMATS: [CodeFormat; 4] = [
 const KINDS: [ActivationKind; 3] =
     [ActivationKind::F32, ActivationKind::Bf16, ActivationKind::Bytes];
 
-type Filled<'a> = (&'a [f32], &'a [u16], &'a [i8], &'a [f32], &'a [f32], &'a [i32]);
-
-fn filled(x: &Activations) -> Filled<'_> {
-    (&x.plain, &x.bits, &x.bytes, &x.scales, &x.sums, &x.minus)
+fn filled(x: &Activations) -> impl PartialEq + std::fmt::Debug {
+    let floats = (&x.plain, &x.sums, &x.units);
+    (floats, &x.bits, &x.bytes, &x.headers, &x.byte_sums)
 }
 
 /// Every kind of layer of a shape, with its weights.
@@ -76,31 +75,43 @@ fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
 }
 
 /// A row as a layer should read it.
-fn rounded(kind: ActivationKind, x: &[f32]) -> Vec<f64> {
-    match kind {
-        ActivationKind::F32 => x.iter().map(|x| f64::from(*x)).collect(),
-        ActivationKind::Bf16 => x.iter().map(|x| f64::from(bf16::from_f32(*x))).collect(),
-        ActivationKind::Bytes => {
-            let groups = x.chunks(GROUP / 2).flat_map(|group| {
-                let largest = group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                let bytes = group.iter().map(move |x| (x * (127.0 / largest)).round_ties_even());
-                bytes.map(move |byte| f64::from(byte) * f64::from(largest / 127.0))
-            });
-            groups.collect()
+fn rounded(x: &Activations, row: usize) -> Vec<f64> {
+    let inputs = 0..x.width;
+    match x.kind() {
+        ActivationKind::F32 => {
+            x.plain[row * x.width..][inputs].iter().map(|x| f64::from(*x)).collect()
         }
+        ActivationKind::Bf16 => {
+            let bits = &x.bits[row * x.num_groups * GROUP..][inputs];
+            bits.iter().map(|bits| f64::from(bf16::from_bits(*bits))).collect()
+        }
+        ActivationKind::Bytes => inputs
+            .map(|i| {
+                let at = row * x.num_groups * GROUP + i;
+                let steps = x.headers[at / GROUP].steps;
+                let step = f64::from(x.units[row]) * f64::from(steps[at % GROUP / (GROUP / 2)]);
+                f64::from(x.bytes[at]) * step
+            })
+            .collect(),
     }
 }
 
-/// What a layer should give for a row, and the sum of magnitudes, which bounds its rounding.
-fn exact(linear: &Linear, weights: &[f32], x: &[f32]) -> Vec<(f64, f64)> {
-    let x = rounded(linear.activation_kind(), x);
+/// What a layer should give for a row, and a bound of its rounding.
+fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> Vec<(f64, f64)> {
+    let x = rounded(inputs, row);
+    let bytes = inputs.is(ActivationKind::Bytes);
     weights
         .chunks_exact(x.len())
         .enumerate()
         .map(|(j, w)| {
             let products = w.iter().zip(&x).map(|(w, x)| x * f64::from(*w));
             let bias = linear.bias.as_ref().map_or(0.0, |b| f64::from(b[j]));
-            products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()))
+            let (sum, size) =
+                products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()));
+            // Minimums (at most 1 here) and the sums they are multiplied with are rounded to bf16.
+            let sums = x.chunks(GROUP).map(|group| group.iter().sum::<f64>().abs());
+            let mins = if bytes { sums.sum::<f64>() / 250.0 } else { 0.0 };
+            (sum, 1e-5 * size + mins)
         })
         .collect()
 }
@@ -131,12 +142,12 @@ fn every_path_gives_the_definition() {
                 let mut added = vec![1.0; tokens * n];
                 forward_on(path, [&linear], &inputs, [&mut added], Put::Add);
                 for t in [0, tokens / 2, tokens - 1] {
-                    let row = exact(&linear, &weights, &x[t * k..(t + 1) * k]);
-                    for (j, (exact, size)) in row.iter().enumerate() {
+                    let row = exact(&linear, &weights, &inputs, t);
+                    for (j, (exact, bound)) in row.iter().enumerate() {
                         let (got, added) = (out[t * n + j], added[t * n + j]);
                         let error = (f64::from(got) - exact).abs();
-                        assert!(error <= 1e-5 * size, "{path:?} {k}x{n}: {got} {exact}");
-                        assert!((added - got - 1.0).abs() <= 1e-5 * (1.0 + *size as f32));
+                        assert!(error <= *bound, "{path:?} {k}x{n}: {got} {exact} {bound}");
+                        assert!((added - got - 1.0).abs() <= 1e-5 + *bound as f32);
                     }
                 }
             }

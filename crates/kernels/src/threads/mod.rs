@@ -136,6 +136,16 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
     }
 
+    /// Where `rows` rows of `len` elements start, the first at `at`, `stride` apart.
+    ///
+    /// # Panics
+    /// If they are not inside.
+    pub(crate) fn rows(&self, (at, stride): (usize, usize), (rows, len): (usize, usize)) -> *mut T {
+        let end = at + rows.saturating_sub(1) * stride + len;
+        assert!(end <= self.len, "{rows} rows from {at} to {end} of {}", self.len);
+        self.start.wrapping_add(at)
+    }
+
     /// Elements `at .. at + len`.
     ///
     /// # Panics

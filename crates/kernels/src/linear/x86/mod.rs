@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::packed::HALF;
-use super::product::Block;
+use super::product::Target;
 
 pub(super) mod pairs;
 pub(super) mod quads;
@@ -39,13 +39,37 @@ unsafe fn widen(from: *const u8) -> [__m512; 2] {
     }
 }
 
+/// Puts products where they go.
+///
+/// # Safety
+/// The processor has AVX-512; `out` has MR rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 #[inline]
-fn store<const MR: usize>(sums: &[[__m512; 2]; MR], out: &mut Block) {
-    for i in 0..MR {
-        for h in 0..2 {
-            // SAFETY: a row of a block has two registers.
-            unsafe { _mm512_storeu_ps(out[i].as_mut_ptr().add(HALF * h), sums[i][h]) };
+unsafe fn put<const MR: usize>(sums: &[[__m512; 2]; MR], out: &Target<'_>) {
+    let bias = out.bias.map(<[f32]>::as_ptr);
+    for h in 0..2 {
+        let at = HALF * h;
+        let whole = out.features >= at + HALF;
+        let own = (1u32 << out.features.saturating_sub(at).min(HALF)) - 1;
+        let mask = own as u16;
+        for i in 0..MR {
+            // SAFETY: the features of the mask are the row's, and the bias's.
+            unsafe {
+                let row = out.start.add(i * out.stride).wrapping_add(at);
+                let mut v = sums[i][h];
+                if let Some(bias) = bias {
+                    v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias.wrapping_add(at)));
+                }
+                if out.add {
+                    v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row), v);
+                }
+                // A masked store takes longer.
+                if whole {
+                    _mm512_storeu_ps(row, v);
+                } else {
+                    _mm512_mask_storeu_ps(row, mask, v);
+                }
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::packed::{CodeFormat, GROUP, HALF, PAIRS, TILE};
-use super::super::product::{Block, Rows};
-use super::{by_rows, prefetch, store, widen};
+use super::super::product::{ROWS, Rows, Target};
+use super::{by_rows, prefetch, put, widen};
 
 /// Bytes of a group of a turned tile.
 pub(in crate::linear) const GROUP_BYTES: usize = 2 * TILE * GROUP;
@@ -143,13 +143,13 @@ unsafe fn group_products<const MR: usize>(
 /// A tile of codes as it is stored, against few rows.
 ///
 /// # Safety
-/// `tile` has `rows.num_groups` groups of the format, aligned to 64 bytes; `rows` has MR rows.
+/// `tile` has `rows.num_groups` groups of the format, aligned to 64 bytes; `rows` and `out` have MR rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
     format: CodeFormat,
     tile: *const u8,
     rows: &Rows<'_>,
-    out: &mut Block,
+    out: &Target<'_>,
 ) {
     /// Written before it is read.
     #[repr(align(64))]
@@ -183,21 +183,21 @@ unsafe fn narrow<const MR: usize, const BITS: usize, const MIN: bool>(
                 }
             }
         }
-        store(&sums, out);
+        put(&sums, out);
     }
 }
 
 /// A turned tile against rows.
 ///
 /// # Safety
-/// `weights` has `rows.num_groups` turned groups, aligned; `scales` as many times `[2, TILE]`; `rows` has
-/// MR rows.
+/// `weights` has `rows.num_groups` turned groups, aligned; `scales` as many times `[2, TILE]`; `rows` and
+/// `out` have MR rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
 unsafe fn wide<const MR: usize, const MIN: bool>(
     weights: *const u8,
     scales: *const f32,
     rows: &Rows<'_>,
-    out: &mut Block,
+    out: &Target<'_>,
 ) {
     // SAFETY: by contract.
     unsafe {
@@ -223,7 +223,7 @@ unsafe fn wide<const MR: usize, const MIN: bool>(
                 }
             }
         }
-        store(&sums, out);
+        put(&sums, out);
     }
 }
 
@@ -232,7 +232,7 @@ unsafe fn wide<const MR: usize, const MIN: bool>(
 /// # Safety
 /// As [`wide`], without scales.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,fma")]
-unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut Block) {
+unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &Target<'_>) {
     // SAFETY: by contract.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
@@ -243,32 +243,35 @@ unsafe fn plain<const MR: usize>(weights: *const u8, rows: &Rows<'_>, out: &mut 
             }
             group_products::<MR>(group, rows.bits.add(g * GROUP), rows.stride, &mut sums);
         }
-        store(&sums, out);
+        put(&sums, out);
     }
 }
 
-/// A tile as it is stored against up to 6 rows.
+/// A tile as it is stored against rows: few of them, if it has codes.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16; `tile` is a whole tile of the format (`None`: bf16) with as many
-/// groups as the rows have.
+/// groups as the rows have; `out` has the rows.
 pub(in crate::linear) unsafe fn multiply_stored(
     format: Option<CodeFormat>,
     tile: &[u8],
     rows: &Rows<'_>,
-    out: &mut Block,
+    out: &Target<'_>,
 ) {
-    let (n, tile) = (rows.num_rows, tile.as_ptr());
-    // SAFETY: by contract.
-    unsafe {
-        match format {
-            None => by_rows!(n, plain::<_>(tile, rows, out)),
-            Some(f) => match (f.bits, f.has_min) {
-                (4, true) => by_rows!(n, narrow::<_, 4, true>(f, tile, rows, out)),
-                (4, false) => by_rows!(n, narrow::<_, 4, false>(f, tile, rows, out)),
-                (_, true) => by_rows!(n, narrow::<_, 8, true>(f, tile, rows, out)),
-                (_, false) => by_rows!(n, narrow::<_, 8, false>(f, tile, rows, out)),
-            },
+    let tile = tile.as_ptr();
+    for (first, n) in rows.blocks(ROWS) {
+        let (rows, out) = (&rows.part(first, n), &out.from(first));
+        // SAFETY: by contract.
+        unsafe {
+            match format {
+                None => by_rows!(n, plain::<_>(tile, rows, out)),
+                Some(f) => match (f.bits, f.has_min) {
+                    (4, true) => by_rows!(n, narrow::<_, 4, true>(f, tile, rows, out)),
+                    (4, false) => by_rows!(n, narrow::<_, 4, false>(f, tile, rows, out)),
+                    (_, true) => by_rows!(n, narrow::<_, 8, true>(f, tile, rows, out)),
+                    (_, false) => by_rows!(n, narrow::<_, 8, false>(f, tile, rows, out)),
+                },
+            }
         }
     }
 }
@@ -305,25 +308,28 @@ pub(in crate::linear) unsafe fn turn_tile(
     }
 }
 
-/// A turned tile against up to 6 rows.
+/// A turned tile against rows.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16; `weights` and `scales` are as [`turn_tile`] leaves them, with as
-/// many groups as the rows have.
+/// many groups as the rows have; `out` has the rows.
 pub(in crate::linear) unsafe fn multiply_turned(
     has_min: bool,
     weights: &[u8],
     scales: &[f32],
     rows: &Rows<'_>,
-    out: &mut Block,
+    out: &Target<'_>,
 ) {
     let (weights, scales) = (weights.as_ptr(), scales.as_ptr());
-    // SAFETY: by contract.
-    unsafe {
-        if has_min {
-            by_rows!(rows.num_rows, wide::<_, true>(weights, scales, rows, out));
-        } else {
-            by_rows!(rows.num_rows, wide::<_, false>(weights, scales, rows, out));
+    for (first, n) in rows.blocks(ROWS) {
+        let (rows, out) = (&rows.part(first, n), &out.from(first));
+        // SAFETY: by contract.
+        unsafe {
+            if has_min {
+                by_rows!(n, wide::<_, true>(weights, scales, rows, out));
+            } else {
+                by_rows!(n, wide::<_, false>(weights, scales, rows, out));
+            }
         }
     }
 }
