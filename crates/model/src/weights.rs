@@ -12,8 +12,8 @@ use crate::source::TensorSource;
 pub enum Dtype {
     /// As the file has them: 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
     /// (Scales of Q4_K and Q5_K are rounded to f16; Q2_K, Q3_K and Q6_K, whose groups are smaller, become
-    /// bf16, and so do f16 and f32.) Inputs of layers are rounded to bf16, and where a layer bears it and has
-    /// codes to bytes with a scale for 16.
+    /// bf16, and so do f16 and f32.) Inputs of layers with codes are rounded to bytes with a step
+    /// for 16, others to bf16.
     #[default]
     Auto,
     /// The same with all inputs in bf16.
@@ -154,10 +154,10 @@ impl Weights {
         let reader = Reader { spec, source, names, dtype };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let embedding =
-            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, NARROW)?;
+            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, dtype)?;
         let output = match source.shape(names.output) {
             Some(_) => {
-                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, NARROW)?)
+                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, dtype)?)
             }
             None => None,
         };
@@ -191,15 +191,6 @@ struct Reader<'a> {
     dtype: Dtype,
 }
 
-/// The form of inputs where bytes would cost too much.
-const BROAD: ActivationKind = ActivationKind::Bf16;
-
-/// The form of inputs elsewhere.
-const NARROW: ActivationKind = ActivationKind::Bytes;
-
-/// One in so many layers, the first ones, has broad inputs: what they get wrong, all others make worse.
-const BROAD_PART: usize = 10;
-
 /// In which order a matrix's rows are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rows {
@@ -214,7 +205,7 @@ impl Reader<'_> {
         let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
         let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
-        let qkv = |(name, heads, rotated): (&str, usize, bool), kind: ActivationKind| {
+        let qkv = |(name, heads, rotated): (&str, usize, bool), dtype: Dtype| {
             let size = heads * s.head_dim;
             let rows = if rotated && s.adjacent_pairs { Rows::SplitPairs } else { Rows::AsStored };
             let bias_name = format!("{}.{index}.{name}.bias", n.layer);
@@ -226,20 +217,19 @@ impl Reader<'_> {
             if rows == Rows::SplitPairs {
                 bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
             }
-            self.linear(&weight(name), bias, [size, s.hidden_size], rows, kind)
+            self.linear(&weight(name), bias, [size, s.hidden_size], rows, dtype)
         };
         let optional = |wanted: bool, name: &str, size: usize| {
             wanted.then(|| self.norm(&weight(name), size)).transpose()
         };
-        let kind = if index < s.layers.len().div_ceil(BROAD_PART) { BROAD } else { NARROW };
-        let [q, k, v] = alike(kind, |kind| {
+        let [q, k, v] = alike(self.dtype, |dtype| {
             let parts =
                 [(n.q, s.query_heads, true), (n.k, s.kv_heads, true), (n.v, s.kv_heads, false)];
-            let [q, k, v] = parts.map(|part| qkv(part, kind));
+            let [q, k, v] = parts.map(|part| qkv(part, dtype));
             Ok([q?, k?, v?])
         })?;
-        let [gate, up] = alike(kind, |kind| {
-            let of = |name| self.linear_with_bias(name, index, s.hidden_size, s.ffn_size, kind);
+        let [gate, up] = alike(self.dtype, |dtype| {
+            let of = |name| self.linear_with_bias(name, index, s.hidden_size, s.ffn_size, dtype);
             Ok([of(n.gate)?, of(n.up)?])
         })?;
         Ok(LayerWeights {
@@ -249,12 +239,12 @@ impl Reader<'_> {
             v,
             q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
             k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
-            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, kind)?,
+            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, self.dtype)?,
             post_attention_norm: optional(s.post_norms, n.post_attention_norm, s.hidden_size)?,
             ffn_norm: self.norm(&weight(ffn_norm), s.hidden_size)?,
             gate,
             up,
-            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size, kind)?,
+            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size, self.dtype)?,
             post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
         })
     }
@@ -270,13 +260,14 @@ impl Reader<'_> {
         bias: Option<Vec<f32>>,
         [outputs, inputs]: [usize; 2],
         rows: Rows,
-        kind: ActivationKind,
+        dtype: Dtype,
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
         let dim = self.spec.head_dim;
-        let coded = self.source.codes(name).filter(|_| self.dtype != Dtype::Float32);
+        let coded = self.source.codes(name).filter(|_| dtype != Dtype::Float32);
         if let Some(coded) = coded.filter(|_| inputs.is_multiple_of(GROUP)) {
-            let kind = if self.dtype == Dtype::Auto { kind } else { BROAD };
+            let bytes = dtype == Dtype::Auto;
+            let kind = if bytes { ActivationKind::Bytes } else { ActivationKind::Bf16 };
             let form = (coded.format, kind);
             let linear = Linear::from_codes(form, bias.clone(), inputs, outputs, |row, out| {
                 let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
@@ -291,7 +282,7 @@ impl Reader<'_> {
         if rows == Rows::SplitPairs {
             weight = split_pairs(&weight, dim, inputs);
         }
-        Ok(match self.dtype {
+        Ok(match dtype {
             Dtype::Auto | Dtype::Bfloat16 => Linear::bf16(&weight, bias, inputs, outputs),
             Dtype::Float32 => Linear::new(weight, bias, inputs, outputs),
         })
@@ -304,12 +295,12 @@ impl Reader<'_> {
         index: usize,
         inputs: usize,
         outputs: usize,
-        kind: ActivationKind,
+        dtype: Dtype,
     ) -> Result<Linear> {
         let of = |what: &str| format!("{}.{index}.{name}.{what}", self.names.layer);
         let bias = of("bias");
         let bias = self.source.shape(&bias).map(|_| self.read(&bias, &[outputs])).transpose()?;
-        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, kind)
+        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, dtype)
     }
 
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {
@@ -321,15 +312,15 @@ impl Reader<'_> {
     }
 }
 
-/// Layers that read the same inputs, and so in the same form, in `kind` if all can.
+/// Layers that read the same inputs, and so in the same form.
 fn alike<const N: usize>(
-    kind: ActivationKind,
-    read: impl Fn(ActivationKind) -> Result<[Linear; N]>,
+    dtype: Dtype,
+    read: impl Fn(Dtype) -> Result<[Linear; N]>,
 ) -> Result<[Linear; N]> {
-    let all = read(kind)?;
+    let all = read(dtype)?;
     // One of them may have no codes.
     let same = all.iter().all(|linear| linear.activation_kind() == all[0].activation_kind());
-    if same { Ok(all) } else { read(BROAD) }
+    if same { Ok(all) } else { read(Dtype::Bfloat16) }
 }
 
 /// Which row of adjacent pairs (2i, 2i + 1) becomes row `row` of split pairs (i, i + dim / 2), in its head.
