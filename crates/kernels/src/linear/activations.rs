@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use half::bf16;
 
-use super::bytes::{GroupHeader, round_groups_to_bytes, settle_row};
+use super::bytes::{GroupHeader, round_groups_to_bytes, round_two, settle_row};
 use super::packed::GROUP;
 use super::product::Path;
 use crate::threads::{Disjoint, parallel_for};
@@ -210,30 +210,50 @@ impl Places<'_> {
         }
     }
 
-    /// Rounds one group of a row, which [`Self::settle_rows`] finishes. What is beyond the row's width must
-    /// be 0.
+    /// Rounds one group of some rows, from `first` on; [`Self::settle_rows`] finishes them. What is beyond the
+    /// rows' width must be 0.
     ///
     /// # Safety
-    /// Nobody else writes this group meanwhile.
-    #[inline(always)]
-    pub(super) unsafe fn put_group(&self, row: usize, group: usize, x: &[f32; GROUP]) {
-        let at = row * self.num_groups + group;
-        let x = std::slice::from_ref(x);
-        // SAFETY: the group's own places, which are the caller's.
-        unsafe {
-            match self.kind {
-                ActivationKind::F32 => {
-                    let n = GROUP.min(self.width - group * GROUP);
-                    let out = self.plain.slice(row * self.width + group * GROUP, n);
-                    out.copy_from_slice(&x[0][..n]);
+    /// Nobody else writes this group of these rows meanwhile.
+    pub(super) unsafe fn put_group(&self, first: usize, group: usize, x: &[[f32; GROUP]]) {
+        let at = |row: usize| (first + row) * self.num_groups + group;
+        // SAFETY (all blocks): a group's own places, which are the caller's.
+        match self.kind {
+            ActivationKind::F32 => {
+                let n = GROUP.min(self.width - group * GROUP);
+                for (row, x) in (first..).zip(x) {
+                    // SAFETY: see above.
+                    let out = unsafe { self.plain.slice(row * self.width + group * GROUP, n) };
+                    out.copy_from_slice(&x[..n]);
                 }
-                ActivationKind::Bf16 => {
-                    let (bits, _) = self.bits.slice(at * GROUP, GROUP).as_chunks_mut();
-                    round_groups(self.path, x, bits, self.sums.slice(at, 1));
+            }
+            ActivationKind::Bf16 => {
+                for (row, x) in x.iter().enumerate() {
+                    // SAFETY: see above.
+                    let (bits, sum) = unsafe {
+                        (self.bits.slice(at(row) * GROUP, GROUP), self.sums.slice(at(row), 1))
+                    };
+                    round_groups(self.path, std::slice::from_ref(x), bits.as_chunks_mut().0, sum);
                 }
-                ActivationKind::Bytes => {
-                    let (bytes, _) = self.bytes.slice(at * GROUP, GROUP).as_chunks_mut();
-                    round_groups_to_bytes(self.path, x, bytes, self.headers.slice(at, 1));
+            }
+            ActivationKind::Bytes => {
+                // SAFETY: see above.
+                let header = |row| unsafe { &mut self.headers.slice(at(row), 1)[0] };
+                // SAFETY: see above.
+                let bytes = |row| unsafe {
+                    &mut self.bytes.slice(at(row) * GROUP, GROUP).as_chunks_mut::<GROUP>().0[0]
+                };
+                let (pairs, last) = x.as_chunks::<2>();
+                for (i, x) in pairs.iter().enumerate() {
+                    let rows = [2 * i, 2 * i + 1];
+                    round_two(self.path, x.each_ref(), rows.map(bytes), rows.map(header));
+                }
+                for x in last {
+                    let (row, x) = (2 * pairs.len(), std::slice::from_ref(x));
+                    let (bytes, header) = (bytes(row), header(row));
+                    let (bytes, header) =
+                        (std::slice::from_mut(bytes), std::slice::from_mut(header));
+                    round_groups_to_bytes(self.path, x, bytes, header);
                 }
             }
         }
@@ -266,7 +286,7 @@ impl Places<'_> {
             let sums = self.byte_sums.slice(row * pairs, pairs);
             (self.headers.slice(row * n, n), sums, self.units.slice(row, 1))
         };
-        unit[0] = settle_row(headers, sums);
+        unit[0] = settle_row(self.path, headers, sums);
     }
 }
 

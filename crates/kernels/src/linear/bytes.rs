@@ -6,6 +6,8 @@
 //! gate's products come tile by tile), with steps of 15 bits in a unit of their own; [`settle_row`] brings them to
 //! the row's when all are there. What inputs lose by that is less than 2⁻¹⁵ of the row's largest.
 
+use half::bf16;
+
 use super::packed::GROUP;
 use super::product::Path;
 
@@ -57,12 +59,35 @@ pub(super) fn round_groups_to_bytes(
     bytes: &mut [[i8; GROUP]],
     headers: &mut [GroupHeader],
 ) {
+    let (x, rest) = x.as_chunks::<2>();
+    let (bytes, bytes_left) = bytes.split_at_mut(2 * x.len());
+    let (headers, headers_left) = headers.split_at_mut(2 * x.len());
+    let pairs = bytes.as_chunks_mut::<2>().0.iter_mut().zip(headers.as_chunks_mut::<2>().0);
+    for (x, (bytes, headers)) in x.iter().zip(pairs) {
+        round_two(path, x.each_ref(), bytes.each_mut(), headers.each_mut());
+    }
+    if let ([x], Some(bytes), Some(header)) =
+        (rest, bytes_left.first_mut(), headers_left.first_mut())
+    {
+        let (mut unused, mut none) = ([0; GROUP], GroupHeader::default());
+        round_two(path, [x, &[0.0; GROUP]], [bytes, &mut unused], [header, &mut none]);
+    }
+}
+
+/// Rounds two groups to bytes.
+#[inline(always)]
+pub(super) fn round_two(
+    path: Path,
+    x: [&[f32; GROUP]; 2],
+    bytes: [&mut [i8; GROUP]; 2],
+    headers: [&mut GroupHeader; 2],
+) {
     match path {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path says that the processor can.
-        Path::Vnni => unsafe { super::x86::quads::round_groups(x, bytes, headers) },
+        Path::Vnni => unsafe { super::x86::rounding::round_two(x, bytes, headers) },
         _ => {
-            for ((x, bytes), header) in x.iter().zip(bytes).zip(headers) {
+            for ((x, bytes), header) in x.into_iter().zip(bytes).zip(headers) {
                 round_group(x, bytes, header);
             }
         }
@@ -99,28 +124,35 @@ fn round_group(x: &[f32; GROUP], bytes: &mut [i8; GROUP], header: &mut GroupHead
 
 /// Brings the steps of a row to one unit, which it returns (NaN if an input was not finite), and fills in the sums of
 /// groups in that unit, as bf16; `sums` beyond the last group become 0.
-pub(super) fn settle_row(headers: &mut [GroupHeader], sums: &mut [u16]) -> f32 {
-    let exponent = headers.iter().map(|header| header.exponent).max().unwrap_or(0);
+pub(super) fn settle_row(path: Path, headers: &mut [GroupHeader], sums: &mut [u16]) -> f32 {
     let (own, rest) = sums.split_at_mut(headers.len());
     rest.fill(0);
-    for (header, sum) in headers.iter_mut().zip(own) {
+    let exponent = match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path says that the processor can.
+        Path::Vnni => unsafe { super::x86::rounding::settle(headers, own) },
+        _ => settle(headers, own),
+    };
+    if exponent < NOT_FINITE { power(exponent) } else { f32::NAN }
+}
+
+/// [`settle_row`], with the exponent of the unit.
+fn settle(headers: &mut [GroupHeader], sums: &mut [u16]) -> i32 {
+    let exponent = headers.iter().map(|header| header.exponent).max().unwrap_or(0);
+    for (header, sum) in headers.iter_mut().zip(sums) {
         let shift = (exponent - header.exponent).min(16);
         let mut total = 0;
         for (step, minus) in header.steps.iter_mut().zip(header.minus) {
             *step = ((i32::from(*step) + ((1 << shift) >> 1)) >> shift) as i16;
             total -= i32::from(*step) * minus;
         }
-        // To the nearest bf16, ties to even: no number here is infinite or NaN.
-        let bits = (total as f32).to_bits();
-        *sum = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        *sum = bf16::from_f32(total as f32).to_bits();
     }
-    if exponent < NOT_FINITE { power(exponent) } else { f32::NAN }
+    exponent
 }
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::super::activations::ActivationKind;
     use super::*;
 
@@ -142,7 +174,7 @@ mod tests {
             let (mut bytes, mut headers) = ([[1; GROUP]; 3], [GroupHeader::default(); 3]);
             round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
             let mut sums = [1; 4];
-            let unit = settle_row(&mut headers, &mut sums);
+            let unit = settle_row(path, &mut headers, &mut sums);
             let largest = x.as_flattened().iter().fold(0.0f32, |most, x| most.max(x.abs()));
             for (g, (x, bytes)) in x.iter().zip(&bytes).enumerate() {
                 let mut sum = 0.0;
@@ -153,7 +185,7 @@ mod tests {
                     sum += step * f32::from(*byte);
                 }
                 let rounded = bf16::from_bits(sums[g]).to_f32() * unit;
-                assert!((rounded - sum).abs() <= sum.abs() / 256.0 + 1e-30, "{path:?}");
+                assert!((rounded - sum).abs() <= sum.abs() / 256.0, "{path:?}");
                 for (part, minus) in bytes.as_chunks::<STEP_GROUP>().0.iter().zip(headers[g].minus)
                 {
                     assert_eq!(part.iter().map(|b| i32::from(*b)).sum::<i32>(), -minus);
@@ -178,7 +210,7 @@ mod tests {
             }
             let (mut bytes, mut headers) = ([[1; GROUP]; 2], [GroupHeader::default(); 2]);
             round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
-            let unit = settle_row(&mut headers, &mut [0; 2]);
+            let unit = settle_row(path, &mut headers, &mut [0; 2]);
             for (i, (x, byte)) in x.as_flattened().iter().zip(bytes.as_flattened()).enumerate() {
                 let step = unit * f32::from(headers[i / GROUP].steps[i % GROUP / STEP_GROUP]);
                 let largest = [300.0, 1.0, 40.0, 0.6][i / STEP_GROUP];
@@ -198,7 +230,7 @@ mod tests {
                 round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
                 assert_eq!(headers[0].exponent, NOT_FINITE, "{path:?} {odd}");
                 assert_eq!((headers[0].minus[0], bytes[0][..16].to_vec()), (0, vec![0; 16]));
-                assert!(settle_row(&mut headers, &mut [0; 2]).is_nan(), "{path:?} {odd}");
+                assert!(settle_row(path, &mut headers, &mut [0; 2]).is_nan(), "{path:?} {odd}");
             }
         }
     }
@@ -209,7 +241,7 @@ mod tests {
             let (mut bytes, mut headers) = ([[1; GROUP]], [GroupHeader::default()]);
             round_groups_to_bytes(path, &[[0.0; GROUP]], &mut bytes, &mut headers);
             assert_eq!((bytes, headers), ([[0; GROUP]], [GroupHeader::default()]), "{path:?}");
-            assert_eq!(settle_row(&mut headers, &mut [0; 2]), 0.0);
+            assert_eq!(settle_row(path, &mut headers, &mut [0; 2]), 0.0);
         }
     }
 }

@@ -362,13 +362,11 @@ pub fn forward_gated(
             let [gates, ups] = products.map(|products| products.chunks_mut(ROWS_PER_GATE));
             for ((first, gates), ups) in rows.step_by(ROWS_PER_GATE).zip(gates).zip(ups) {
                 gated(activation, gates.as_flattened_mut(), ups.as_flattened());
-                for (row, gates) in (first..).zip(gates) {
-                    // What is beyond the last feature stays out of sums. A tile of features is a group of the next
-                    // layer's inputs.
-                    gates[features..].fill(0.0);
-                    // SAFETY: this group of this row belongs to this task alone.
-                    unsafe { places.put_group(row, tile, gates) };
-                }
+                // What is beyond the last feature stays out of sums.
+                gates.iter_mut().for_each(|gates| gates[features..].fill(0.0));
+                // SAFETY: this group of these rows belongs to this task alone: a tile of features is a group of
+                // the next layer's inputs.
+                unsafe { places.put_group(first, tile, gates) };
             }
         });
     });

@@ -5,11 +5,12 @@
 
 use std::arch::x86_64::*;
 
-use super::packed::HALF;
+use super::packed::{HALF, TILE};
 use super::product::Target;
 
 pub(super) mod pairs;
 pub(super) mod quads;
+pub(super) mod rounding;
 
 /// How far ahead of a narrow product its tile is fetched: memory answers in about 400 cycles.
 const PREFETCH_BYTES: usize = 4096;
@@ -46,17 +47,41 @@ unsafe fn widen(from: *const u8) -> [__m512; 2] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 #[inline]
 unsafe fn put<const MR: usize>(sums: &[[__m512; 2]; MR], out: &Target<'_>) {
+    // What nearly all are stays in registers; the rest is not worth its place in every kernel.
+    if out.features < TILE || out.bias.is_some() {
+        // SAFETY: by contract.
+        return unsafe { put_part(sums, out) };
+    }
+    for i in 0..MR {
+        for h in 0..2 {
+            // SAFETY: a whole tile is two registers of a row.
+            unsafe {
+                let row = out.start.add(i * out.stride + HALF * h);
+                let before = if out.add { _mm512_loadu_ps(row) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(row, _mm512_add_ps(before, sums[i][h]));
+            }
+        }
+    }
+}
+
+/// [`put`] with a bias, or of fewer features.
+///
+/// # Safety
+/// As [`put`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+#[inline(never)]
+unsafe fn put_part(sums: &[[__m512; 2]], out: &Target<'_>) {
     let bias = out.bias.map(<[f32]>::as_ptr);
     for h in 0..2 {
         let at = HALF * h;
         let whole = out.features >= at + HALF;
         let own = (1u32 << out.features.saturating_sub(at).min(HALF)) - 1;
         let mask = own as u16;
-        for i in 0..MR {
+        for (i, sums) in sums.iter().enumerate() {
             // SAFETY: the features of the mask are the row's, and the bias's.
             unsafe {
                 let row = out.start.add(i * out.stride).wrapping_add(at);
-                let mut v = sums[i][h];
+                let mut v = sums[h];
                 if let Some(bias) = bias {
                     v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias.wrapping_add(at)));
                 }

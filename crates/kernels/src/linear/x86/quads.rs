@@ -15,7 +15,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::bytes::{BYTE, GroupHeader, MOST_STEP, NOT_FINITE, SMALLEST, STEP_BITS, STEPS};
+use super::super::bytes::STEPS;
 use super::super::packed::{CodeFormat, GROUP, HALF, QUADS, TILE};
 use super::super::product::{Rows, Target};
 use super::{prefetch, put, widen};
@@ -391,75 +391,4 @@ pub(in crate::linear) unsafe fn multiply_turned(
     let (weights, scales) = (weights.as_ptr(), scales.as_ptr());
     // SAFETY: by contract.
     unsafe { by_format!(format, rows, out, wide(weights, scales)) }
-}
-
-/// See [`super::super::bytes`]: groups to bytes.
-///
-/// # Safety
-/// The processor has AVX-512.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-#[inline]
-pub(in crate::linear) unsafe fn round_groups(
-    x: &[[f32; GROUP]],
-    bytes: &mut [[i8; GROUP]],
-    headers: &mut [GroupHeader],
-) {
-    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-    for ((x, bytes), header) in x.iter().zip(bytes).zip(headers) {
-        // SAFETY: a group is two registers of f32 and two halves of one of bytes.
-        unsafe {
-            let parts = [0, 16].map(|i| _mm512_loadu_ps(x.as_ptr().add(i)));
-            let [a, b] = parts.map(|v| _mm512_and_si512(_mm512_castps_si512(v), magnitude));
-            // As integers, so that a NaN is larger than anything. The halves of a register: a's and b's.
-            let largest = firsts(_mm512_castsi512_ps(fold::<true>(a, b)));
-            let finite = _mm_cmp_ps_mask::<_CMP_LE_OQ>(largest, _mm_set1_ps(f32::MAX));
-            let counts = finite & _mm_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm_set1_ps(SMALLEST));
-            let wanted = _mm_maskz_mul_ps(counts, largest, _mm_set1_ps(BYTE));
-            let most = _mm_max_ps(wanted, _mm_movehdup_ps(wanted));
-            let exponent = (_mm_cvtsi128_si32(_mm_castps_si128(most)) >> 23) - STEP_BITS;
-            let power = |exponent: i32| _mm_castsi128_ps(_mm_set1_epi32(exponent << 23));
-            let steps = _mm_ceil_ps(_mm_mul_ps(wanted, power(254 - exponent)));
-            let steps = _mm_min_ps(steps, _mm_set1_ps(MOST_STEP));
-            let step = _mm_mul_ps(steps, power(exponent));
-            let inverse = _mm_maskz_div_ps(counts, _mm_set1_ps(1.0), step);
-            let inverses =
-                [_mm512_broadcastss_ps(inverse), _mm512_broadcastss_ps(_mm_movehdup_ps(inverse))];
-            let round = |v, inverse| {
-                let v = _mm512_mul_ps(v, inverse);
-                // NaN becomes 0.
-                _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v), v)
-            };
-            let (a, b) = (round(parts[0], inverses[0]), round(parts[1], inverses[1]));
-            let at = bytes.as_mut_ptr().cast::<__m128i>();
-            _mm_storeu_si128(at, _mm512_cvtepi32_epi8(a));
-            _mm_storeu_si128(at.add(1), _mm512_cvtepi32_epi8(b));
-            let total = firsts(_mm512_castsi512_ps(fold::<false>(a, b)));
-            let minus = _mm_sub_epi32(_mm_setzero_si128(), _mm_castps_si128(total));
-            _mm_storel_epi64(header.minus.as_mut_ptr().cast(), minus);
-            let steps = _mm_maskz_cvtps_epi32(counts, steps);
-            let steps = _mm_cvtsi128_si32(_mm_packs_epi32(steps, steps));
-            header.steps = [steps as i16, (steps >> 16) as i16];
-            header.exponent = if finite & 3 == 3 { exponent.max(0) } else { NOT_FINITE };
-        }
-    }
-}
-
-/// The first lanes of a register's halves, side by side.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-#[inline]
-fn firsts(v: __m512) -> __m128 {
-    _mm_unpacklo_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps::<2>(v))
-}
-
-/// The largest, or the sum, of a's lanes in all lanes of the lower half, of b's in the upper one.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-#[inline]
-fn fold<const MAX: bool>(a: __m512i, b: __m512i) -> __m512i {
-    let op = |x, y| if MAX { _mm512_max_epu32(x, y) } else { _mm512_add_epi32(x, y) };
-    let low = _mm512_shuffle_i64x2::<0x44>(a, b);
-    let high = _mm512_shuffle_i64x2::<0xee>(a, b);
-    let eights = op(low, high);
-    let fours = op(eights, _mm512_shuffle_i64x2::<0xb1>(eights, eights));
-    let twos = op(fours, _mm512_shuffle_epi32::<0x4e>(fours));
-    op(twos, _mm512_shuffle_epi32::<0xb1>(twos))
 }
