@@ -2,8 +2,8 @@
 //!
 //! Weights stay packed as the file has them (4- and 8-bit codes with a scale for 32), or are rounded to
 //! bf16, or, where somebody wants a control, kept in f32. Inputs of packed layers are rounded to bf16 once
-//! per row and shared by all layers that read them, or to bytes with a scale for each group, which is half as
-//! much again as fast on processors with VNNI, and is for layers that bear it.
+//! per row and shared by all layers that read them, or, for codes, to bytes with a step for each 16, which is 1.7
+//! times as fast on processors with VNNI.
 //!
 //! Row invariant, on every path.
 
