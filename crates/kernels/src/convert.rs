@@ -3,7 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, dispatch};
 
 /// Widens; exact.
 ///
@@ -72,6 +72,32 @@ fn narrow(from: &[f32], to: &mut [f16]) {
     to_rest.convert_from_f32_slice(from_rest);
 }
 
+dispatch! {
+    /// `out[i] = codes[i] · scales[i / group]`, codes being signed and scales little-endian f16; what is shortest says
+    /// how many.
+    pub fn scale_bytes_to_f32 / scale_bytes_on(codes: &[u8], scales: &[u8], group: usize, out: &mut [f32]) = scale_bytes;
+}
+
+#[inline(always)]
+fn scale_bytes<const FMA: bool>(codes: &[u8], scales: &[u8], group: usize, out: &mut [f32]) {
+    /// Scales that are widened together.
+    const SCALES: usize = 64;
+    let (mut narrow, mut wide) = ([f16::ZERO; SCALES], [0.0; SCALES]);
+    let rows = out.chunks_mut(SCALES * group).zip(codes.chunks(SCALES * group));
+    for ((out, codes), scales) in rows.zip(scales.chunks(2 * SCALES)) {
+        for (narrow, scale) in narrow.iter_mut().zip(scales.chunks_exact(2)) {
+            *narrow = f16::from_le_bytes([scale[0], scale[1]]);
+        }
+        f16_to_f32(&narrow, &mut wide);
+        let groups = out.chunks_mut(group).zip(codes.chunks(group));
+        for ((out, codes), scale) in groups.zip(&wide[..scales.len() / 2]) {
+            for (x, code) in out.iter_mut().zip(codes) {
+                *x = f32::from(*code as i8) * scale;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +123,20 @@ mod tests {
         for (from, to) in from.iter().zip(to) {
             let same = to.to_bits() == f16::from_f32(*from).to_bits();
             assert!(same || to.is_nan() && from.is_nan(), "{from}: {to}");
+        }
+    }
+
+    #[test]
+    fn codes_meet_their_scales() {
+        let codes: Vec<u8> = (0..70 * 24).map(|i| (i * 37 % 251) as u8).collect();
+        let scales: Vec<u8> =
+            (0..70).flat_map(|i| f16::from_f32(0.25 * i as f32).to_le_bytes()).collect();
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; codes.len() - 5];
+            scale_bytes_on(isa, &codes, &scales, 24, &mut out);
+            for (i, x) in out.iter().enumerate() {
+                assert_eq!(*x, f32::from(codes[i] as i8) * (0.25 * (i / 24) as f32), "{isa} {i}");
+            }
         }
     }
 }

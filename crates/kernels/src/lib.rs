@@ -35,7 +35,7 @@ pub use aligned::AlignedBytes;
 pub use attention::{
     BlockScratch, KvBlock, Products, QueryRows, StoredRows, attend_block, merge_rows,
 };
-pub use convert::{f16_to_f32, f32_to_f16};
+pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
 pub use isa::Isa;

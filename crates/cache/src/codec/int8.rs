@@ -1,6 +1,7 @@
 //! HOT PATH (decode). Eight bits a channel, one scale for up to 64 channels of a token.
 
 use half::f16;
+use kvasir_kernels::scale_bytes_to_f32;
 
 use super::Codec;
 
@@ -67,13 +68,12 @@ impl Codec for Int8 {
 
     fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]) {
         let (scales, codes) = slot.split_at(tokens * scale_bytes(dim));
+        if dim.is_multiple_of(GROUP) {
+            return scale_bytes_to_f32(codes, scales, GROUP, out);
+        }
         let rows = out.chunks_exact_mut(dim).zip(codes.chunks_exact(dim));
-        let groups = rows.flat_map(|(row, codes)| row.chunks_mut(GROUP).zip(codes.chunks(GROUP)));
-        for ((group, codes), scale) in groups.zip(scales.chunks_exact(2)) {
-            let s = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-            for (x, code) in group.iter_mut().zip(codes) {
-                *x = f32::from(*code as i8) * s;
-            }
+        for ((row, codes), scales) in rows.zip(scales.chunks_exact(scale_bytes(dim))) {
+            scale_bytes_to_f32(codes, scales, GROUP, row);
         }
     }
 
