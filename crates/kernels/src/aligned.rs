@@ -1,5 +1,7 @@
 //! Byte buffers that begin on a cache line, or on a page if they are whole pages.
 
+use crate::arena::Piece;
+
 /// One cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -22,6 +24,18 @@ pub struct AlignedBytes {
 enum Memory {
     Lines(Box<[Line]>),
     Pages(Box<[Page]>),
+    Piece(Piece),
+}
+
+impl Memory {
+    #[inline(always)]
+    fn start(&self) -> *const u8 {
+        match self {
+            Memory::Lines(lines) => lines.as_ptr().cast(),
+            Memory::Pages(pages) => pages.as_ptr().cast(),
+            Memory::Piece(piece) => piece.start().as_ptr(),
+        }
+    }
 }
 
 impl AlignedBytes {
@@ -33,6 +47,11 @@ impl AlignedBytes {
             Memory::Lines(vec![Line([0; 64]); len.div_ceil(64)].into_boxed_slice())
         };
         Self { memory, len }
+    }
+
+    /// Of a piece of an arena that has room for `len` bytes.
+    pub(crate) fn of_piece(piece: Piece, len: usize) -> Self {
+        Self { memory: Memory::Piece(piece), len }
     }
 
     /// Length in bytes.
@@ -48,10 +67,7 @@ impl AlignedBytes {
     /// The bytes.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
-        let start = match &self.memory {
-            Memory::Lines(lines) => lines.as_ptr().cast(),
-            Memory::Pages(pages) => pages.as_ptr().cast(),
-        };
+        let start = self.memory.start();
         // SAFETY: `memory` owns at least `len` initialised bytes, and `u8` has no alignment or
         // validity requirement.
         unsafe { std::slice::from_raw_parts(start, self.len) }
@@ -63,9 +79,18 @@ impl AlignedBytes {
         let start = match &mut self.memory {
             Memory::Lines(lines) => lines.as_mut_ptr().cast(),
             Memory::Pages(pages) => pages.as_mut_ptr().cast(),
+            Memory::Piece(piece) => piece.start().as_ptr(),
         };
         // SAFETY: as in `as_slice`, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        if let Memory::Piece(piece) = &self.memory {
+            piece.release(self.len);
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod activation;
 mod aligned;
+mod arena;
 mod attention;
 pub mod coded;
 mod convert;
@@ -32,6 +33,7 @@ pub mod trellis;
 
 pub use activation::Activation;
 pub use aligned::AlignedBytes;
+pub use arena::Arena;
 pub use attention::{
     BlockScratch, KvBlock, Products, QueryRows, StoredRows, attend_block, merge_rows,
 };

@@ -6,7 +6,7 @@
 
 mod check;
 
-use kvasir_kernels::AlignedBytes;
+use kvasir_kernels::{AlignedBytes, Arena};
 
 use crate::error::{CacheError, Result};
 
@@ -76,6 +76,7 @@ pub struct BlockPool {
     slabs: Vec<Option<Slab>>,
     vacant: Vec<usize>,
     spare: Vec<AlignedBytes>,
+    arena: Arena,
     num_slabs: usize,
     used_bytes: usize,
     metadata_bytes: usize,
@@ -102,6 +103,7 @@ impl BlockPool {
             slabs: Vec::new(),
             vacant: Vec::new(),
             spare: Vec::new(),
+            arena: Arena::default(),
             num_slabs: 0,
             used_bytes: 0,
             metadata_bytes: 0,
@@ -216,7 +218,7 @@ impl BlockPool {
             });
         }
         let slab = Slab {
-            buffer: self.spare.pop().unwrap_or_else(|| AlignedBytes::zeroed(self.slab_bytes)),
+            buffer: self.spare.pop().unwrap_or_else(|| self.arena.zeroed(self.slab_bytes)),
             class: class.0,
             open_at: Some(c.open.len()),
             ref_counts: vec![0; c.slots_per_slab],

@@ -20,7 +20,7 @@ use half::{bf16, f16};
 
 use super::ActivationKind;
 
-use crate::AlignedBytes;
+use crate::{AlignedBytes, Arena};
 
 /// Features of a tile.
 pub(super) const TILE: usize = 32;
@@ -90,6 +90,9 @@ pub(super) struct Packed {
     pub(super) num_groups: usize,
 }
 
+/// Weights of all models.
+static WEIGHTS: Arena = Arena::new();
+
 /// Bytes of a group of a tile in bf16.
 const BF16_GROUP_BYTES: usize = 2 * TILE * GROUP;
 
@@ -101,7 +104,7 @@ impl Packed {
     ) -> Self {
         let num_groups = in_features.div_ceil(GROUP);
         let group = codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes);
-        let bytes = AlignedBytes::zeroed(out_features.div_ceil(TILE) * num_groups * group);
+        let bytes = WEIGHTS.zeroed(out_features.div_ceil(TILE) * num_groups * group);
         Self { bytes, codes, inputs, num_groups }
     }
 
