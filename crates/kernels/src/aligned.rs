@@ -33,7 +33,7 @@ impl Memory {
         match self {
             Memory::Lines(lines) => lines.as_ptr().cast(),
             Memory::Pages(pages) => pages.as_ptr().cast(),
-            Memory::Piece(piece) => piece.start().as_ptr(),
+            Memory::Piece(piece) => piece.start(),
         }
     }
 }
@@ -79,7 +79,7 @@ impl AlignedBytes {
         let start = match &mut self.memory {
             Memory::Lines(lines) => lines.as_mut_ptr().cast(),
             Memory::Pages(pages) => pages.as_mut_ptr().cast(),
-            Memory::Piece(piece) => piece.start().as_ptr(),
+            Memory::Piece(piece) => piece.start(),
         };
         // SAFETY: as in `as_slice`, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }

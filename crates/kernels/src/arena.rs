@@ -2,10 +2,9 @@
 //! nearly each piece costs an address translation that the processor does not have at hand, which on a virtual
 //! machine is a walk through two tables. Where the system can (Linux), it is asked for pages of 2 MiB.
 
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::AlignedBytes;
 
@@ -38,15 +37,12 @@ struct Chunk {
 /// A mapping from a border of large pages on.
 #[derive(Debug)]
 struct Mapping {
-    map: MmapMut,
-    start: NonNull<u8>,
+    map: MmapRaw,
+    /// Where the border is.
+    start: usize,
+    /// Bytes from there on.
     len: usize,
 }
-
-// SAFETY: the mapping is memory like any other; `start` points into it, and is only used by pieces, which do not overlap.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
 
 /// Part of a mapping, and of nobody else.
 #[derive(Debug)]
@@ -97,28 +93,27 @@ impl Mapping {
     fn new(len: usize) -> Option<Self> {
         let len = len.checked_next_multiple_of(HUGE_PAGE)?;
         let all = len.checked_add(HUGE_PAGE)?;
-        let mut map = MmapOptions::new().len(all).no_reserve_swap().map_anon().ok()?;
+        let map = MmapOptions::new().len(all).no_reserve_swap().map_anon().ok()?;
         // Advice: a system without large pages does as well.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let skip = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
-        let start = NonNull::new(map[skip..].as_mut_ptr())?;
-        Some(Self { map, start, len })
+        let start = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        Some(Self { map: map.into(), start, len })
     }
 }
 
 impl Piece {
     /// Where it begins: what follows is initialised, up to the length it was asked for with, as long as it lives.
     #[inline(always)]
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        // SAFETY: `from` is within the mapping.
-        unsafe { self.mapping.start.add(self.from) }
+    pub(crate) fn start(&self) -> *mut u8 {
+        // SAFETY: pieces are within `len` bytes from `start` on, which are within the mapping.
+        unsafe { self.mapping.map.as_mut_ptr().add(self.mapping.start + self.from) }
     }
 
     /// Gives the memory of its `len` bytes back to the system; it is as good as dropped.
     pub(crate) fn release(&self, len: usize) {
         let map = self.mapping.map.as_ptr() as usize;
-        let first = self.start().as_ptr() as usize;
+        let first = self.start() as usize;
         let from = first.next_multiple_of(LARGEST_PAGE);
         let to = (first + len) / LARGEST_PAGE * LARGEST_PAGE;
         #[cfg(unix)]
