@@ -12,8 +12,8 @@ impl KvCache {
     /// is alone. What is larger than the budget can never run.
     pub fn bytes_alone(&self, recipe: Recipe, tokens: usize) -> usize {
         let blocks = self.geometry.blocks_for(tokens);
-        let slots = self.slots_for(recipe, 0, blocks);
-        let metadata = blocks * self.metadata_per_block();
+        let (slots, chosen) = self.slots_for(recipe, 0, blocks);
+        let metadata = blocks * self.metadata_per_block() + chosen;
         self.budget_bytes - self.pool.budget_bytes() + self.pool.bytes_alone(&slots, metadata)
     }
 
@@ -23,11 +23,17 @@ impl KvCache {
         self.max_chunk = tokens;
     }
 
-    /// Slots of blocks `first .. blocks` of a sequence while the last of them are being written.
-    fn slots_for(&self, recipe: Recipe, first: usize, blocks: usize) -> Vec<(ClassId, usize)> {
+    /// Slots of blocks `first .. blocks` of a sequence while the last of them are being written, and the metadata of
+    /// a policy's choice.
+    fn slots_for(
+        &self,
+        recipe: Recipe,
+        first: usize,
+        blocks: usize,
+    ) -> (Vec<(ClassId, usize)>, usize) {
         // Formats of the default recipe exist always, others once somebody asked for them.
         let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
-        let Ok((tail, sealed)) = formats else { return Vec::new() };
+        let Ok((tail, sealed)) = formats else { return (Vec::new(), 0) };
         let new = blocks.saturating_sub(first);
         // A chunk may begin and end inside a block.
         let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
@@ -38,13 +44,27 @@ impl KvCache {
         let log = |tokens: usize| tokens.trailing_zeros() as usize;
         let whole = log(self.geometry.block_size());
         let smallest = log(tail_capacity(1, self.geometry.block_size()));
-        let kept = sealed != [tail; 2] && recipe.keeps_residual();
+        // A prompt that a policy will choose from is stored as it is written, all of it the worst case.
+        let select = recipe.select();
+        let mut metadata = 0;
+        if let Some(select) = select {
+            let prompt = blocks * self.geometry.block_size();
+            metadata = self.column_bytes(select.policy().observed(), prompt);
+            let room = self.room_for_choice(select.policy(), prompt, tail, sealed);
+            metadata += room.metadata;
+            for class in room.classes {
+                add_class(&mut slots, class, 1);
+            }
+        }
+        let coded = sealed;
+        let sealed = if select.is_some() { [tail; 2] } else { sealed };
+        let kept = coded != [tail; 2] && recipe.keeps_residual();
         for classes in self.tail_classes(tail).iter().filter(|_| new > 0) {
             for class in &classes[smallest..whole] {
                 add_class(&mut slots, *class, 2);
             }
-            if kept {
-                add_class(&mut slots, classes[whole], 1);
+            if kept || select.is_some() {
+                add_class(&mut slots, classes[whole], 2);
             }
         }
         let mut add = |format: FormatId, blocks: usize| {
@@ -54,12 +74,17 @@ impl KvCache {
         };
         if sealed == [tail; 2] {
             add(tail, new);
+            // What is left over of a choice may be of any size, and what follows it begins a block.
+            if select.is_some() && new > 0 {
+                add(coded[0], 1);
+                add(coded[1], 1);
+            }
         } else {
             add(tail, open);
             add(sealed[0], head);
             add(sealed[1], new - head);
         }
-        slots
+        (slots, metadata)
     }
 
     /// Table entries, and the prefix cache's copy of them.
@@ -71,8 +96,9 @@ impl KvCache {
     /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
     fn lookup_prefix(&self, recipe: Recipe, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
         let block_size = self.geometry.block_size();
-        let usable = tokens.len().saturating_sub(1) / block_size;
-        let mut chain = self.root(recipe, salt);
+        let seen = recipe.select().map_or(1, |s| s.policy().observed().count(tokens.len()).max(1));
+        let usable = tokens.len().saturating_sub(seen) / block_size;
+        let mut chain = self.root(recipe.before_choice(), salt);
         let (mut found, mut evictable) = (0, 0);
         for block in tokens.chunks_exact(block_size).take(usable) {
             chain = chain.child(block);
@@ -101,9 +127,10 @@ impl KvCache {
         let all = self.geometry.blocks_for(tokens.len() + headroom);
         let first = found / self.geometry.block_size();
         let blocks = all - first;
-        let slots = self.slots_for(recipe, first, all);
-        let metadata =
-            blocks * self.metadata_per_block() + first * self.geometry.table_bytes_per_block();
+        let (slots, chosen) = self.slots_for(recipe, first, all);
+        let metadata = blocks * self.metadata_per_block()
+            + first * self.geometry.table_bytes_per_block()
+            + chosen;
         if self.pool.can_allocate(&slots, metadata) {
             return true;
         }

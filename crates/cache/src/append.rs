@@ -20,7 +20,7 @@ struct Growth {
     tails: Range<usize>,
     /// Blocks that will be full, and have no slots to be encoded into yet.
     filled: Range<usize>,
-    /// Tokens then.
+    /// Tokens of the tables then.
     end: usize,
 }
 
@@ -33,9 +33,14 @@ impl KvCache {
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         self.with_sequence(id, |cache, sequence| {
             let end = sequence.num_tokens + count;
-            let growth = cache.growth(sequence, end);
-            let metadata = growth.tails.len() * cache.geometry.table_bytes_per_block();
-            let slots = cache.slots_of(sequence, &growth);
+            let growth = cache.growth(sequence, end - sequence.origin);
+            let mut metadata = growth.tails.len() * cache.geometry.table_bytes_per_block();
+            let mut slots = cache.slots_of(sequence, &growth);
+            let choice = cache.room_to_choose(sequence, end)?;
+            for class in &choice.classes {
+                add_class(&mut slots, *class, 1);
+            }
+            metadata += choice.metadata;
             let fits = |cache: &Self| slots.is_empty() || cache.pool.can_allocate(&slots, metadata);
             // Nothing is given up for what would not fit without it either.
             let hopeless = !fits(cache) && cache.is_hopeless(&slots, metadata);
@@ -56,11 +61,12 @@ impl KvCache {
             if metadata > 0 {
                 cache.pool.charge_metadata(metadata)?;
             }
+            cache.take_room_to_choose(sequence, choice)?;
             if let Some(capacity) = growth.last {
                 cache.grow_tail(sequence, capacity)?;
             }
             for block in growth.tails.clone() {
-                let capacity = cache.tail_capacity(block, end);
+                let capacity = cache.tail_capacity(block, growth.end);
                 for group in 0..sequence.tables.len() {
                     let class = cache.tail_class(sequence.tail_format, group, capacity);
                     let [key, value] = [cache.pool.allocate(class)?, cache.pool.allocate(class)?];
@@ -94,7 +100,7 @@ impl KvCache {
         pinned + needed + metadata > self.pool.budget_bytes()
     }
 
-    /// What a sequence lacks to hold `end` tokens.
+    /// What a sequence's tables lack to hold `end` tokens.
     fn growth(&self, sequence: &Sequence, end: usize) -> Growth {
         let (block_size, blocks) = (self.geometry.block_size(), sequence.num_blocks());
         let open = blocks.checked_sub(1).filter(|last| *last >= sequence.num_sealed);
@@ -127,7 +133,7 @@ impl KvCache {
         slots
     }
 
-    /// Tokens that the slots of a block have room for while a sequence has `end` tokens.
+    /// Tokens that the slots of a block have room for while the tables have `end` tokens.
     fn tail_capacity(&self, block: usize, end: usize) -> usize {
         let block_size = self.geometry.block_size();
         tail_capacity(end.saturating_sub(block * block_size).min(block_size), block_size)
@@ -142,7 +148,7 @@ impl KvCache {
     /// Moves the last block into larger slots, so that short tails are cheap. All slots were found to be
     /// there.
     fn grow_tail(&mut self, sequence: &mut Sequence, capacity: usize) -> Result<()> {
-        let last = sequence.num_blocks() - 1;
+        let last = sequence.num_held() - 1;
         for group in 0..sequence.tables.len() {
             let class = self.tail_class(sequence.tail_format, group, capacity);
             let table = &mut sequence.tables[group];
@@ -185,12 +191,14 @@ impl KvCache {
                 });
             }
             let tail: &dyn TailCodec = sequence.recipe.tail();
-            let relative = sequence.recipe.frame() == KeyFrame::BlockRelative;
+            let relative = sequence.frame() == KeyFrame::BlockRelative;
+            let begin = sequence.origin + sequence.released * block_size;
             for head in 0..heads {
                 let table = &sequence.tables[first_group + head];
                 for t in 0..slice.len {
                     let position = slice.start + t;
-                    let (block, offset) = (position / block_size, position % block_size);
+                    let (block, offset) =
+                        ((position - begin) / block_size, (position - begin) % block_size);
                     let at = ((slice.row + t) * heads + head) * dim;
                     let row = &mut self.row[..dim];
                     let distance = if relative { offset } else { position };
@@ -204,8 +212,9 @@ impl KvCache {
                     tail.write_row(offset, row, slot);
                     if clamped > 0 {
                         self.num_clamped += clamped;
-                        if !self.clamped_blocks.contains(&(slice.sequence, block)) {
-                            self.clamped_blocks.push((slice.sequence, block));
+                        let clamped = (slice.sequence, sequence.released + block);
+                        if !self.clamped_blocks.contains(&clamped) {
+                            self.clamped_blocks.push(clamped);
                         }
                     }
                 }
@@ -214,7 +223,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Counts written tokens, seals the blocks they fill, and publishes those to the prefix cache.
+    /// Counts written tokens, seals the blocks they fill, and publishes those to the prefix cache. Lets the recipe's
+    /// policy choose when they complete the prompt ([`Self::expect_prompt`]).
     /// `tokens` are the ids of exactly the tokens written.
     ///
     /// # Errors
@@ -237,7 +247,8 @@ impl KvCache {
                 cache.seal(id, sequence)?;
                 sequence.tail_tokens.drain(..block_size);
             }
-            cache.fade_residual(sequence)
+            cache.fade_residual(sequence)?;
+            cache.after_commit(id, sequence)
         })
     }
 }

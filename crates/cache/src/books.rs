@@ -78,8 +78,20 @@ impl KvCache {
                 }
                 false => (0..sequence.num_blocks(), sequence.num_tokens),
             };
+            // What a policy kept stands for the prompt.
+            let (range, tokens) = match sequence.origin {
+                0 => (range, tokens),
+                origin if sealed_only => (
+                    sequence.released..sequence.num_sealed,
+                    origin + sequence.num_sealed * self.geometry.block_size(),
+                ),
+                _ => (sequence.released..sequence.num_blocks(), tokens),
+            };
+            let held = range.start - sequence.released..range.end - sequence.released;
             for table in &sequence.tables {
-                for entry in table.keys[range.clone()].iter().chain(&table.values[range.clone()]) {
+                let open = table.keys[held.clone()].iter().chain(&table.values[held.clone()]);
+                let kept = table.kept.iter().flat_map(|block| &block.entries);
+                for entry in open.chain(kept) {
                     if seen.insert(entry.slot) {
                         physical += self.pool.size_of(entry.slot);
                     }
@@ -90,6 +102,7 @@ impl KvCache {
                 physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
             }
             physical += range.len() * self.geometry.table_bytes_per_block();
+            physical += sequence.metadata_bytes();
             logical += tokens * self.geometry.logical_bytes_per_token();
         }
         Ok((logical, physical))
@@ -177,18 +190,20 @@ impl KvCache {
         };
         let live = || self.sequences.iter().flatten();
         let entries: usize = live().map(|s| s.entries().count()).sum();
-        let held: usize = live().flat_map(|s| &s.seal_slots).map(Vec::len).sum();
+        let held: usize = live().map(|s| s.slots_to_come().count()).sum();
         let references = entries + held + self.prefix.num_references();
         agree("slot references", self.pool.num_references(), references)?;
         agree("prefix users", self.prefix.num_users(), live().map(|s| s.nodes.len()).sum())?;
-        let tables: usize =
-            live().map(|s| s.num_blocks() * self.geometry.table_bytes_per_block()).sum();
+        let tables: usize = live()
+            .map(|s| s.num_held() * self.geometry.table_bytes_per_block() + s.metadata_bytes())
+            .sum();
         let metadata = tables + self.prefix.metadata_bytes() + self.sharing_index_bytes();
         agree("metadata bytes", self.pool.metadata_bytes(), metadata)?;
         for s in live() {
-            let blocks = self.geometry.blocks_for(s.num_reserved);
+            agree("metadata of what was kept", s.kept.metadata_bytes, s.kept.count(&s.tables))?;
+            let blocks = self.geometry.blocks_for(s.num_reserved - s.origin);
             agree("blocks of a sequence", s.num_blocks(), blocks.max(s.num_sealed))?;
-            let sealed = s.num_tokens / self.geometry.block_size();
+            let sealed = (s.num_tokens - s.origin) / self.geometry.block_size();
             agree("sealed blocks of a sequence", s.num_sealed, sealed)?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use crate::codec::{CodecKind, Rate, RawF16, RawF32, TailCodec};
 use crate::error::{CacheError, Result};
+use crate::select::Select;
 
 /// The frame keys are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,10 +13,11 @@ pub enum KeyFrame {
     Absolute,
 }
 
-/// How a sequence is encoded: the codec of sealed blocks, that of its first block, and the frame its
-/// keys are in.
+/// How a sequence is encoded: which tokens stay, the codec of sealed blocks, that of its first block, and the frame its
+/// keys are in. As text, stages are joined by `+`, tokens first: `snapkv:0.5+joint3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recipe {
+    select: Option<Select>,
     codec: CodecKind,
     first: CodecKind,
     frame: KeyFrame,
@@ -49,8 +51,8 @@ impl Recipe {
     /// The same at 2 bits.
     pub const ROTATION2: Self = Self::rotation(2);
 
-    /// Every named recipe. `joint:R` with other rates exists besides.
-    pub const ALL: [Self; 12] = [
+    /// Every codec by name. `joint:R` with other rates exists besides.
+    pub const CODECS: [Self; 12] = [
         Self::F16,
         Self::F32,
         Self::INT8,
@@ -65,8 +67,19 @@ impl Recipe {
         Self::ROTATION2,
     ];
 
+    /// Every codec, and every policy over uncompressed blocks, with usual parameters.
+    pub fn all() -> Vec<Self> {
+        let policies = Select::ALL.into_iter().map(|select| Self::F16.selecting(select));
+        Self::CODECS.into_iter().chain(policies).collect()
+    }
+
+    /// The same with a policy that chooses which tokens stay.
+    pub const fn selecting(self, select: Select) -> Self {
+        Self { select: Some(select), ..self }
+    }
+
     const fn of(codec: CodecKind, frame: KeyFrame) -> Self {
-        Self { codec, first: codec, frame, ladder: false }
+        Self { select: None, codec, first: codec, frame, ladder: false }
     }
 
     /// A sequence's first tokens are like no others (attention sinks) and every query meets them: coded
@@ -78,6 +91,20 @@ impl Recipe {
     const fn rotation(bits: u8) -> Self {
         let codec = CodecKind::Rotation(bits);
         Self { first: CodecKind::Int8, ..Self::of(codec, KeyFrame::BlockRelative) }
+    }
+
+    /// Which tokens of a prompt stay; `None` if all do.
+    pub fn select(&self) -> Option<&Select> {
+        self.select.as_ref()
+    }
+
+    /// How a prompt is stored until a policy has chosen; the recipe itself if none does.
+    pub(crate) fn before_choice(self) -> Self {
+        match self.select {
+            Some(_) if self.codec == CodecKind::F32 => Self::F32,
+            Some(_) => Self::F16,
+            None => self,
+        }
     }
 
     /// The frame keys are stored in.
@@ -115,6 +142,11 @@ impl Recipe {
         if self.codec == CodecKind::F32 { &RawF32 } else { &RawF16 }
     }
 
+    /// Whether full blocks are coded, and not kept as they were written.
+    pub fn is_coded(self) -> bool {
+        self.codec != self.tail_kind()
+    }
+
     /// The codec kind of [`Self::tail`].
     pub fn tail_kind(self) -> CodecKind {
         if self.codec == CodecKind::F32 { CodecKind::F32 } else { CodecKind::F16 }
@@ -141,21 +173,65 @@ impl std::str::FromStr for Recipe {
     type Err = CacheError;
 
     fn from_str(name: &str) -> Result<Self> {
+        let mut recipe: Option<Self> = None;
+        let mut select = None;
+        for stage in name.split('+') {
+            let combination =
+                |what: String| CacheError::Combination { name: name.to_owned(), what };
+            if let Some(policy) = Select::parse(stage)? {
+                if let Some(first) = select.replace(policy) {
+                    return Err(combination(format!("{first} and {policy} both choose tokens")));
+                }
+                if recipe.is_some() {
+                    return Err(combination(format!(
+                        "{policy} chooses tokens before they are coded"
+                    )));
+                }
+                continue;
+            }
+            let codec = Self::codec_by_name(stage).map_err(|error| match error {
+                CacheError::UnknownRecipe { .. } => Self::unknown(name),
+                other => other,
+            })?;
+            if let Some(first) = recipe.replace(codec) {
+                return Err(combination(format!("{first} and {codec} are both codecs")));
+            }
+        }
+        let recipe = recipe.unwrap_or(Self::F16);
+        if let Some(select) = select.filter(|s| recipe.is_coded() && !s.policy().can_be_coded()) {
+            let what =
+                format!("{select} replaces tokens one by one, which coded blocks do not allow");
+            return Err(CacheError::Combination { name: name.to_owned(), what });
+        }
+        Ok(Self { select, ..recipe })
+    }
+}
+
+impl Recipe {
+    fn codec_by_name(name: &str) -> Result<Self> {
         if let Some(rate) = name.strip_prefix("joint:") {
             return Ok(Self::joint(rate.parse()?));
         }
-        Self::ALL.into_iter().find(|r| r.to_string() == name).ok_or_else(|| {
-            CacheError::UnknownRecipe {
-                name: name.to_owned(),
-                known: format!("{}, joint:BITS", Self::ALL.map(|r| r.to_string()).join(", ")),
-            }
-        })
+        let known = Self::CODECS.into_iter().find(|r| r.to_string() == name);
+        known.ok_or_else(|| Self::unknown(name))
+    }
+
+    fn unknown(name: &str) -> CacheError {
+        let codecs = Self::CODECS.map(|r| r.to_string()).join(", ");
+        let known =
+            format!("{codecs}, joint:BITS; before them, with a +: {}", Select::KNOWN.join(", "));
+        CacheError::UnknownRecipe { name: name.to_owned(), known }
     }
 }
 
 impl std::fmt::Display for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.ladder { f.write_str("auto") } else { self.codec.fmt(f) }
+        let codec = if self.ladder { "auto".to_owned() } else { self.codec.to_string() };
+        match self.select {
+            None => f.write_str(&codec),
+            Some(select) if self.codec == CodecKind::F16 => select.fmt(f),
+            Some(select) => write!(f, "{select}+{codec}"),
+        }
     }
 }
 
@@ -165,7 +241,7 @@ mod tests {
 
     #[test]
     fn names_parse_back() {
-        for recipe in Recipe::ALL {
+        for recipe in Recipe::all() {
             assert_eq!(recipe.to_string().parse::<Recipe>().unwrap(), recipe);
         }
         let fraction: Recipe = "joint:2.75".parse().unwrap();
@@ -179,7 +255,11 @@ mod tests {
         assert_eq!(
             message,
             "unknown KV cache recipe 'f15' (known: f16, f32, int8, joint4, joint3, joint2, auto, kivi4, \
-             kivi2, rotation4, rotation3, rotation2, joint:BITS)"
+             kivi2, rotation4, rotation3, rotation2, joint:BITS; before them, with a +: \
+             streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
+             h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
+             chunkkv:SHARE[:chunk=10][:reuse=2][:window=64], \
+             dbudget:THRESHOLD[:sinks=paper|apart])"
         );
     }
 

@@ -20,6 +20,24 @@ pub enum CacheError {
         /// As given.
         given: String,
     },
+    /// A parameter of a stage of a recipe that is missing, out of range or unknown.
+    #[error("'{stage}': '{given}' is not {expected}")]
+    Option {
+        /// The stage as given.
+        stage: String,
+        /// What is wrong in it.
+        given: String,
+        /// What could stand there.
+        expected: String,
+    },
+    /// Stages of a recipe that cannot work together.
+    #[error("recipe '{name}': {what}")]
+    Combination {
+        /// As given.
+        name: String,
+        /// Why not.
+        what: String,
+    },
     /// A recipe that the tree cannot fuse.
     #[error("tree sharing holds f16 and f32 recipes only, not {recipe}")]
     TreeRecipe {

@@ -67,4 +67,22 @@ impl Frame {
             None => out.copy_from_slice(x),
         }
     }
+
+    /// Undoes a rotation by `distance`.
+    pub(crate) fn rotate_back(
+        &self,
+        rope: Option<usize>,
+        distance: usize,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let Some(rope) = rope else { return out.copy_from_slice(x) };
+        let (cos, sin) = self.tables[rope].at(distance);
+        let pairs = cos.len();
+        for j in 0..pairs {
+            let (a, b) = (x[j], x[j + pairs]);
+            out[j] = a * cos[j] + b * sin[j];
+            out[j + pairs] = b * cos[j] - a * sin[j];
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
 use crate::seal::SharingCounts;
+use crate::select::Selection;
 use crate::sequence::{Sequence, SequenceId};
 use crate::sharing::online::SharingIndex;
 use crate::sharing::sketch::SketchIndex;
@@ -164,7 +165,7 @@ impl KvCache {
 
     fn prepare_formats(&mut self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
         // A mean of coded blocks would have to be coded again.
-        let plain = recipe.codec() == recipe.tail_kind();
+        let plain = !recipe.is_coded() && recipe.select().is_none();
         if self.sharing.mode == SharingMode::Tree && !plain {
             return Err(CacheError::TreeRecipe { recipe: recipe.to_string() });
         }
@@ -244,7 +245,14 @@ impl KvCache {
             _ => recipe,
         };
         let groups = self.geometry.num_groups();
-        let sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
+        let mut sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
+        if recipe.select().is_some() {
+            // Until the policy has chosen, the prompt is stored as f16 does, and shares its prefixes.
+            sequence.sealed_formats = [tail; 2];
+            sequence.selection = Some(Box::new(Selection::new(sealed)));
+            let root = self.root(recipe.before_choice(), salt);
+            sequence.chain = sequence.chain.map(|_| root);
+        }
         let index = match self.sequences.iter().position(Option::is_none) {
             Some(index) => {
                 self.sequences[index] = Some(sequence);
@@ -307,7 +315,7 @@ impl KvCache {
             let Some(mut chain) = sequence.chain.filter(|_| sequence.num_blocks() == 0) else {
                 return Ok(0);
             };
-            let usable = tokens.len().saturating_sub(1) / block_size;
+            let usable = cache.matchable(sequence, tokens.len()) / block_size;
             for block in tokens.chunks_exact(block_size).take(usable) {
                 let hash = chain.child(block);
                 let Some(node) = cache.prefix.find(&hash) else { break };
@@ -359,9 +367,10 @@ impl KvCache {
     pub fn remove_sequence(&mut self, id: SequenceId) -> Result<()> {
         let sequence = self.take(id)?;
         self.generations[id.index as usize] += 1;
-        self.pool.discharge_metadata(sequence.num_blocks() * self.geometry.table_bytes_per_block());
+        self.pool.discharge_metadata(sequence.num_held() * self.geometry.table_bytes_per_block());
+        self.pool.discharge_metadata(sequence.metadata_bytes());
         let entries = sequence.entries().map(|e| e.slot);
-        for slot in entries.chain(sequence.seal_slots.iter().flatten().copied()) {
+        for slot in entries.chain(sequence.slots_to_come()) {
             self.pool.release(slot)?;
         }
         // The deepest block leaves first, so that it is evicted first.

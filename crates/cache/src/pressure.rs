@@ -46,10 +46,8 @@ impl KvCache {
         let mut places = FxHashMap::default();
         for sequence in self.sequences.iter().flatten().chain([&*current]) {
             for (group, table) in sequence.tables.iter().enumerate() {
-                for part in 0..2 {
-                    for entry in table.part(part) {
-                        self.note(&mut places, group, part, entry);
-                    }
+                for (part, entry) in table.parts() {
+                    self.note(&mut places, group, part, entry);
                 }
             }
         }
@@ -93,7 +91,7 @@ impl KvCache {
         };
         for sequence in self.sequences.iter_mut().flatten().chain([current]) {
             for table in &mut sequence.tables {
-                table.keys.iter_mut().chain(&mut table.values).for_each(&mut change);
+                table.entries_mut().for_each(&mut change);
             }
         }
         self.prefix.remap(&mut change);

@@ -28,8 +28,12 @@ impl KvCache {
         for entry in std::mem::take(&mut sequence.residual).values {
             self.pool.release(entry.slot)?;
         }
-        if sequence.recipe.keeps_residual() {
-            let values = sequence.tables.iter().map(|t| t.values[block]).collect::<Vec<_>>();
+        if sequence.keeps_residual() {
+            let values = sequence
+                .tables
+                .iter()
+                .map(|t| t.values[block - sequence.released])
+                .collect::<Vec<_>>();
             for entry in &values {
                 self.pool.retain(entry.slot)?;
             }
@@ -51,7 +55,7 @@ impl KvCache {
         for (group, kept) in sequence.residual.values.iter().enumerate() {
             let (layer, kv_head) = self.geometry.layer_of(group);
             let dim = self.geometry.layers()[layer].head_dim;
-            let stored = sequence.tables[group].values[block];
+            let stored = sequence.tables[group].values[block - sequence.released];
             if stored.slot == kept.slot {
                 // A block that is kept as it was written.
                 continue;

@@ -43,6 +43,7 @@ impl KvCache {
         let clamped = odd && !sequence.codes_odd_blocks;
         let hash = hash.filter(|_| publishable && !clamped);
         let known = hash.as_ref().and_then(|hash| self.prefix.find(hash));
+        let at = block - sequence.released;
         self.keep_residual(sequence, block)?;
         if clamped || known.is_some() {
             for slot in slots {
@@ -60,8 +61,8 @@ impl KvCache {
             let entries = self.prefix.entries(node)?;
             let mut old: Vec<SlotId> = Vec::with_capacity(entries.len());
             for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
-                old.push(std::mem::replace(&mut table.keys[block], pair[0]).slot);
-                old.push(std::mem::replace(&mut table.values[block], pair[1]).slot);
+                old.push(std::mem::replace(&mut table.keys[at], pair[0]).slot);
+                old.push(std::mem::replace(&mut table.values[at], pair[1]).slot);
             }
             for slot in old {
                 self.pool.release(slot)?;
@@ -69,7 +70,7 @@ impl KvCache {
             sequence.nodes.push(node);
         } else {
             let entries: Box<[Entry]> =
-                sequence.tables.iter().flat_map(|t| [t.keys[block], t.values[block]]).collect();
+                sequence.tables.iter().flat_map(|t| [t.keys[at], t.values[at]]).collect();
             if let Some(node) = self.prefix.publish(hash, block, entries, &mut self.pool)? {
                 sequence.nodes.push(node);
             }

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::config::Recipe;
+use crate::config::{KeyFrame, Recipe};
 use crate::format::FormatId;
 use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
 use crate::residual::Residual;
+use crate::select::{Kept, Selection};
 use crate::table::{BlockTable, Entry};
 
 /// Names a sequence in a [`crate::KvCache`]; never reused.
@@ -29,6 +30,9 @@ impl std::fmt::Display for SequenceId {
 /// 0 ───────── num_sealed · block_size ───── num_tokens ───── num_reserved
 ///   sealed, maybe shared     │   committed tail   │   being written   │
 /// ```
+///
+/// Where a policy chose among the tokens of the prompt, all this begins at `origin`, and its first
+/// `released` blocks are gone.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     /// One per group.
@@ -62,6 +66,14 @@ pub(crate) struct Sequence {
     pub(crate) tenant: BlockHash,
     /// Leading sealed blocks that the tree has seen.
     pub(crate) num_fused: usize,
+    /// What is to be chosen from when the prompt is complete; until then nothing is coded.
+    pub(crate) selection: Option<Box<Selection>>,
+    /// What was chosen.
+    pub(crate) kept: Kept,
+    /// Position of the first token of the blocks in `tables`, those that were kept of the prompt aside.
+    pub(crate) origin: usize,
+    /// Blocks from there on that left the window of a policy, and the tables.
+    pub(crate) released: usize,
 }
 
 impl Sequence {
@@ -90,7 +102,22 @@ impl Sequence {
             codes_odd_blocks: false,
             tenant,
             num_fused: 0,
+            selection: None,
+            kept: Kept::default(),
+            origin: 0,
+            released: 0,
         }
+    }
+
+    /// The frame that keys of its blocks are in. Before a policy has chosen nothing is coded, and prefixes are those of
+    /// every recipe that keeps blocks as they are written.
+    pub(crate) fn frame(&self) -> KeyFrame {
+        if self.selection.is_some() { KeyFrame::BlockRelative } else { self.recipe.frame() }
+    }
+
+    /// Whether values of the last sealed block stay exact for a while.
+    pub(crate) fn keeps_residual(&self) -> bool {
+        self.selection.is_none() && self.recipe.keeps_residual()
     }
 
     /// The format that block `block` is sealed in.
@@ -103,17 +130,33 @@ impl Sequence {
     pub(crate) fn entry(&self, group: usize, part: usize, block: usize) -> Entry {
         match self.residual.values.get(group) {
             Some(values) if part == 1 && block + 1 == self.num_sealed => *values,
-            _ => self.tables[group].part(part)[block],
+            _ => self.tables[group].part(part)[block - self.released],
         }
     }
 
-    /// Every reference to a slot that it holds, but for those of [`Self::seal_slots`].
+    /// Every reference to a slot that it holds, but for [`Self::slots_to_come`].
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.tables.iter().flat_map(BlockTable::entries).chain(&self.residual.values)
     }
 
-    /// Blocks in every table, the tail included.
+    /// Blocks so far, the tail included, those that were released and those of the prompt's choice not.
     pub(crate) fn num_blocks(&self) -> usize {
+        self.released + self.num_held()
+    }
+
+    /// Blocks in every table, the tail included.
+    pub(crate) fn num_held(&self) -> usize {
         self.tables.first().map_or(0, |t| t.keys.len())
+    }
+
+    /// Every slot that is held for blocks to come.
+    pub(crate) fn slots_to_come(&self) -> impl Iterator<Item = SlotId> {
+        let kept = self.selection.iter().flat_map(|s| &s.slots);
+        self.seal_slots.iter().flatten().chain(kept).copied()
+    }
+
+    /// Metadata bytes beside the table entries of its blocks.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.selection.as_ref().map_or(0, |s| s.charged) + self.kept.metadata_bytes
     }
 }

@@ -77,8 +77,9 @@ impl KvCache {
         slots: &[SlotId],
     ) -> Result<()> {
         // The first block is like no other; the tree looks at whole batches, later.
-        let sharing =
-            block > 0 && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
+        let sharing = (block > 0 || sequence.origin > 0)
+            && sequence.selection.is_none()
+            && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
         if slots.is_empty() && !sharing {
             return Ok(());
         }
@@ -243,11 +244,11 @@ impl KvCache {
         counts.with_candidates += u64::from(decision.had_candidates);
         counts.shared += u64::from(decision.share.is_some());
         let tables = &mut sequence.tables[unit.table..unit.table + unit.heads];
-        let tail = tables.first().map(|t| t.part(unit.part)[block]).ok_or_else(|| {
-            CacheError::Integrity {
+        let at = block - sequence.released;
+        let tail =
+            tables.first().map(|t| t.part(unit.part)[at]).ok_or_else(|| CacheError::Integrity {
                 what: format!("a head group without heads in layer {}", unit.layer),
-            }
-        })?;
+            })?;
         let entry = match (decision.share, unit.own) {
             (Some((slot, fit)), own) => {
                 self.pool.retain(slot)?;
@@ -263,7 +264,7 @@ impl KvCache {
             (None, None) => tail,
         };
         for (head, table) in tables.iter_mut().enumerate() {
-            let old = std::mem::replace(&mut table.part_mut(unit.part)[block], entry);
+            let old = std::mem::replace(&mut table.part_mut(unit.part)[at], entry);
             if head > 0 {
                 self.pool.retain(entry.slot)?;
             }
@@ -287,7 +288,7 @@ impl KvCache {
         head.resize(tokens * dim, 0.0);
         let tables = &job.sequence.tables[unit.table..unit.table + unit.heads];
         for (i, table) in tables.iter().enumerate() {
-            let slot = table.part(unit.part)[job.block].slot;
+            let slot = table.part(unit.part)[job.block - job.sequence.released].slot;
             job.sequence.recipe.tail().decode(self.pool.bytes(slot), tokens, dim, head);
             for (row, from) in rows.chunks_exact_mut(width).zip(head.chunks_exact(dim)) {
                 row[i * dim..(i + 1) * dim].copy_from_slice(from);

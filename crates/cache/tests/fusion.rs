@@ -254,7 +254,7 @@ fn sequences_leave_in_any_order() {
 
 #[test]
 fn coded_recipes_are_refused_and_other_modes_fuse_nothing() {
-    for recipe in Recipe::ALL.into_iter().filter(|r| !r.needs_statistics()) {
+    for recipe in Recipe::all().into_iter().filter(|r| !r.needs_statistics()) {
         let mut cache = cache(Recipe::F16, 0.7);
         let prepared = cache.prepare(recipe);
         if [Recipe::F16, Recipe::F32].contains(&recipe) {

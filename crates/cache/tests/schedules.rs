@@ -1,13 +1,30 @@
 //! Any order of adding, matching, writing and removing sequences keeps the books and ends empty.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Random, cache, layer};
-use kvasir_cache::{BatchSlice, CacheError, Recipe, SequenceId};
+use kvasir_cache::{AttentionScratch, BatchSlice, CacheError, Recipe, SequenceId};
 use proptest::prelude::*;
 
+/// Every recipe, and policies over codecs.
+fn recipes() -> Vec<Recipe> {
+    let composed = [
+        "snapkv:0.5:window=8+joint3",
+        "snapkv:0.3:window=8+auto",
+        "chunkkv:0.4:chunk=5:window=8+kivi4",
+        "dbudget:0.1+int8",
+        "dbudget:0.05:sinks=apart+rotation3",
+        "streaming:0.5+joint2",
+        "streaming:tokens=20+kivi2",
+        "h2o:0.3",
+    ];
+    Recipe::all().into_iter().chain(composed.map(|name| name.parse().unwrap())).collect()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn any_schedule_ends_with_an_empty_pool(
@@ -15,11 +32,12 @@ proptest! {
         ops in prop::collection::vec((0..10u8, 1..60usize), 1..120),
         prefix_caching in any::<bool>(),
         budget_blocks in 6..40usize,
-        recipe in 0..Recipe::ALL.len(),
+        recipe in 0..recipes().len(),
     ) {
         let l = layer(2, 1, 16);
         let budget = budget_blocks * 2 * 2 * (16 * 16 * 2 + 100);
-        let recipe = Recipe::ALL[recipe];
+        let recipe = recipes()[recipe];
+        let mut scratch = AttentionScratch::default();
         let mut cache = cache(vec![l; 2], 16, recipe, budget, prefix_caching);
         let mut random = Random::new(seed);
         let mut live: Vec<(SequenceId, Vec<u32>)> = Vec::new();
@@ -30,6 +48,7 @@ proptest! {
                     let tokens: Vec<u32> = (0..n as u32).map(|t| if t < 32 { t } else { t * 7 + (n as u32 % 2) }).collect();
                     let salt = (random.below(2) == 0).then_some("tenant");
                     let id = cache.add_sequence(salt).unwrap();
+                    cache.expect_prompt(id, tokens.len()).unwrap();
                     let found = cache.match_prefix(id, &tokens).unwrap();
                     prop_assert!(found < tokens.len() || found == 0);
                     prop_assert_eq!(found % 16, 0);
@@ -39,13 +58,18 @@ proptest! {
                     let i = random.below(live.len());
                     let (id, tokens) = &mut live[i];
                     let start = cache.num_tokens(*id).unwrap();
+                    let n = n.min(cache.most_next(*id).unwrap());
                     match cache.reserve(*id, n) {
                         Ok(()) => {
                             let slices = [BatchSlice { sequence: *id, row: 0, start, len: n }];
-                            let x = random.values(n * 16);
+                            let (x, q) = (random.values(n * 16), random.values(n * 32));
+                            let mut out = vec![f32::NAN; n * 32];
                             for layer in 0..2 {
                                 cache.write(layer, &slices, &x, &x).unwrap();
+                                cache.attend(layer, &slices, &q, &mut out, &mut scratch).unwrap();
+                                cache.observe(layer, &slices, &q, &mut scratch).unwrap();
                             }
+                            prop_assert!(out.iter().all(|x| x.is_finite()), "{}", recipe);
                             while tokens.len() < start + n {
                                 tokens.push(random.next() as u32);
                             }
@@ -125,13 +149,18 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
 #[test]
 fn what_fits_alone_can_grow_to_its_length() {
     let shapes = [(2, 2, 32, 3), (1, 1, 16, 1)];
-    for (recipe, chunk, shape) in Recipe::ALL
+    let prompts =
+        |recipe: Recipe| if recipe.select().is_some() { vec![1.0, 0.5, 0.1] } else { vec![1.0] };
+    for (recipe, chunk, shape) in recipes()
         .into_iter()
         .flat_map(|r| [1, 7, 40, 72].map(|c| (r, c)))
         .flat_map(|(r, c)| shapes.map(|s| (r, c, s)))
     {
         let (query_heads, kv_heads, dim, layers) = shape;
-        for tokens in [1, 20, 32, 33, 64, 112, 200] {
+        let lengths = [1, 20, 32, 33, 64, 112, 200].into_iter();
+        for (tokens, share) in
+            lengths.flat_map(|n| prompts(recipe).into_iter().map(move |s| (n, s)))
+        {
             let of = |budget| {
                 let layers = vec![layer(query_heads, kv_heads, dim); layers];
                 let mut cache = cache(layers, 32, recipe, budget, true);
@@ -148,15 +177,25 @@ fn what_fits_alone_can_grow_to_its_length() {
                 }
             };
             let id = cache.add_sequence(None).unwrap();
+            let prompt = ((tokens as f64 * share) as usize).max(1);
+            cache.expect_prompt(id, prompt).unwrap();
             let x = vec![0.5; chunk * kv_heads * dim];
+            let q = vec![0.5; chunk * query_heads * dim];
+            let mut out = q.clone();
+            let mut scratch = AttentionScratch::default();
             let mut start = 0;
             while start < tokens {
-                let len = chunk.min(tokens - start);
+                let len = chunk.min(tokens - start).min(cache.most_next(id).unwrap());
                 let reserved = cache.reserve(id, len);
-                assert!(reserved.is_ok(), "{recipe}, {start} + {len} of {tokens}: {reserved:?}");
+                let what =
+                    format!("{recipe}, {start} + {len} of {tokens}, {prompt} of them prompt");
+                assert!(reserved.is_ok(), "{what}: {reserved:?}");
                 let slices = [BatchSlice { sequence: id, row: 0, start, len }];
                 for layer in 0..layers {
                     cache.write(layer, &slices, &x, &x).unwrap();
+                    let out = &mut out[..len * query_heads * dim];
+                    cache.attend(layer, &slices, &q, out, &mut scratch).unwrap();
+                    cache.observe(layer, &slices, &q, &mut scratch).unwrap();
                 }
                 cache.commit(id, &vec![3; len]).unwrap();
                 cache.check_integrity().unwrap();
@@ -198,7 +237,7 @@ fn blocks_with_odd_values_are_not_coded() {
         assert_eq!(cache.stats().num_clamped, 8, "{recipe}");
         let mut out = vec![f32::NAN; 32];
         let slices = [BatchSlice { sequence: id, row: 0, start: 159, len: 1 }];
-        let mut scratch = kvasir_cache::AttentionScratch::default();
+        let mut scratch = AttentionScratch::default();
         cache.attend(0, &slices, &x[..32], &mut out, &mut scratch).unwrap();
         assert!(out.iter().all(|x| x.is_finite()), "{recipe}: {out:?}");
         // Told that there must be room, it codes them like all others.
@@ -258,7 +297,7 @@ fn values_that_cannot_be_stored_spoil_nothing_else() {
         (f32::INFINITY, 1e6, f32::NAN, f32::NEG_INFINITY);
     cache.write(0, &slices, &keys, &values).unwrap();
     let mut out = vec![f32::NAN; 64];
-    let mut scratch = kvasir_cache::AttentionScratch::default();
+    let mut scratch = AttentionScratch::default();
     cache.attend(0, &slices, &vec![0.3; 64], &mut out, &mut scratch).unwrap();
     assert!(out.iter().all(|x| x.is_finite()), "{out:?}");
     assert!(out[..32].iter().all(|x| (x - 0.2).abs() < 1e-3), "tokens before are untouched");

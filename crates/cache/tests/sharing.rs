@@ -146,14 +146,14 @@ proptest! {
     #[test]
     fn any_order_of_sharing_and_freeing_ends_empty(
         ops in prop::collection::vec((0..8u8, 0..4u32, 1..5usize), 1..60),
-        recipe in 0..Recipe::ALL.len(),
+        recipe in 0..Recipe::all().len(),
         sharing in 0..2usize,
         prefix_caching in any::<bool>(),
         budget in 60..400usize,
     ) {
         let l = layer(4, 2, 32);
         let sharing: Sharing = ["tokens:0.3", "sketch:0.3"][sharing].parse().unwrap();
-        let recipe = Recipe::ALL[recipe];
+        let recipe = Recipe::all()[recipe];
         let mut cache =
             sharing_cache(vec![l; LAYERS], BLOCK, recipe, budget << 10, prefix_caching, sharing);
         let mut live = Vec::new();

@@ -136,7 +136,8 @@ impl Scheduler {
             // Preempted a moment ago, in favour of an older one.
             let Some(sequence) = self.sequences.get(&key) else { return Ok(()) };
             let Some(id) = sequence.cache else { return Ok(()) };
-            let (start, len) = (sequence.num_computed, sequence.num_remaining().min(*budget));
+            let most = (*budget).min(cache.most_next(id)?);
+            let (start, len) = (sequence.num_computed, sequence.num_remaining().min(most));
             if len == 0 {
                 return Ok(());
             }
@@ -202,7 +203,7 @@ impl Scheduler {
             let id = add_sequence(sequence, cache)?;
             let cached = if reuse { cache.match_prefix(id, &sequence.tokens)? } else { 0 };
             let mut admitted = (id, cached);
-            let len = (sequence.tokens.len() - cached).min(*budget);
+            let len = (sequence.tokens.len() - cached).min(*budget).min(cache.most_next(id)?);
             match cache.reserve(id, len) {
                 Ok(()) => {}
                 Err(CacheError::Exhausted { .. }) if !alone => {
@@ -216,12 +217,13 @@ impl Scheduler {
                     cache.reset_prefix_cache()?;
                     let id = add_sequence(sequence, cache)?;
                     admitted = (id, 0);
-                    cache.reserve(id, sequence.tokens.len().min(*budget))?;
+                    let most = (*budget).min(cache.most_next(id)?);
+                    cache.reserve(id, sequence.tokens.len().min(most))?;
                 }
                 Err(other) => return Err(other.into()),
             }
             let (id, cached) = admitted;
-            let len = (sequence.tokens.len() - cached).min(*budget);
+            let len = (sequence.tokens.len() - cached).min(*budget).min(cache.most_next(id)?);
             sequence.cache = Some(id);
             sequence.num_computed = cached;
             if sequence.num_cached.is_none() {
@@ -268,6 +270,7 @@ impl Scheduler {
 /// A place in the cache for a sequence that is admitted, for the first time or again.
 fn add_sequence(sequence: &Sequence, cache: &mut KvCache) -> Result<SequenceId> {
     let id = cache.add_sequence_with(sequence.recipe, sequence.cache_salt.as_deref())?;
+    cache.expect_prompt(id, sequence.prompt_len)?;
     if sequence.num_preemptions > 0 {
         // It must fit now: alone, nobody else can be asked to make room.
         cache.code_odd_blocks(id)?;

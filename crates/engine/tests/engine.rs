@@ -65,7 +65,7 @@ fn a_crowded_small_cache_preempts_and_changes_nothing() {
 #[test]
 fn every_recipe_runs_a_crowd_and_coded_ones_hold_more() {
     let mut peak = BTreeMap::new();
-    for recipe in Recipe::ALL {
+    for recipe in Recipe::all() {
         let mut engine = engine(EngineConfig {
             kv_cache: recipe,
             statistics: recipe.needs_statistics().then(statistics),
@@ -362,7 +362,7 @@ proptest! {
         max_num_batched_tokens in 1..150usize,
         max_num_seqs in 1..10usize,
         enable_prefix_caching in any::<bool>(),
-        recipe in 0..Recipe::ALL.len(),
+        recipe in 0..Recipe::all().len(),
         own_recipes in any::<bool>(),
     ) {
         let statistics = statistics();
@@ -372,7 +372,7 @@ proptest! {
             max_num_batched_tokens,
             max_num_seqs,
             enable_prefix_caching,
-            kv_cache: Recipe::ALL[recipe],
+            kv_cache: Recipe::all()[recipe],
             ..config()
         });
         let mut ids = Vec::new();
@@ -387,7 +387,7 @@ proptest! {
                         prompt: prompt(len, len as u32 % 2),
                         params: params.into(),
                         cache_salt: salt,
-                        kv_cache: own_recipes.then(|| Recipe::ALL[len % Recipe::ALL.len()]),
+                        kv_cache: own_recipes.then(|| Recipe::all()[len % Recipe::all().len()]),
                     });
                     match added {
                         Ok(()) => ids.push(i),

@@ -35,7 +35,7 @@ pub use activation::Activation;
 pub use aligned::AlignedBytes;
 pub use arena::Arena;
 pub use attention::{
-    BlockScratch, KvBlock, Products, QueryRows, StoredRows, attend_block, merge_rows,
+    BlockScratch, KvBlock, Products, QueryRows, StoredRows, add_columns, attend_block, merge_rows,
 };
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};

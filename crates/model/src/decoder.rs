@@ -128,6 +128,7 @@ impl Decoder {
                 }
                 cache.write(layer, batch.slices, k, v)?;
                 cache.attend(layer, batch.slices, q, mixed, attention)?;
+                cache.observe(layer, batch.slices, q, attention)?;
                 inputs.set(w.o.activation_kind(), mixed, w.o.in_features());
                 let norm = w.post_attention_norm.as_deref();
                 add_output(&w.o, inputs, norm, s.norm_eps, hidden, between);

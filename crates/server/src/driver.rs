@@ -28,7 +28,7 @@ use crate::{ApiError, ServerError};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// An output of the job's prompt of this number.
-    Output(usize, SequenceOutput),
+    Output(usize, Box<SequenceOutput>),
     /// The operator ended the job; no output follows.
     Aborted,
     /// The engine failed; no output follows.
@@ -300,7 +300,7 @@ impl<E: StepEngine> Driver<E> {
         let Some(job) = self.jobs.get_mut(&output.request_id) else { return };
         let id = output.request_id.clone();
         let done = job.timing.observe(&output, now, &self.metrics.requests);
-        let gone = job.events.send(Event::Output(job.prompt, output)).is_err();
+        let gone = job.events.send(Event::Output(job.prompt, Box::new(output))).is_err();
         if done {
             self.jobs.remove(&id);
         } else if gone {

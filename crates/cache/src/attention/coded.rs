@@ -149,7 +149,9 @@ impl KvCache {
         let format = &self.formats.get(first.sequence.sealed_formats[1]).layers[first.layer];
         let values = format.groups[first.kv_head / format.heads][1].joint();
         // The first block never is.
-        let any_coded = works.iter().any(|work| work.sequence.num_sealed > 1);
+        let any_coded = works
+            .iter()
+            .any(|work| work.sequence.num_sealed > usize::from(work.sequence.origin == 0));
         let basis = values.map(JointCodec::basis).filter(|_| any_coded);
         if let Some(basis) = basis {
             bases[1].load(basis);
@@ -191,8 +193,9 @@ impl KvCache {
     fn sealed_entries(&self, work: &Work<'_>, block: usize) -> Option<[Entry; 2]> {
         let v = work.visible(block, self.geometry.block_size())?;
         let group = self.geometry.group(work.layer, work.kv_head);
-        let entry = |part| work.sequence.entry(group, part, block);
-        let whole = block < work.sequence.num_sealed && (v.t0, v.t1) == (0, work.len);
+        let own = work.own_block(block)?;
+        let entry = |part| work.sequence.entry(group, part, own);
+        let whole = own < work.sequence.num_sealed && (v.t0, v.t1) == (0, work.len);
         whole.then(|| [entry(0), entry(1)])
     }
 
@@ -251,7 +254,8 @@ impl KvCache {
         let (dim, heads, tokens) = (work.l.head_dim, work.heads, self.geometry.block_size());
         let (width, stride) = (heads * dim, Stride::of(work).row);
         let n: usize = works.iter().map(Work::rows).sum();
-        let p = block * tokens;
+        let Some(v) = work.visible(*block, tokens) else { return };
+        let p = v.p;
         let Tile {
             keys: tile_keys,
             values: tile_values,
@@ -328,7 +332,7 @@ fn push(
     let rows = scores.chunks_exact_mut(filled).take(n).zip(&mut states[first..]);
     let sums = sums[first * stride..].chunks_exact_mut(stride);
     for (i, ((scores, state), sums)) in rows.zip(sums).enumerate() {
-        mask(scores, work.l, work.start + t0 + i / work.group, p);
+        mask(scores, work.window, work.start + t0 + i / work.group, p);
         state.push(scores, sums);
     }
 }

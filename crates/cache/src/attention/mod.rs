@@ -15,20 +15,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kvasir_kernels::{merge_rows, num_threads, parallel_for, scale_in_place};
+use kvasir_kernels::{OnlineSoftmax, merge_rows, num_threads, parallel_for, scale_in_place};
 
 use crate::error::Result;
 use crate::frame::Frame;
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::sequence::{Sequence, SequenceId};
+use crate::table::{KeptBlock, Stays};
 
 mod coded;
+mod observe;
 mod plain;
 mod plan;
 mod tile;
 
 pub(crate) use coded::GROUP_TOKENS;
+pub(crate) use observe::Observer;
 use plan::{Item, Job, MAX_PARTS, Part, Plan, ranges};
 use tile::{Sums, Tile};
 
@@ -63,6 +66,8 @@ pub struct AttentionScratch {
     partial: Vec<Mutex<Sums>>,
     /// Of every job, items that are not done.
     left: Vec<AtomicUsize>,
+    /// The finished softmax of every row, if somebody observes any; else empty.
+    states: Vec<OnlineSoftmax>, // [rows, query_heads]
 }
 
 /// What the threads of a step share.
@@ -73,15 +78,21 @@ struct Step<'a> {
     slices: &'a [BatchSlice],
     queries: &'a [f32],
     /// Threads copy finished rows in turn: their places are strided.
-    out: Mutex<&'a mut [f32]>,
+    out: Mutex<Finished<'a>>,
     plan: &'a Plan,
     partial: &'a [Mutex<Sums>],
     left: &'a [AtomicUsize],
 }
 
+/// Where finished rows go.
+struct Finished<'a> {
+    rows: &'a mut [f32],             // [rows, query_heads, head_dim]
+    states: &'a mut [OnlineSoftmax], // [rows, query_heads], or none
+}
+
 /// Scratch that a panic poisoned is as good as any: its contents are written before they are read, but for
 /// bases, which are whole or not noted as held.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -104,7 +115,7 @@ impl KvCache {
     ) -> Result<()> {
         let clock = Instant::now();
         let threads = num_threads();
-        let AttentionScratch { plan, tiles, partial, left } = scratch;
+        let AttentionScratch { plan, tiles, partial, left, states } = scratch;
         plan.make(self, layer, slices, threads)?;
         if tiles.len() < threads {
             tiles.resize_with(threads, Mutex::default);
@@ -119,7 +130,13 @@ impl KvCache {
         for tile in tiles.iter().take(threads) {
             lock(tile).reserve(rows, stride, l.head_dim, self.geometry.block_size());
         }
-        let out = Mutex::new(out);
+        let mut observed = false;
+        for slice in slices {
+            observed |= self.observed(layer, slice)?.is_some();
+        }
+        let all = if observed { out.len() / l.head_dim } else { 0 };
+        states.resize(all, OnlineSoftmax::default());
+        let out = Mutex::new(Finished { rows: out, states });
         let step = Step { cache: self, layer, l, slices, queries, out, plan, partial, left };
         let next = AtomicUsize::new(0);
         let run = |tile: &Mutex<Tile>| {
@@ -239,15 +256,22 @@ impl Step<'_> {
         };
         let parts = &self.plan.parts[job.parts.0..job.parts.1];
         let mut out = lock(&self.out);
+        let mut states = &sums.states[..];
         for head in job.kv_head..job.kv_head + job.heads {
             for (work, part) in works.iter().zip(parts) {
                 let width = work.group * dim;
                 let row = self.slices[part.slice].row + part.first;
                 for t in 0..part.len {
-                    let at = ((row + t) * self.l.query_heads + head * work.group) * dim;
+                    let at = (row + t) * self.l.query_heads + head * work.group;
                     let (own, others) = mixed.split_at(width);
-                    out[at..at + width].copy_from_slice(own);
+                    out.rows[at * dim..at * dim + width].copy_from_slice(own);
                     mixed = others;
+                    // Jobs of coded blocks have their rows in another order, and nobody observes those.
+                    if !job.coded && !out.states.is_empty() {
+                        let (own, others) = states.split_at(work.group);
+                        out.states[at..at + work.group].copy_from_slice(own);
+                        states = others;
+                    }
                 }
             }
         }
@@ -255,18 +279,17 @@ impl Step<'_> {
 
     fn work(&self, job: &Job, part: &Part) -> Result<Work<'_>> {
         let slice = &self.slices[part.slice];
-        Ok(Work {
-            layer: self.layer,
-            l: self.l,
-            group: self.l.query_heads / self.l.kv_heads,
-            sequence: self.cache.sequence(slice.sequence)?,
-            start: slice.start + part.first,
-            len: part.len,
-            kv_head: job.kv_head,
-            heads: job.heads,
-            queries: &self.queries
-                [(slice.row + part.first) * self.l.query_heads * self.l.head_dim..],
-        })
+        let sequence = self.cache.sequence(slice.sequence)?;
+        let tokens = (part.first, part.len);
+        Ok(Work::new(
+            self.cache,
+            self.layer,
+            sequence,
+            self.queries,
+            slice,
+            tokens,
+            (job.kv_head, job.heads),
+        ))
     }
 }
 
@@ -290,11 +313,16 @@ struct Work<'a> {
     /// KV heads `kv_head .. kv_head + heads`.
     kv_head: usize,
     heads: usize,
+    /// A query at position m sees keys at m - window + 1 ..= m.
+    window: Option<usize>,
+    /// What a policy kept of the prompt: blocks are counted from there. As many for all heads.
+    kept: &'a [KeptBlock],
     /// From the first query token's row: `[.., query_heads, head_dim]`.
     queries: &'a [f32],
 }
 
 /// A block and the query tokens that see any of it.
+#[derive(Clone, Copy)]
 struct Visible {
     block: usize,
     /// Position of its first token.
@@ -304,9 +332,42 @@ struct Visible {
     /// Query tokens, `t0 .. t1`.
     t0: usize,
     t1: usize,
+    window: Option<usize>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// Tokens `first .. first + len` of a slice against KV heads `kv_head .. kv_head + heads`.
+    fn new(
+        cache: &'a KvCache,
+        layer: usize,
+        sequence: &'a Sequence,
+        queries: &'a [f32],
+        slice: &BatchSlice,
+        (first, len): (usize, usize),
+        (kv_head, heads): (usize, usize),
+    ) -> Self {
+        let l = &cache.geometry.layers()[layer];
+        let recent = sequence.kept.recent.map(|recent| recent.window);
+        Self {
+            layer,
+            l,
+            group: l.query_heads / l.kv_heads,
+            sequence,
+            start: slice.start + first,
+            len,
+            kv_head,
+            heads,
+            window: [l.window, recent].into_iter().flatten().min(),
+            kept: &sequence.tables[cache.geometry.group(layer, kv_head)].kept,
+            queries: &queries[(slice.row + first) * l.query_heads * l.head_dim..],
+        }
+    }
+
+    /// The number of a block in the sequence's own count, if it is not one that a policy kept.
+    fn own_block(&self, block: usize) -> Option<usize> {
+        Some(block.checked_sub(self.kept.len())? + self.sequence.released)
+    }
+
     /// Query rows of a KV head.
     fn rows(&self) -> usize {
         self.len * self.group
@@ -314,14 +375,23 @@ impl Work<'_> {
 
     /// A block, if any query sees any of it.
     fn visible(&self, block: usize, block_size: usize) -> Option<Visible> {
-        let (start, len, window) = (self.start, self.len, self.l.window);
-        let p = block * block_size;
-        let filled = block_size.min((start + len).checked_sub(p)?);
+        let (start, len) = (self.start, self.len);
+        let (p, filled, window) = match self.own_block(block) {
+            Some(own) => {
+                let p = self.sequence.origin + own * block_size;
+                (p, block_size.min((start + len).checked_sub(p)?), self.window)
+            }
+            None => {
+                let kept = &self.kept[block];
+                // What is kept for good is kept on layers without a window only.
+                (kept.first, kept.rows, self.window.filter(|_| kept.stays == Stays::InWindow))
+            }
+        };
         // Not before the block, and not past the window.
         let t0 = p.saturating_sub(start);
         let t1 = window
             .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
-        (t0 < t1).then_some(Visible { block, p, filled, t0, t1 })
+        (t0 < t1).then_some(Visible { block, p, filled, t0, t1, window })
     }
 
     /// The queries of one KV head and query tokens `tokens`, each turned by its token's position less
@@ -351,10 +421,10 @@ impl Work<'_> {
 /// Hides keys after the query's position `m`, and those that left its window. `p`: position of the
 /// first score.
 #[inline]
-fn mask(scores: &mut [f32], l: &LayerGeometry, m: usize, p: usize) {
+fn mask(scores: &mut [f32], window: Option<usize>, m: usize, p: usize) {
     let visible = (m + 1).saturating_sub(p).min(scores.len());
     scores[visible..].fill(f32::NEG_INFINITY);
-    if let Some(window) = l.window {
+    if let Some(window) = window {
         let hidden = (m + 1).saturating_sub(window).saturating_sub(p).min(scores.len());
         scores[..hidden].fill(f32::NEG_INFINITY);
     }

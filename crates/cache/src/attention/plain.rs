@@ -6,15 +6,17 @@ use std::time::Instant;
 use half::f16;
 use kvasir_kernels::coded::ByteIsa;
 use kvasir_kernels::{
-    KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, attend_block, scale_in_place,
+    BlockScratch, KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, add_columns,
+    attend_block, scale_in_place,
 };
 
 use super::tile::{Sums, Tile};
 use super::{Visible, Work};
-use crate::config::{KeyFrame, Recipe};
+use crate::codec::CodecKind;
+use crate::config::KeyFrame;
 use crate::format::GroupPart;
 use crate::kv_cache::KvCache;
-use crate::table::Entry;
+use crate::table::{Entry, KeptBlock, Stays};
 
 impl KvCache {
     /// Makes ready for blocks of one plain job.
@@ -89,6 +91,60 @@ impl KvCache {
         stride: usize,
         tile: &mut Tile,
     ) {
+        // Every query has its own place among the cached tokens that a sink is read from.
+        if matches!(found.kept, Some(KeptBlock { stays: Stays::AsSink(_), .. })) && v.t1 - v.t0 > 1
+        {
+            for t in v.t0..v.t1 {
+                let one = Visible { t0: t, t1: t + 1, ..*v };
+                self.attend_found(work, &one, found, next, states, sums, stride, tile);
+            }
+            return;
+        }
+        let first = v.t0 * work.group;
+        let (queries, mut kv, scratch) = self.read(work, v, found, tile);
+        kv.next = next;
+        let (states, sums) = (&mut states[first..], &mut sums[first * stride..]);
+        attend_block(&queries, &kv, states, sums, stride, scratch);
+    }
+
+    /// Adds what the tokens of a block were paid by rows whose softmax is finished. `sums`: `rows` rows of columns,
+    /// of `width` each, the block's from `at` on; several rows for as many query heads, and then
+    /// one query token.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn observe_visible(
+        &self,
+        work: &Work<'_>,
+        v: &Visible,
+        states: &[OnlineSoftmax],
+        rows: usize,
+        (width, at): (usize, usize),
+        sums: &mut [f32],
+        tile: &mut Tile,
+    ) {
+        let found = self.find(work, work.kv_head, v.block);
+        let (queries, kv, scratch) = self.read(work, v, &found, tile);
+        let states = &states[v.t0 * work.group..];
+        let per_row = queries.rows.len() / queries.dim / rows;
+        for (row, sums) in sums.chunks_exact_mut(width).take(rows).enumerate() {
+            let own = row * per_row..(row + 1) * per_row;
+            let some = QueryRows {
+                rows: &queries.rows[own.start * queries.dim..own.end * queries.dim],
+                group: if rows > 1 { 1 } else { queries.group },
+                ..queries
+            };
+            let to = (at + v.filled).min(width);
+            add_columns(&some, &kv, &states[own], &mut sums[at..to], scratch);
+        }
+    }
+
+    /// The queries that see a block, and the block, as products read them.
+    fn read<'t>(
+        &'t self,
+        work: &Work<'_>,
+        v: &Visible,
+        found: &Found<'t>,
+        tile: &'t mut Tile,
+    ) -> (QueryRows<'t>, KvBlock<'t>, &'t mut BlockScratch) {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
         let [own_keys, own_values] = [0, 1].map(|part| found.stored(part, dim));
@@ -97,26 +153,30 @@ impl KvCache {
                 self.decode(found, part, v.filled, dim, tile);
             }
         }
-        let relative = work.sequence.recipe.frame() == KeyFrame::BlockRelative;
+        let relative = found.kept.is_none() && work.sequence.frame() == KeyFrame::BlockRelative;
         let turned = relative && n > v.filled && found.parts[0].joint().is_some();
         if turned {
             self.turn_tile(work, v, tile);
         }
+        if let Some(positions) = found.kept.and_then(|kept| kept.positions.as_deref()) {
+            self.turn_kept(l.rope, positions, dim, tile);
+        }
         let Tile { keys, values, queries, absolute, block, .. } = tile;
+        let from = work.start + v.t0;
+        let from = match found.kept {
+            None if relative => from - v.p,
+            Some(KeptBlock { stays: Stays::AsSink(last), .. }) => from.min(*last),
+            _ => from,
+        };
         let queries = QueryRows {
-            rows: &if turned { absolute } else { queries }[first * dim..(first + n) * dim],
+            rows: &if turned { &*absolute } else { &*queries }[first * dim..(first + n) * dim],
             dim,
             group,
-            turn: if turned {
-                None
-            } else {
-                let origin = if relative { v.p } else { 0 };
-                self.frame.span(l.rope, work.start + v.t0 - origin, v.t1 - v.t0)
-            },
+            turn: if turned { None } else { self.frame.span(l.rope, from, v.t1 - v.t0) },
             offset: work.start + v.t0 - v.p,
-            window: l.window,
+            window: v.window,
             cap: l.score_cap,
-            products: if work.sequence.recipe == Recipe::F32 {
+            products: if work.sequence.recipe.tail_kind() == CodecKind::F32 {
                 Products::F32
             } else {
                 self.products
@@ -126,21 +186,34 @@ impl KvCache {
             keys: own_keys.unwrap_or(StoredRows::F32(keys)),
             values: own_values.unwrap_or(StoredRows::F32(values)),
             filled: v.filled,
-            next,
+            next: [&[]; 2],
         };
-        let (states, sums) = (&mut states[first..], &mut sums[first * stride..]);
-        attend_block(&queries, &kv, states, sums, stride, block);
+        (queries, kv, block)
+    }
+
+    /// Turns decoded keys from their rows in the block to their own positions.
+    fn turn_kept(&self, rope: Option<usize>, positions: &[u32], dim: usize, tile: &mut Tile) {
+        let Tile { keys, scores: row, .. } = tile;
+        row.resize(row.len().max(dim), 0.0);
+        for (i, (key, position)) in keys.chunks_exact_mut(dim).zip(positions).enumerate() {
+            row[..dim].copy_from_slice(key);
+            self.frame.rotate(rope, *position as usize - i, &row[..dim], key);
+        }
     }
 
     /// Looks a block of one KV head up.
     #[inline]
-    fn find(&self, work: &Work<'_>, kv_head: usize, block: usize) -> Found<'_> {
+    fn find<'a>(&'a self, work: &Work<'a>, kv_head: usize, block: usize) -> Found<'a> {
         let group = self.geometry.group(work.layer, kv_head);
-        let entries = [0, 1].map(|part| work.sequence.entry(group, part, block));
+        let table = &work.sequence.tables[group];
+        let (kept, entries) = match work.own_block(block) {
+            Some(own) => (None, [0, 1].map(|part| work.sequence.entry(group, part, own))),
+            None => (Some(&table.kept[block]), table.kept[block].entries),
+        };
         let bytes = entries.map(|entry| self.pool.bytes(entry.slot));
         let formats = entries.map(|entry| &self.formats.get(entry.format).layers[work.layer]);
         let parts = [0, 1].map(|part| &formats[part].groups[kv_head / formats[part].heads][part]);
-        Found { entries, bytes, parts, head: kv_head % formats[0].heads }
+        Found { entries, bytes, parts, head: kv_head % formats[0].heads, kept }
     }
 
     /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
@@ -199,6 +272,8 @@ struct Found<'a> {
     parts: [&'a GroupPart; 2],
     /// Number of the head among those of the slot.
     head: usize,
+    /// If a policy kept it.
+    kept: Option<&'a KeptBlock>,
 }
 
 impl<'a> Found<'a> {

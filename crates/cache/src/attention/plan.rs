@@ -95,15 +95,23 @@ pub(super) fn ranges(
     (from / len..to.div_ceil(len)).map(range)
 }
 
-/// Blocks that may be visible to `len` query tokens from position `start` on.
-pub(super) fn visible_blocks(
-    l: &LayerGeometry,
-    block_size: usize,
-    start: usize,
-    len: usize,
+/// Blocks that may be visible to `len` query tokens of a KV head from position `start` on.
+fn visible_blocks(
+    cache: &KvCache,
+    layer: usize,
+    kv_head: usize,
+    sequence: &Sequence,
+    (start, len): (usize, usize),
 ) -> Range<usize> {
-    let oldest = l.window.map_or(0, |w| (start + 1).saturating_sub(w));
-    oldest / block_size..(start + len - 1) / block_size + 1
+    let (l, block_size) = (&cache.geometry.layers()[layer], cache.geometry.block_size());
+    // What a policy kept comes first. All of it is walked: there is little.
+    let kept = sequence.tables[cache.geometry.group(layer, kv_head)].kept.len();
+    let begin = sequence.origin + sequence.released * block_size;
+    let oldest = match kept {
+        0 => l.window.map_or(0, |w| (start + 1).saturating_sub(w).saturating_sub(begin)),
+        _ => 0,
+    };
+    oldest / block_size..kept + (start + len - 1 - begin) / block_size + 1
 }
 
 impl Plan {
@@ -137,7 +145,8 @@ impl Plan {
                 let part = self.parts.len();
                 self.parts.push(Part { slice, first, len: most.min(s.len - first) });
                 for kv_head in 0..l.kv_heads {
-                    self.add(cache, l, slices, (part, part + 1), kv_head..kv_head + 1, false);
+                    let heads = kv_head..kv_head + 1;
+                    self.add(cache, layer, slices, (part, part + 1), heads, false)?;
                 }
             }
         }
@@ -153,7 +162,7 @@ impl Plan {
                 let heads = members.first().map_or(1, |(affinity, _)| affinity.heads);
                 for kv_head in (0..l.kv_heads).step_by(heads) {
                     let parts = (first, self.parts.len());
-                    self.add(cache, l, slices, parts, kv_head..kv_head + heads, true);
+                    self.add(cache, layer, slices, parts, kv_head..kv_head + heads, true)?;
                 }
             }
         }
@@ -165,17 +174,20 @@ impl Plan {
     fn add(
         &mut self,
         cache: &KvCache,
-        l: &LayerGeometry,
+        layer: usize,
         slices: &[BatchSlice],
         parts: (usize, usize),
         heads: Range<usize>,
         coded: bool,
-    ) {
+    ) -> Result<()> {
+        let l = &cache.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
         let (mut from, mut to, mut cost, mut rows) = (usize::MAX, 0, 0, 0);
         for part in &self.parts[parts.0..parts.1] {
-            let start = slices[part.slice].start + part.first;
-            let blocks = visible_blocks(l, cache.geometry.block_size(), start, part.len);
+            let slice = &slices[part.slice];
+            let sequence = cache.sequence(slice.sequence)?;
+            let tokens = (slice.start + part.first, part.len);
+            let blocks = visible_blocks(cache, layer, heads.start, sequence, tokens);
             // Reading a block costs about as much as three rows that meet it.
             rows += part.len * group * heads.len();
             cost += (blocks.len() * (part.len * group + 3) * heads.len()) as u64;
@@ -192,6 +204,7 @@ impl Plan {
         };
         self.most = (self.most.0.max(rows), self.most.1.max(job.stride(l)));
         self.jobs.push(job);
+        Ok(())
     }
 
     /// Cuts costly jobs into ranges, and puts items in order.

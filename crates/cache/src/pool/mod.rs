@@ -439,6 +439,12 @@ impl BlockPool {
         }
     }
 
+    /// The class of a slot; `None` if it is not in use.
+    pub(crate) fn class_of(&self, slot: SlotId) -> Option<ClassId> {
+        let slab = self.slabs.get(slot.slab()).and_then(Option::as_ref);
+        slab.filter(|_| self.ref_count(slot) > 0).map(|slab| ClassId(slab.class))
+    }
+
     /// Bytes of the slot's class; 0 if it is not in use.
     pub fn size_of(&self, slot: SlotId) -> usize {
         self.bytes(slot).len()

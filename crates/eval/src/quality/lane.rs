@@ -101,6 +101,7 @@ impl Lane {
         tokens: &[u32],
         chunk: usize,
     ) -> Result<()> {
+        self.cache.expect_prompt(self.ids[context], tokens.len())?;
         for chunk in tokens.chunks(chunk.max(1)) {
             forward(model, &mut self.cache, runner, &self.ids[context..=context], &[chunk])?;
         }

@@ -25,11 +25,13 @@ use crate::softmax::OnlineSoftmax;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod columns;
 mod exp2;
 mod merge;
 mod portable;
 mod tile;
 
+pub use columns::add_columns;
 pub use merge::merge_rows;
 use tile::Lines;
 
@@ -140,6 +142,13 @@ pub struct BlockScratch {
 }
 
 impl BlockScratch {
+    /// Room for what every block needs.
+    fn begin(&mut self, dim: usize, tokens: usize) {
+        self.queries.resize(ROWS * dim);
+        self.scores.resize(ROWS * tokens);
+        self.pairs.resize(ROWS * dim / 2);
+    }
+
     /// Makes room for blocks of `tokens` rows of `dim` channels, so that [`attend_block`] need not.
     pub fn reserve(&mut self, tokens: usize, dim: usize) {
         let tokens = tokens.next_multiple_of(LANES);
@@ -183,22 +192,13 @@ fn attend_block_on(
     if rows == 0 || filled == 0 {
         return;
     }
-    let capacity = (block.keys.len() / dim).min(block.values.len() / dim);
-    assert!(filled <= capacity, "{filled} tokens in a block for {capacity}");
+    assert!(filled <= block.values.len() / dim, "{filled} tokens of values");
     assert!(stride >= dim && sums.len() >= rows * stride, "sums are {}", sums.len());
-    assert!(states.len() >= rows && queries.group > 0);
-    if let Some((cos, sin)) = queries.turn {
-        let needed = rows.div_ceil(queries.group) * (dim / 2);
-        assert!(dim.is_multiple_of(2) && cos.len() >= needed && sin.len() >= needed, "rotations");
-    }
+    assert!(states.len() >= rows);
+    let isa = check(isa, queries, block);
     let tokens = filled.next_multiple_of(LANES);
-    // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
-    let whole = dim.is_multiple_of(LANES) && tokens <= 64;
-    let isa = if whole { isa } else { isa.max(Isa::Avx2) };
-    scratch.queries.resize(ROWS * dim);
-    scratch.scores.resize(ROWS * tokens);
-    scratch.pairs.resize(ROWS * dim / 2);
-    let plan = tile::Plan::new(isa, queries, block, capacity);
+    scratch.begin(dim, tokens);
+    let plan = tile::Plan::new(isa, queries, block);
     tile::prepare(isa, &plan, block, dim, scratch);
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 && !plan.keys_in_registers {
@@ -232,6 +232,21 @@ fn attend_block_on(
         }
         mix(isa, &plan, &part, block, &factors, scratch, sums, stride);
     }
+}
+
+/// Checks shapes, and returns the instruction set that can do them.
+fn check(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Isa {
+    let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
+    let capacity = block.keys.len() / dim;
+    assert!(filled <= capacity, "{filled} tokens in a block for {capacity}");
+    assert!(queries.group > 0);
+    if let Some((cos, sin)) = queries.turn {
+        let needed = rows.div_ceil(queries.group) * (dim / 2);
+        assert!(dim.is_multiple_of(2) && cos.len() >= needed && sin.len() >= needed, "rotations");
+    }
+    // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
+    let whole = dim.is_multiple_of(LANES) && filled <= 64;
+    if whole { isa } else { isa.max(Isa::Avx2) }
 }
 
 /// Some rows against some of a block's tokens.

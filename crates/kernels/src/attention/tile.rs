@@ -75,12 +75,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(
-        isa: Isa,
-        queries: &QueryRows<'_>,
-        block: &KvBlock<'_>,
-        capacity: usize,
-    ) -> Self {
+    pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
+        let capacity = (block.keys.len() / queries.dim).min(block.values.len() / queries.dim);
         let few = isa == Isa::Avx512 && queries.num() <= FEW_ROWS;
         let halves = |rows| matches!(rows, StoredRows::F16(_));
         // Keys are read 32 at a time.
@@ -90,6 +86,11 @@ impl Plan {
             keys_in_registers: few && halves(block.keys) && readable,
             values_in_registers: few && halves(block.values),
         }
+    }
+
+    /// The same where values are not read.
+    pub(super) fn for_keys(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
+        Self { values_in_registers: true, ..Self::new(isa, queries, block) }
     }
 }
 

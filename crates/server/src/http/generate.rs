@@ -82,7 +82,7 @@ fn requests(job: &Job, meta: &Meta) -> Vec<Request> {
 async fn collect(mut collector: Collector, mut running: Running) -> Result<Response, ApiError> {
     while !collector.done() {
         match running.next().await {
-            Event::Output(prompt, output) => collector.absorb(prompt, output),
+            Event::Output(prompt, output) => collector.absorb(prompt, *output),
             Event::Aborted => collector.abort(),
             Event::Failed(cause) => {
                 running.finished();
@@ -143,7 +143,7 @@ impl Stream {
             return;
         }
         match event {
-            Event::Output(prompt, output) => self.streamer.absorb(prompt, output, out),
+            Event::Output(prompt, output) => self.streamer.absorb(prompt, *output, out),
             Event::Aborted => self.streamer.abort(out),
             Event::Failed(cause) => self.streamer.fail(&ApiError::engine_failed(&cause), out),
         }

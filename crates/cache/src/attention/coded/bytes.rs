@@ -139,6 +139,8 @@ impl HeldBlock {
 #[derive(Clone, Copy)]
 struct Block<'a> {
     number: usize,
+    /// Position of its first token.
+    p: usize,
     /// Keys and values.
     entries: [Entry; 2],
     codecs: [&'a JointCodec; 2],
@@ -244,8 +246,9 @@ impl KvCache {
         for number in from..to {
             // Weights are rounded to bytes without a sign.
             let coded = self.coded_entries(work, number);
+            let p = work.visible(number, self.geometry.block_size()).map_or(0, |v| v.p);
             if let Some((entries, codecs)) = coded.filter(|(e, _)| !e[1].gain.is_sign_negative()) {
-                group.coded[group.count] = Some(Block { number, entries, codecs });
+                group.coded[group.count] = Some(Block { number, p, entries, codecs });
                 group.count += 1;
             }
         }
@@ -394,14 +397,14 @@ impl KvCache {
         tile.resize(dim, all, count, basis.stride());
         let scale = work.l.score_scale * self.frame.score_factor(work.l.rope);
         let width = work.group * dim;
-        let middle = blocks.iter().flatten().map(|b| b.number * tokens).sum::<usize>() / count;
+        let middle = blocks.iter().flatten().map(|b| b.p).sum::<usize>() / count;
         for head in 0..work.heads {
             let own = rows.first + head * n;
             fetch.some();
             for (i, block) in blocks.iter().flatten().enumerate() {
                 fetch.some();
                 for t in 0..work.len {
-                    let distance = work.start + t - block.number * tokens;
+                    let distance = work.start + t - block.p;
                     let at = ((head * count + i) * n + t * work.group) * dim;
                     rotate_to_bytes(
                         &tile.weighted[(own + t * work.group) * dim..][..width],

@@ -1,0 +1,41 @@
+//! How much of a prompt stays.
+
+use super::options::Options;
+use crate::error::Result;
+
+/// The share of a prompt's tokens that stays, in thousandths: above 0, at most 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Budget(u16);
+
+impl Budget {
+    /// Half of them.
+    pub const HALF: Self = Self(500);
+
+    /// Reads the number after a policy's name.
+    ///
+    /// # Errors
+    /// [`crate::CacheError::Option`] if it is missing, no number, or out of range.
+    pub(crate) fn parse(options: &mut Options<'_>) -> Result<Self> {
+        let share = options.number("a share of the prompt above 0 and at most 1", |share| {
+            (0.001..=1.0).contains(&share)
+        })?;
+        Ok(Self((share * 1000.0).round() as u16))
+    }
+
+    /// Tokens that stay of `tokens`: rounded down as kvpress does, but never none.
+    pub(crate) fn of(self, tokens: usize) -> usize {
+        (tokens / 1000 * usize::from(self.0) + tokens % 1000 * usize::from(self.0) / 1000)
+            .clamp(tokens.min(1), tokens)
+    }
+
+    /// Whether everything stays.
+    pub(crate) fn is_whole(self) -> bool {
+        self.0 >= 1000
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", f32::from(self.0) / 1000.0)
+    }
+}

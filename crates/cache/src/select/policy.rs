@@ -1,0 +1,133 @@
+//! What a policy sees of a layer, and what it answers.
+
+use crate::error::Result;
+use crate::table::Stays;
+
+/// Which of a prompt's queries a policy wants to see the attention of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Observed {
+    /// None.
+    Nothing,
+    /// The last so many; columns are sums over the query heads of a KV head.
+    Last(usize),
+    /// The last one; columns are by query head, one row after another.
+    LastByQueryHead,
+    /// Every one: prefixes that are found in the cache have no queries, so none are looked for.
+    All,
+}
+
+impl Observed {
+    /// Queries of a prompt that are seen.
+    pub(crate) fn count(self, prompt: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Last(n) => n.min(prompt),
+            Self::LastByQueryHead => prompt.min(1),
+            Self::All => prompt,
+        }
+    }
+
+    /// Rows of columns of a KV head with `group` query heads.
+    pub(crate) fn rows(self, group: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Last(_) | Self::All => 1,
+            Self::LastByQueryHead => group,
+        }
+    }
+}
+
+/// The positions that every KV head of a layer keeps, ascending.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Choice {
+    /// One list a head, all of one length.
+    pub(crate) heads: Vec<Vec<u32>>,
+}
+
+impl Choice {
+    /// The same positions for every head.
+    pub(crate) fn alike(heads: usize, positions: Vec<u32>) -> Self {
+        Self { heads: vec![positions; heads] }
+    }
+}
+
+/// A layer whose prompt is complete.
+pub(crate) struct LayerView<'a> {
+    /// Its number among the layers that attend to everything.
+    pub(crate) number: usize,
+    /// Tokens of the prompt.
+    pub(crate) tokens: usize,
+    /// KV heads.
+    pub(crate) kv_heads: usize,
+    /// KV heads that are stored together, and so must keep the same tokens.
+    pub(crate) together: usize,
+    /// Query heads of a KV head.
+    pub(crate) group: usize,
+    /// By KV head: attention that each token was paid by the observed queries, `[rows, tokens]` with as many rows as
+    /// [`Observed::rows`] says.
+    pub(crate) columns: &'a [Vec<f32>],
+    /// Choices for the layers before it that attend to everything.
+    pub(crate) before: &'a [Choice],
+}
+
+impl LayerView<'_> {
+    /// Adds up the scores of heads that are stored together, so that they agree. `scores`: by head, `[tokens]`.
+    pub(crate) fn join(&self, scores: &mut [Vec<f32>]) {
+        for heads in scores.chunks_mut(self.together.max(1)) {
+            let Some((first, others)) = heads.split_first_mut() else { continue };
+            for other in &*others {
+                first.iter_mut().zip(other).for_each(|(sum, score)| *sum += score);
+            }
+            for other in others {
+                other.copy_from_slice(first);
+            }
+        }
+    }
+}
+
+/// Chooses the tokens that stay. Immutable; everything a choice depends on is in the [`LayerView`].
+pub(crate) trait Policy: std::fmt::Display {
+    /// What it must see.
+    fn observed(&self) -> Observed;
+
+    /// Tokens that a sequence has when it chooses, at least: of a shorter prompt, what was generated belongs to it.
+    fn least_prompt(&self) -> usize {
+        1
+    }
+
+    /// Most tokens that a head keeps of a prompt: room for so many is taken beforehand.
+    fn most_kept(&self, prompt: usize) -> usize;
+
+    /// Whether it may keep fewer, as the prompt asks for.
+    fn varies(&self) -> bool {
+        false
+    }
+
+    /// Whether kept tokens may be coded in blocks.
+    fn can_be_coded(&self) -> bool {
+        !self.recent(usize::MAX / 2).is_some_and(|recent| recent.scored)
+    }
+
+    /// Chooses for one layer.
+    ///
+    /// # Errors
+    /// Only bugs.
+    fn choose(&self, layer: &LayerView<'_>) -> Result<Choice>;
+
+    /// What those keep that go on choosing while tokens are generated; `prompt` is the prompt's length.
+    fn recent(&self, _prompt: usize) -> Option<Recent> {
+        None
+    }
+}
+
+/// What a policy that goes on choosing keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recent {
+    /// Leading tokens of the kept ones that no window takes away, and how they stay.
+    pub(crate) first: usize,
+    pub(crate) stays: Stays,
+    /// Newest tokens, the query's own included.
+    pub(crate) window: usize,
+    /// Whether queries are observed on and on, and tokens that leave the window may take the rows of others.
+    pub(crate) scored: bool,
+}
