@@ -258,7 +258,8 @@ mod tests {
              kivi2, rotation4, rotation3, rotation2, joint:BITS; before them, with a +: \
              streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
-             chunkkv:SHARE[:chunk=10][:reuse=2][:window=64], \
+             chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \
+             compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4], \
              dbudget:THRESHOLD[:sinks=paper|apart])"
         );
     }

@@ -46,7 +46,7 @@ pub use kv_cache::{CacheConfig, KvCache};
 pub use pool::{BlockPool, ClassId, SlotId};
 pub use prefix::BlockHash;
 pub use seal::SharingCounts;
-pub use select::{Budget, ChunkKv, DBudget, H2o, Select, SnapKv, Streaming};
+pub use select::{Budget, ChunkKv, Compactor, DBudget, H2o, Select, SnapKv, Streaming};
 pub use sequence::SequenceId;
 pub use sharing::{FusionReport, LayerFusion, Sharing, SharingMode};
 pub use table::{BlockTable, Entry};

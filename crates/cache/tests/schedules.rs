@@ -19,6 +19,7 @@ fn recipes() -> Vec<Recipe> {
         "streaming:0.5+joint2",
         "streaming:tokens=20+kivi2",
         "h2o:0.3",
+        "compactor:0.3:chunk=20+joint3",
     ];
     Recipe::all().into_iter().chain(composed.map(|name| name.parse().unwrap())).collect()
 }

@@ -281,7 +281,7 @@ fn snapkv_keeps_what_the_window_attends_to() {
 #[test]
 fn a_whole_budget_keeps_everything() {
     let all = |tokens: &Tokens| with_kept(tokens, &vec![(0..tokens.prompt).collect(); KV_HEADS]);
-    for policy in ["snapkv:1", "chunkkv:1", "streaming:1", "h2o:1", "dbudget:0"] {
+    for policy in ["snapkv:1", "chunkkv:1", "streaming:1", "h2o:1", "dbudget:0", "compactor:1"] {
         check(&format!("{policy}+f32"), 8, 20, 2e-5, all);
         check(policy, 8, 20, 3e-2, all);
     }
@@ -291,7 +291,13 @@ fn a_whole_budget_keeps_everything() {
 fn chunkkv_keeps_whole_chunks() {
     check("chunkkv:0.5:chunk=5:window=8+f32", 8, 20, 2e-5, |tokens| {
         let n = tokens.prompt;
-        let scores = snapkv_scores(tokens, 8, 1);
+        let mut scores = snapkv_scores(tokens, 8, 5);
+        let means = 1.0 / (8.min(n) * GROUP) as f64;
+        let finite = scores.iter().flatten().copied().filter(|s| s.is_finite());
+        let window = finite.fold(0.0, f64::max) * means + 1.0;
+        for score in scores.iter_mut().flatten() {
+            *score = if score.is_finite() { *score * means } else { window };
+        }
         let sums: Vec<f64> = (0..n).map(|t| scores.iter().map(|s| s[t]).sum()).collect();
         let mut chunks: Vec<(f64, usize)> = sums
             .chunks(5)

@@ -22,6 +22,11 @@ impl Budget {
         Ok(Self((share * 1000.0).round() as u16))
     }
 
+    /// As a number.
+    pub(crate) fn share(self) -> f32 {
+        f32::from(self.0) / 1000.0
+    }
+
     /// Tokens that stay of `tokens`: rounded down as kvpress does, but never none.
     pub(crate) fn of(self, tokens: usize) -> usize {
         (tokens / 1000 * usize::from(self.0) + tokens % 1000 * usize::from(self.0) / 1000)
@@ -36,6 +41,6 @@ impl Budget {
 
 impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", f32::from(self.0) / 1000.0)
+        write!(f, "{}", self.share())
     }
 }

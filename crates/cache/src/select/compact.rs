@@ -6,6 +6,7 @@
 //! over stays as tails are, in the smallest slots that hold it. Slots were taken when the last tokens of the prompt were
 //! reserved, so nothing here can run out of room.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvasir_kernels::AlignedBytes;
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 
 use super::h2o::Scores;
 use super::kept::Kept;
-use super::policy::{Choice, LayerView, Policy, Recent};
+use super::policy::{Choice, LayerView, Policy, PromptRows, Recent};
 use crate::append::tail_capacity;
 use crate::error::{CacheError, Result};
 use crate::format::FormatId;
@@ -43,6 +44,33 @@ struct Planned {
 pub(crate) struct RoomToChoose {
     pub(crate) classes: Vec<ClassId>,
     pub(crate) metadata: usize,
+}
+
+/// The prompt of a sequence in one layer.
+pub(super) struct LayerRows<'a> {
+    pub(super) cache: &'a KvCache,
+    pub(super) sequence: &'a Sequence,
+    pub(super) layer: usize,
+}
+
+impl PromptRows for LayerRows<'_> {
+    fn dim(&self) -> usize {
+        self.cache.geometry.layers()[self.layer].head_dim
+    }
+
+    fn plain_keys(&self, kv_head: usize, tokens: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let l = &self.cache.geometry.layers()[self.layer];
+        let positions: Vec<u32> = tokens.map(|p| p as u32).collect();
+        let [turned, values] =
+            self.cache.gather_chosen(self.sequence, self.layer, kv_head, &positions);
+        let mut keys = vec![0.0; turned.len()];
+        let rows = turned.chunks_exact(l.head_dim).zip(keys.chunks_exact_mut(l.head_dim));
+        for (position, (turned, key)) in positions.iter().zip(rows) {
+            self.cache.frame.rotate_back(l.rope, *position as usize, turned, key);
+        }
+        let length = |value: &[f32]| value.iter().map(|x| x * x).sum::<f32>().sqrt();
+        (keys, values.chunks_exact(l.head_dim).map(length).collect())
+    }
 }
 
 /// A coded part of a planned block.
@@ -173,6 +201,12 @@ impl KvCache {
         let Some(select) = sequence.recipe.select() else { return Ok(()) };
         let (policy, prompt) = (select.policy(), sequence.num_tokens);
         let (tail, coded) = (sequence.tail_format, selection.coded);
+        // A prompt that is too short for anything to be seen of it.
+        selection.columns.resize(self.geometry.num_groups(), Vec::new());
+        for (columns, (_, l)) in selection.columns.iter_mut().zip(self.geometry.groups()) {
+            let rows = policy.observed().rows(l.query_heads / l.kv_heads);
+            columns.resize(rows * prompt, 0.0);
+        }
         let choices = self.choices(policy, sequence, &selection.columns, coded[1])?;
         let recent = policy.recent(prompt);
         let scores = recent.filter(|recent| recent.scored).map_or_else(Vec::new, |recent| {
@@ -231,31 +265,39 @@ impl KvCache {
     }
 
     /// What the policy chooses for every layer.
-    fn choices(
+    pub(super) fn choices(
         &self,
-        policy: &dyn Policy,
+        policy: &(dyn Policy + Sync),
         sequence: &Sequence,
         columns: &[Vec<f32>],
         coded: FormatId,
     ) -> Result<Vec<Choice>> {
         let prompt = sequence.num_tokens;
-        let mut choices = Vec::new();
-        let mut before = Vec::new();
-        for (layer, l) in self.geometry.layers().iter().enumerate() {
+        let layers = self.geometry.layers().iter().enumerate();
+        // Numbers among the layers that attend to everything.
+        let numbers: Vec<usize> = layers
+            .scan(0, |next, (_, l)| {
+                let number = *next;
+                *next += usize::from(l.window.is_none());
+                Some(number)
+            })
+            .collect();
+        let choose = |layer: usize, before: &[Choice]| -> Result<Choice> {
+            let l = &self.geometry.layers()[layer];
             if let Some(window) = l.window {
                 let positions = (prompt - window.min(prompt)..prompt).map(|p| p as u32);
-                choices.push(Choice::alike(l.kv_heads, positions.collect()));
-                continue;
+                return Ok(Choice::alike(l.kv_heads, positions.collect()));
             }
             let first = self.geometry.group(layer, 0);
             let view = LayerView {
-                number: before.len(),
+                number: numbers[layer],
                 tokens: prompt,
                 kv_heads: l.kv_heads,
                 together: self.formats.get(coded).layers[layer].heads,
                 group: l.query_heads / l.kv_heads,
                 columns: columns.get(first..first + l.kv_heads).unwrap_or_default(),
-                before: &before,
+                before,
+                rows: &LayerRows { cache: self, sequence, layer },
             };
             let choice = policy.choose(&view)?;
             let most = policy.most_kept(prompt);
@@ -265,8 +307,18 @@ impl KvCache {
                 let what = format!("layer {layer}: {policy} chose {rows} of {most} tokens at most");
                 return Err(CacheError::Integrity { what });
             }
+            Ok(choice)
+        };
+        if policy.alone() {
+            return (0..numbers.len()).into_par_iter().map(|layer| choose(layer, &[])).collect();
+        }
+        let (mut choices, mut before) = (Vec::new(), Vec::new());
+        for layer in 0..numbers.len() {
+            let choice = choose(layer, &before)?;
             choices.push(choice.clone());
-            before.push(choice);
+            if self.geometry.layers()[layer].window.is_none() {
+                before.push(choice);
+            }
         }
         Ok(choices)
     }
@@ -357,7 +409,7 @@ impl KvCache {
     }
 
     /// Keys, turned by their positions, and values of some positions of one head: `[positions, head_dim]` each.
-    fn gather_chosen(
+    pub(super) fn gather_chosen(
         &self,
         sequence: &Sequence,
         layer: usize,
@@ -377,7 +429,8 @@ impl KvCache {
                 let (block, row) = (position / block_size, position % block_size);
                 if held != block {
                     let slot = self.pool.bytes(sequence.entry(group, part, block).slot);
-                    let rows = block_size.min(sequence.num_tokens - block * block_size);
+                    // A tail has room for fewer; rows that are not written yet are not asked for.
+                    let rows = block_size.min(slot.len() / tail.slot_bytes(1, dim));
                     tail.decode(slot, block_size, dim, &mut block_rows[..rows * dim]);
                     held = block;
                 }

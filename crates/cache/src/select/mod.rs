@@ -11,7 +11,9 @@
 
 mod budget;
 mod chunkkv;
+mod chunks;
 pub(crate) mod compact;
+mod compactor;
 mod dbudget;
 mod h2o;
 mod kept;
@@ -21,9 +23,12 @@ mod policy;
 mod rank;
 mod snapkv;
 mod streaming;
+#[cfg(test)]
+mod tests;
 
 pub use budget::Budget;
 pub use chunkkv::ChunkKv;
+pub use compactor::Compactor;
 pub use dbudget::DBudget;
 pub use h2o::H2o;
 pub(crate) use kept::Kept;
@@ -47,21 +52,30 @@ pub enum Select {
     SnapKv(SnapKv),
     /// [`ChunkKv`].
     ChunkKv(ChunkKv),
+    /// [`Compactor`].
+    Compactor(Compactor),
     /// [`DBudget`].
     DBudget(DBudget),
 }
 
 impl Select {
     /// Names and parameters, as `--kv-cache` takes them.
-    pub(crate) const KNOWN: [&str; 5] =
-        [Streaming::USAGE, H2o::USAGE, SnapKv::USAGE, ChunkKv::USAGE, DBudget::USAGE];
+    pub(crate) const KNOWN: [&str; 6] = [
+        Streaming::USAGE,
+        H2o::USAGE,
+        SnapKv::USAGE,
+        ChunkKv::USAGE,
+        Compactor::USAGE,
+        DBudget::USAGE,
+    ];
 
     /// One policy of each kind, with its usual parameters.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Streaming(Streaming::HALF),
         Self::H2o(H2o::HALF),
         Self::SnapKv(SnapKv::HALF),
         Self::ChunkKv(ChunkKv::HALF),
+        Self::Compactor(Compactor::HALF),
         Self::DBudget(DBudget::USUAL),
     ];
 
@@ -76,18 +90,20 @@ impl Select {
             H2o::NAME => Self::H2o(H2o::parse(options)?),
             SnapKv::NAME => Self::SnapKv(SnapKv::parse(options)?),
             ChunkKv::NAME => Self::ChunkKv(ChunkKv::parse(options)?),
+            Compactor::NAME => Self::Compactor(Compactor::parse(options)?),
             DBudget::NAME => Self::DBudget(DBudget::parse(options)?),
             _ => return Ok(None),
         }))
     }
 
     /// What the policy does.
-    pub(crate) fn policy(&self) -> &dyn Policy {
+    pub(crate) fn policy(&self) -> &(dyn Policy + Sync) {
         match self {
             Self::Streaming(policy) => policy,
             Self::H2o(policy) => policy,
             Self::SnapKv(policy) => policy,
             Self::ChunkKv(policy) => policy,
+            Self::Compactor(policy) => policy,
             Self::DBudget(policy) => policy,
         }
     }

@@ -5,6 +5,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::f16;
 use kvasir_kernels::{num_threads, parallel_for};
 
 use super::compact::RoomToChoose;
@@ -24,9 +25,11 @@ const BLOCKS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Selection {
     /// Tokens of the prompt, once somebody said it. A sequence without a prompt keeps everything, as it is.
-    prompt: Option<usize>,
+    pub(super) prompt: Option<usize>,
     /// Sums by group, `[rows, prompt]`; empty until the first query is observed.
     pub(super) columns: Vec<Vec<f32>>,
+    /// By layer: queries of a chunk that is not complete, `[tokens, query_heads, head_dim]`.
+    pub(super) pending: Vec<Vec<f16>>,
     /// Taken for what will be kept.
     pub(crate) slots: Vec<SlotId>,
     /// Metadata bytes taken for both.
@@ -37,7 +40,14 @@ pub(crate) struct Selection {
 
 impl Selection {
     pub(crate) fn new(coded: [FormatId; 2]) -> Self {
-        Self { prompt: None, columns: Vec::new(), slots: Vec::new(), charged: 0, coded }
+        Self {
+            prompt: None,
+            columns: Vec::new(),
+            pending: Vec::new(),
+            slots: Vec::new(),
+            charged: 0,
+            coded,
+        }
     }
 }
 
@@ -113,7 +123,11 @@ impl KvCache {
     pub(crate) fn column_bytes(&self, observed: Observed, prompt: usize) -> usize {
         let layers = self.geometry.layers().iter().filter(|l| l.window.is_none());
         let rows = layers.map(|l| l.kv_heads * observed.rows(l.query_heads / l.kv_heads));
-        4 * prompt * rows.sum::<usize>()
+        let pending = match observed {
+            Observed::Chunks(chunks) => self.chunk_bytes(chunks.size, prompt),
+            _ => 0,
+        };
+        4 * prompt * rows.sum::<usize>() + pending
     }
 
     /// Takes it; the metadata was charged.
@@ -161,7 +175,11 @@ impl KvCache {
         let (Some(prompt), Some(select)) = (prompt, sequence.recipe.select()) else {
             return Ok(None);
         };
-        let from = prompt - select.policy().observed().count(prompt);
+        let observed = select.policy().observed();
+        if matches!(observed, Observed::Chunks(_)) {
+            return Ok(None);
+        }
+        let from = prompt - observed.count(prompt);
         let first = from.saturating_sub(slice.start).min(slice.len);
         let end = prompt.saturating_sub(slice.start).min(slice.len);
         Ok((first < end).then_some(first..end))
@@ -179,6 +197,7 @@ impl KvCache {
         queries: &[f32],
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
+        self.observe_chunks(layer, slices, queries)?;
         let kv_heads = self.geometry.layers()[layer].kv_heads;
         let first = self.geometry.group(layer, 0);
         let mut all: Vec<Columns> = Vec::new();
@@ -186,9 +205,8 @@ impl KvCache {
             if self.observed(layer, slice)?.is_none() {
                 continue;
             }
-            let groups = self.geometry.num_groups();
             for kv_head in 0..kv_heads {
-                let sums = self.take_columns(slice.sequence, groups, first + kv_head)?;
+                let sums = self.take_columns(slice.sequence, first + kv_head)?;
                 all.push(Columns { slice: number, kv_head, sums: Mutex::new(sums) });
             }
         }
@@ -274,7 +292,9 @@ impl KvCache {
         }
     }
 
-    fn take_columns(&mut self, id: SequenceId, groups: usize, group: usize) -> Result<Vec<f32>> {
+    /// Sums of one group, taken out.
+    pub(super) fn take_columns(&mut self, id: SequenceId, group: usize) -> Result<Vec<f32>> {
+        let groups = self.geometry.num_groups();
         let l = &self.geometry.layers()[self.geometry.layer_of(group).0];
         let query_heads = l.query_heads / l.kv_heads;
         let block_size = self.geometry.block_size();

@@ -1,5 +1,7 @@
 //! What a policy sees of a layer, and what it answers.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::table::Stays;
 
@@ -12,8 +14,34 @@ pub(crate) enum Observed {
     Last(usize),
     /// The last one; columns are by query head, one row after another.
     LastByQueryHead,
+    /// Every one that is not at an end, in chunks, each of which sees its own chunk whole.
+    Chunks(Chunks),
     /// Every one: prefixes that are found in the cache have no queries, so none are looked for.
     All,
+}
+
+/// Chunks of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chunks {
+    /// Tokens of one; the last may have fewer.
+    pub(crate) size: usize,
+    /// Tokens at both ends that are in none.
+    pub(crate) first: usize,
+    pub(crate) last: usize,
+}
+
+impl Chunks {
+    /// The tokens that are not at an end.
+    pub(crate) fn middle(&self, tokens: usize) -> Range<usize> {
+        let first = self.first.min(tokens);
+        first..tokens - self.last.min(tokens - first)
+    }
+
+    /// All chunks of a prompt, as positions.
+    pub(crate) fn of(&self, prompt: usize) -> impl Iterator<Item = Range<usize>> {
+        let (middle, size) = (self.middle(prompt), self.size);
+        middle.clone().step_by(size).map(move |begin| begin..(begin + size).min(middle.end))
+    }
 }
 
 impl Observed {
@@ -23,7 +51,7 @@ impl Observed {
             Self::Nothing => 0,
             Self::Last(n) => n.min(prompt),
             Self::LastByQueryHead => prompt.min(1),
-            Self::All => prompt,
+            Self::All | Self::Chunks(_) => prompt,
         }
     }
 
@@ -31,7 +59,7 @@ impl Observed {
     pub(crate) fn rows(self, group: usize) -> usize {
         match self {
             Self::Nothing => 0,
-            Self::Last(_) | Self::All => 1,
+            Self::Last(_) | Self::All | Self::Chunks(_) => 1,
             Self::LastByQueryHead => group,
         }
     }
@@ -66,8 +94,19 @@ pub(crate) struct LayerView<'a> {
     /// By KV head: attention that each token was paid by the observed queries, `[rows, tokens]` with as many rows as
     /// [`Observed::rows`] says.
     pub(crate) columns: &'a [Vec<f32>],
-    /// Choices for the layers before it that attend to everything.
+    /// Choices for the layers before it that attend to everything; none if the policy [decides alone](Policy::alone).
     pub(crate) before: &'a [Choice],
+    /// Keys and values.
+    pub(crate) rows: &'a dyn PromptRows,
+}
+
+/// The keys and values of a layer's prompt.
+pub(crate) trait PromptRows {
+    /// Channels of a head.
+    fn dim(&self) -> usize;
+
+    /// Of some tokens of a KV head: keys before RoPE, `[tokens, dim]`, and values' lengths.
+    fn plain_keys(&self, kv_head: usize, tokens: Range<usize>) -> (Vec<f32>, Vec<f32>);
 }
 
 impl LayerView<'_> {
@@ -97,6 +136,11 @@ pub(crate) trait Policy: std::fmt::Display {
 
     /// Most tokens that a head keeps of a prompt: room for so many is taken beforehand.
     fn most_kept(&self, prompt: usize) -> usize;
+
+    /// Whether it chooses for each layer without looking at others.
+    fn alone(&self) -> bool {
+        true
+    }
 
     /// Whether it may keep fewer, as the prompt asks for.
     fn varies(&self) -> bool {
