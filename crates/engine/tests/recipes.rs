@@ -142,3 +142,57 @@ fn what_can_never_fit_is_refused_and_an_open_end_is_cut() {
         empty(&mut engine);
     }
 }
+
+/// A policy chooses the same tokens whatever else runs: in chunks, after preemption, from a cached prefix, for several
+/// sequences of a request.
+#[test]
+fn policies_choose_the_same_in_a_crowd() {
+    // So many that sequences outgrow the room they were admitted to.
+    const LONG: usize = 130;
+    for recipe in Recipe::all().into_iter().filter(|recipe| recipe.select().is_some()) {
+        let config = |prefixes: bool| EngineConfig {
+            kv_cache: recipe,
+            enable_prefix_caching: prefixes,
+            ..config()
+        };
+        let prompts: Vec<Vec<u32>> = (0..10).map(|i| prompt(90 + 3 * i as usize, i % 4)).collect();
+        let alone: Vec<_> = prompts
+            .iter()
+            .map(|prompt| generate(&mut engine(config(false)), prompt, greedy(LONG)).tokens)
+            .collect();
+        let mut preemptions = 0;
+        for (prefixes, chunk, memory) in
+            [(false, 512, 4 << 20), (true, 30, 4 << 20), (true, 64, 110 << 10)]
+        {
+            let mut crowded = engine(EngineConfig {
+                max_num_batched_tokens: chunk,
+                kv_cache_memory: memory,
+                ..config(prefixes)
+            });
+            for (i, prompt) in prompts.iter().enumerate() {
+                crowded.add_request(request(&i.to_string(), prompt, greedy(LONG))).unwrap();
+            }
+            let done = run(&mut crowded);
+            for (i, alone) in alone.iter().enumerate() {
+                let found = &done[&(i.to_string(), 0)].tokens;
+                // A small budget may end it earlier.
+                let whole = found.len() > 100 && alone.starts_with(found);
+                assert!(whole, "{recipe}, request {i}, {chunk} a step: {found:?}, {alone:?}");
+            }
+            preemptions += crowded.stats().preemptions;
+            empty(&mut crowded);
+        }
+        // Those with a window of their own do not outgrow what they were admitted with.
+        let bounded = ["streaming", "h2o"].iter().any(|name| recipe.to_string().starts_with(name));
+        assert!(preemptions > 0 || bounded, "{recipe}: the budget was meant to be too small");
+        // Every sequence of a request chooses for itself.
+        let mut many = engine(config(true));
+        many.add_request(request("n", &prompts[0], SamplingParams { n: 2, ..greedy(LONG) }))
+            .unwrap();
+        let done = run(&mut many);
+        for index in 0..2 {
+            assert_eq!(done[&("n".to_owned(), index)].tokens, alone[0], "{recipe}");
+        }
+        empty(&mut many);
+    }
+}
