@@ -177,7 +177,12 @@ impl KvCache {
                 match p.checked_sub(slice.start) {
                     Some(t) => {
                         let at = ((slice.row + t) * l.query_heads + head) * dim;
-                        plain.copy_from_slice(&queries[at..at + dim]);
+                        // As they would have been kept, so that steps do not matter.
+                        let from = &queries[at..at + dim];
+                        plain
+                            .iter_mut()
+                            .zip(from)
+                            .for_each(|(x, q)| *x = f16::from_f32(*q).to_f32());
                     }
                     None => {
                         let t = num_earlier - (slice.start - p);
