@@ -176,7 +176,7 @@ fn policies_choose_the_same_in_a_crowd() {
             for (i, alone) in alone.iter().enumerate() {
                 let found = &done[&(i.to_string(), 0)].tokens;
                 // A small budget may end it earlier.
-                let whole = found.len() > 20 && alone.starts_with(found);
+                let whole = !found.is_empty() && alone.starts_with(found);
                 assert!(whole, "{recipe}, request {i}, {chunk} a step: {found:?}, {alone:?}");
             }
             preemptions += crowded.stats().preemptions;
