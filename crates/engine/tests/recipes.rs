@@ -161,9 +161,12 @@ fn policies_choose_the_same_in_a_crowd() {
             .map(|prompt| generate(&mut engine(config(false)), prompt, greedy(LONG)).tokens)
             .collect();
         let mut preemptions = 0;
-        for (prefixes, chunk, memory) in
-            [(false, 512, 4 << 20), (true, 30, 4 << 20), (true, 64, 110 << 10)]
-        {
+        for (prefixes, chunk, memory) in [
+            (false, 512, 4 << 20),
+            (true, 30, 4 << 20),
+            (true, 64, 110 << 10),
+            (true, 64, 170 << 10),
+        ] {
             let mut crowded = engine(EngineConfig {
                 max_num_batched_tokens: chunk,
                 kv_cache_memory: memory,
