@@ -1,8 +1,8 @@
 //! Recipes: how a cache is encoded. One name (`--kv-cache`) selects one.
 
-use crate::codec::{CodecKind, Rate, RawF16, RawF32, TailCodec};
+use crate::codec::{CodecKind, Gear, Rate, RawF16, RawF32, TailCodec};
 use crate::error::{CacheError, Result};
-use crate::select::Select;
+use crate::select::{Options, Select};
 
 /// The frame keys are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +44,10 @@ impl Recipe {
     pub const KIVI4: Self = Self::of(CodecKind::Kivi4, KeyFrame::Absolute);
     /// KIVI at 2 bits: a control.
     pub const KIVI2: Self = Self::of(CodecKind::Kivi2, KeyFrame::Absolute);
+    /// GEAR at 4 bits.
+    pub const GEAR4: Self = Self::of(CodecKind::Gear(Gear::FOUR), KeyFrame::Absolute);
+    /// GEAR at 2 bits.
+    pub const GEAR2: Self = Self::of(CodecKind::Gear(Gear::TWO), KeyFrame::Absolute);
     /// A rotation without statistics at 4 bits: a control.
     pub const ROTATION4: Self = Self::rotation(4);
     /// The same at 3 bits.
@@ -52,7 +56,7 @@ impl Recipe {
     pub const ROTATION2: Self = Self::rotation(2);
 
     /// Every codec by name. `joint:R` with other rates exists besides.
-    pub const CODECS: [Self; 12] = [
+    pub const CODECS: [Self; 14] = [
         Self::F16,
         Self::F32,
         Self::INT8,
@@ -62,6 +66,8 @@ impl Recipe {
         Self::AUTO,
         Self::KIVI4,
         Self::KIVI2,
+        Self::GEAR4,
+        Self::GEAR2,
         Self::ROTATION4,
         Self::ROTATION3,
         Self::ROTATION2,
@@ -212,14 +218,20 @@ impl Recipe {
         if let Some(rate) = name.strip_prefix("joint:") {
             return Ok(Self::joint(rate.parse()?));
         }
+        let options = Options::new(name);
+        if options.name() == "gear" {
+            let gear = CodecKind::Gear(Gear::parse(options)?);
+            return Ok(Self::of(gear, KeyFrame::Absolute));
+        }
         let known = Self::CODECS.into_iter().find(|r| r.to_string() == name);
         known.ok_or_else(|| Self::unknown(name))
     }
 
     fn unknown(name: &str) -> CacheError {
         let codecs = Self::CODECS.map(|r| r.to_string()).join(", ");
+        let policies = Select::KNOWN.join(", ");
         let known =
-            format!("{codecs}, joint:BITS; before them, with a +: {}", Select::KNOWN.join(", "));
+            format!("{codecs}, joint:BITS, {}; before them, with a +: {policies}", Gear::USAGE);
         CacheError::UnknownRecipe { name: name.to_owned(), known }
     }
 }
@@ -247,6 +259,43 @@ mod tests {
         let fraction: Recipe = "joint:2.75".parse().unwrap();
         assert_eq!(fraction.to_string(), "joint:2.75");
         assert_eq!("joint:3".parse::<Recipe>().unwrap(), Recipe::JOINT3);
+        assert_eq!("gear".parse::<Recipe>().unwrap(), Recipe::GEAR2);
+        for name in [
+            "snapkv:0.5+joint3",
+            "snapkv:0.25:window=32:kernel=7",
+            "chunkkv:0.3:chunk=20+kivi4",
+            "streaming:tokens=512:sinks=2+auto",
+            "dbudget:0.05:sinks=apart+int8",
+            "compactor:0.5:blend=30+f32",
+            "gear:3:rank=4:outliers=0",
+        ] {
+            assert_eq!(name.parse::<Recipe>().unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn stages_that_cannot_be_are_refused_with_the_reason() {
+        for (name, reason) in [
+            ("snapkv:0", "'0' is not a share of the prompt above 0 and at most 1"),
+            ("snapkv:1.5", "'1.5' is not a share of the prompt above 0 and at most 1"),
+            ("snapkv", "'' is not a share of the prompt above 0 and at most 1"),
+            ("snapkv:0.5:windows=3", "'windows' is not snapkv:SHARE[:window=64][:kernel=5]"),
+            ("snapkv:0.5:window=0", "'0' is not window from 1 to 4096"),
+            ("dbudget:1", "'1' is not a threshold from 0 to below 1"),
+            ("dbudget:0.1:sinks=none", "'none' is not sinks=paper or apart"),
+            ("streaming:tokens=4", "'4' is not tokens from 5 to 65535"),
+            ("gear:9", "'9' is not bits from 1 to 8"),
+            (
+                "h2o:0.5+joint3",
+                "h2o:0.5 replaces tokens one by one, which coded blocks do not allow",
+            ),
+            ("snapkv:0.5+h2o:0.5", "snapkv:0.5 and h2o:0.5 both choose tokens"),
+            ("joint3+snapkv:0.5", "snapkv:0.5 chooses tokens before they are coded"),
+            ("int8+kivi4", "int8 and kivi4 are both codecs"),
+        ] {
+            let error = name.parse::<Recipe>().unwrap_err().to_string();
+            assert!(error.ends_with(reason), "{name}: {error}");
+        }
     }
 
     #[test]
@@ -255,7 +304,8 @@ mod tests {
         assert_eq!(
             message,
             "unknown KV cache recipe 'f15' (known: f16, f32, int8, joint4, joint3, joint2, auto, kivi4, \
-             kivi2, rotation4, rotation3, rotation2, joint:BITS; before them, with a +: \
+             kivi2, gear:4, gear:2, rotation4, rotation3, rotation2, joint:BITS, \
+             gear[:BITS][:rank=2][:outliers=20]; before them, with a +: \
              streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \

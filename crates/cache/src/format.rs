@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvasir_kernels::trellis::SEGMENT;
 
 use crate::attention::GROUP_TOKENS;
-use crate::codec::{Basis, Codec, CodecKind, JointCodec, Part};
+use crate::codec::{Basis, Codec, CodecKind, GearCodec, JointCodec, Part};
 use crate::error::{CacheError, Result};
 use crate::frame::Frame;
 use crate::geometry::{Geometry, LayerGeometry};
@@ -27,6 +27,7 @@ pub(crate) struct GroupPart {
 #[derive(Debug)]
 enum AnyCodec {
     Stateless(&'static dyn Codec),
+    Gear(GearCodec),
     Joint(JointCodec),
 }
 
@@ -34,6 +35,7 @@ impl GroupPart {
     pub(crate) fn codec(&self) -> &dyn Codec {
         match &self.codec {
             AnyCodec::Stateless(codec) => *codec,
+            AnyCodec::Gear(codec) => codec,
             AnyCodec::Joint(codec) => codec,
         }
     }
@@ -41,7 +43,7 @@ impl GroupPart {
     #[inline]
     pub(crate) fn joint(&self) -> Option<&JointCodec> {
         match &self.codec {
-            AnyCodec::Stateless(_) => None,
+            AnyCodec::Stateless(_) | AnyCodec::Gear(_) => None,
             AnyCodec::Joint(codec) => Some(codec),
         }
     }
@@ -196,7 +198,15 @@ impl Formats {
                         (0..l.kv_heads).map(|_| Ok([codec()?, codec()?])).collect();
                     joint_layer(1, codecs?, shapes, pool)
                 }
-                _ => Ok(stateless_layer(kind, l, shapes, pool)),
+                CodecKind::Gear(gear) => {
+                    gear.check(layer, l.head_dim)?;
+                    let codec = |part| AnyCodec::Gear(GearCodec::new(gear, part));
+                    Ok(plain_layer(codec, l, shapes, pool))
+                }
+                _ => {
+                    let codec = |part| AnyCodec::Stateless(kind.stateless(part));
+                    Ok(plain_layer(codec, l, shapes, pool))
+                }
             })
             .collect::<Result<_>>()?;
         let mut slots = Vec::new();
@@ -297,16 +307,18 @@ fn joint_layer(
     Ok(LayerFormat { heads, groups: groups.collect() })
 }
 
-fn stateless_layer(
-    kind: CodecKind,
+/// A layer of codecs that need nothing but rows of one head.
+fn plain_layer(
+    codec: impl Fn(Part) -> AnyCodec,
     l: &LayerGeometry,
     shapes: Shapes<'_>,
     pool: &mut BlockPool,
 ) -> LayerFormat {
     let mut part = |part: Part| {
-        let codec = kind.stateless(part);
-        let class = pool.class(codec.slot_bytes(shapes.geometry.block_size(), l.head_dim));
-        GroupPart { codec: AnyCodec::Stateless(codec), class }
+        let mut part = GroupPart { codec: codec(part), class: ClassId::default() };
+        let bytes = part.codec().slot_bytes(shapes.geometry.block_size(), l.head_dim);
+        part.class = pool.class(bytes);
+        part
     };
     let groups = (0..l.kv_heads).map(|_| [part(Part::Keys), part(Part::Values)]).collect();
     LayerFormat { heads: 1, groups }

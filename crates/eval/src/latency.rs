@@ -128,8 +128,15 @@ fn run(engine: &mut Engine, kind: Kind, seed: u64) -> Result<f64> {
             for prompt in &prompts {
                 generate(engine, std::slice::from_ref(prompt), 1)?;
             }
-            let times = generate(engine, &prompts, tokens + 1)?;
-            if times.generated_before != num_seqs {
+            // A policy must see the last queries of a prompt, or all of them: then sequences start one after another, and
+            // the first go on while the last are computed.
+            let chooses = engine.config().kv_cache.select().is_some();
+            let lead = match chooses {
+                true => num_seqs * len / engine.config().max_num_batched_tokens + num_seqs + 2,
+                false => 0,
+            };
+            let times = generate_steps(engine, &prompts, tokens + 1 + lead, tokens)?;
+            if times.generated_before != num_seqs && !chooses {
                 let what = format!(
                     "{kind}: the sequences did not start together: the cache, the batch or the \
                      tokens of a step do not hold {num_seqs} of them"
@@ -153,6 +160,16 @@ struct Times {
 
 /// Runs `prompts` to `max_tokens` output tokens each.
 fn generate(engine: &mut Engine, prompts: &[Vec<u32>], max_tokens: usize) -> Result<Times> {
+    generate_steps(engine, prompts, max_tokens, usize::MAX)
+}
+
+/// The same, but for no more than `steps` steps after all have their first output token.
+fn generate_steps(
+    engine: &mut Engine,
+    prompts: &[Vec<u32>],
+    max_tokens: usize,
+    steps: usize,
+) -> Result<Times> {
     let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy(max_tokens) };
     let requests = prompts.iter().enumerate().map(|(i, prompt)| Request {
         id: RequestId::from(format!("latency {i}").as_str()),
@@ -162,12 +179,14 @@ fn generate(engine: &mut Engine, prompts: &[Vec<u32>], max_tokens: usize) -> Res
         kv_cache: None,
     });
     let requests: Vec<Request> = requests.collect();
+    let ids: Vec<RequestId> = requests.iter().map(|r| r.id.clone()).collect();
     let start = Instant::now();
     for request in requests {
         engine.add_request(request)?;
     }
-    let (mut all_started, mut generated_before, mut started) = (None, 0, 0);
-    while engine.has_unfinished() {
+    let (mut all_started, mut generated_before, mut started, mut steps_left) = (None, 0, 0, steps);
+    while engine.has_unfinished() && steps_left > 0 {
+        steps_left -= usize::from(all_started.is_some());
         let step = engine.step()?;
         if all_started.is_none() {
             generated_before += step.outputs.len();
@@ -178,6 +197,9 @@ fn generate(engine: &mut Engine, prompts: &[Vec<u32>], max_tokens: usize) -> Res
         }
     }
     let end = Instant::now();
+    for id in &ids {
+        engine.abort(id)?;
+    }
     Ok(Times { start, all_started: all_started.unwrap_or(end), generated_before, end })
 }
 

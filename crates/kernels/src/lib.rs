@@ -18,6 +18,7 @@ mod aligned;
 mod arena;
 mod attention;
 pub mod coded;
+mod codes;
 mod convert;
 mod elementwise;
 mod gemm;
@@ -37,6 +38,7 @@ pub use arena::Arena;
 pub use attention::{
     BlockScratch, KvBlock, Products, QueryRows, StoredRows, add_columns, attend_block, merge_rows,
 };
+pub use codes::{ScaleAxis, expand_codes};
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};

@@ -147,10 +147,11 @@ impl KvCache {
     ) -> (QueryRows<'t>, KvBlock<'t>, &'t mut BlockScratch) {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
-        let [own_keys, own_values] = [0, 1].map(|part| found.stored(part, dim));
+        let [mut own_keys, mut own_values] = [0, 1].map(|part| found.stored(part, dim));
+        let mut halves = [false; 2];
         for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
             if stored.is_none() {
-                self.decode(found, part, v.filled, dim, tile);
+                halves[part] = self.decode(found, part, v.filled, dim, tile);
             }
         }
         let relative = found.kept.is_none() && work.sequence.frame() == KeyFrame::BlockRelative;
@@ -161,7 +162,12 @@ impl KvCache {
         if let Some(positions) = found.kept.and_then(|kept| kept.positions.as_deref()) {
             self.turn_kept(l.rope, positions, dim, tile);
         }
-        let Tile { keys, values, queries, absolute, block, .. } = tile;
+        let Tile { keys, values, halves: held, queries, absolute, block, .. } = tile;
+        for (part, own) in [&mut own_keys, &mut own_values].into_iter().enumerate() {
+            if halves[part] {
+                *own = Some(StoredRows::F16(&held[part]));
+            }
+        }
         let from = work.start + v.t0;
         let from = match found.kept {
             None if relative => from - v.p,
@@ -236,16 +242,34 @@ impl KvCache {
         }
     }
 
-    /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`.
-    fn decode(&self, found: &Found<'_>, part: usize, filled: usize, dim: usize, tile: &mut Tile) {
+    /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`; or, if it returns true,
+    /// `tile.halves`.
+    fn decode(
+        &self,
+        found: &Found<'_>,
+        part: usize,
+        filled: usize,
+        dim: usize,
+        tile: &mut Tile,
+    ) -> bool {
         let clock = Instant::now();
         let bytes = found.bytes[part];
         let gain = found.entries[part].gain.to_f32();
-        let Tile { keys, values, coded, bases, rows, levels, .. } = tile;
+        let Tile { keys, values, halves, coded, bases, rows, levels, .. } = tile;
+        let tokens = self.geometry.block_size();
+        if gain == 1.0 {
+            let halves = &mut halves[part];
+            // Whole blocks: attention reads 32 rows at a time.
+            halves.resize(tokens * dim, f16::ZERO);
+            let rows = &mut halves[..filled * dim];
+            if found.parts[part].codec().decode_halves(bytes, tokens, dim, rows) {
+                tile.decode_nanos += clock.elapsed().as_nanos() as u64;
+                return true;
+            }
+        }
         let out = if part == 0 { keys } else { values };
         let out = &mut out[..filled * dim];
         if let Some(codec) = found.parts[part].joint() {
-            let tokens = self.geometry.block_size();
             if ByteIsa::best() == ByteIsa::Vnni && filled == tokens {
                 rows[part].load(codec.basis(), dim);
                 let place = (found.head, dim, tokens);
@@ -256,12 +280,13 @@ impl KvCache {
                 codec.decode_head(bytes, tokens, gain, found.head, dim, columns, coded, out);
             }
         } else {
-            found.parts[part].codec().decode(bytes, self.geometry.block_size(), dim, out);
+            found.parts[part].codec().decode(bytes, tokens, dim, out);
             if gain != 1.0 {
                 scale_in_place(out, gain);
             }
         }
         tile.decode_nanos += clock.elapsed().as_nanos() as u64;
+        false
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use kvasir_kernels::coded::ByteRows;
 use kvasir_kernels::{BlockScratch, OnlineSoftmax};
 
@@ -13,6 +14,8 @@ use crate::codec::{Basis, LevelScratch};
 pub(super) struct Tile {
     pub(super) keys: Vec<f32>, // [block_size, head_dim] or [block_size, width]
     pub(super) values: Vec<f32>, // the same
+    /// Keys and values of codecs that are quick at f16.
+    pub(super) halves: [Vec<f16>; 2], // [block_size, head_dim]
     pub(super) queries: Vec<f32>, // [rows, head_dim]
     /// Queries of the whole item at their own positions, once a block asked for them.
     pub(super) absolute: Vec<f32>, // [rows, head_dim]

@@ -38,6 +38,17 @@ pub(crate) fn check_shapes(codec: &dyn Codec, shapes: &[(usize, usize)]) {
             / rows.iter().map(|a| a * a).sum::<f32>();
         assert!(error <= codec.expected_error() * 1.05 + 1e-6, "{what}: relative error {error}");
 
+        // In f16, if it can do that: the same, rounded.
+        let mut halves = vec![half::f16::NAN; tokens * dim];
+        if codec.decode_halves(slot.as_slice(), tokens, dim, &mut halves) {
+            for (half, x) in halves.iter().zip(&out) {
+                assert!((half.to_f32() - x).abs() <= x.abs() * 0.0006 + 1e-6, "{what}: {half} {x}");
+            }
+            let mut first = vec![half::f16::NAN; dim];
+            codec.decode_halves(slot.as_slice(), tokens, dim, &mut first);
+            assert_eq!(first, halves[..dim], "{what}: the first row in f16");
+        }
+
         // The first rows alone are the first rows of the whole.
         for n in [1, tokens / 2, tokens - 1] {
             let mut part = vec![f32::NAN; n * dim];

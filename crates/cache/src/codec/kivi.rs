@@ -8,6 +8,7 @@
 //! chunks as decode does, and a prefix found in the cache is read as it is stored.
 
 use half::f16;
+use kvasir_kernels::{ScaleAxis, expand_codes};
 
 use super::Codec;
 use super::pack::{code, pack, packed_bytes};
@@ -106,6 +107,18 @@ impl<const BITS: usize> Codec for KiviKeys<BITS> {
         }
     }
 
+    fn decode_halves(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f16]) -> bool {
+        let pairs = tokens.div_ceil(GROUP) * dim;
+        let (scales, rest) = slot.split_at(2 * pairs);
+        let (zeros, codes) = rest.split_at(2 * pairs);
+        let codes = codes.chunks(GROUP * packed_bytes(dim, BITS));
+        let pairs = scales.chunks_exact(2 * dim).zip(zeros.chunks_exact(2 * dim));
+        for ((out, codes), (scales, zeros)) in out.chunks_mut(GROUP * dim).zip(codes).zip(pairs) {
+            expand_codes::<BITS>(codes, scales, zeros, ScaleAxis::Channel, dim, out);
+        }
+        true
+    }
+
     fn expected_error(&self) -> f32 {
         gaussian_error(BITS)
     }
@@ -156,6 +169,14 @@ impl<const BITS: usize> Codec for KiviValues<BITS> {
                 }
             }
         }
+    }
+
+    fn decode_halves(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f16]) -> bool {
+        let pairs = tokens * dim.div_ceil(GROUP);
+        let (scales, rest) = slot.split_at(2 * pairs);
+        let (zeros, codes) = rest.split_at(2 * pairs);
+        expand_codes::<BITS>(codes, scales, zeros, ScaleAxis::Token, dim, out);
+        true
     }
 
     fn expected_error(&self) -> f32 {

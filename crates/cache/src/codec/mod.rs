@@ -7,18 +7,21 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod gear;
 mod int8;
 mod joint;
 mod kivi;
 mod pack;
 mod raw;
 
+pub use gear::{Gear, GearCodec};
 pub use int8::Int8;
 pub use joint::JointCodec;
 pub(crate) use joint::{Basis, LevelScratch};
 pub use kivi::{KiviKeys, KiviValues};
 pub use raw::{RawF16, RawF32};
 
+use half::f16;
 use kvasir_kernels::StoredRows;
 
 use crate::error::{CacheError, Result};
@@ -43,6 +46,12 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// decoding.
     fn stored_rows<'a>(&self, _slot: &'a [u8], _dim: usize) -> Option<StoredRows<'a>> {
         None
+    }
+
+    /// Decodes the first `out.len() / dim` rows to f16 instead, `[n, dim]`, if the codec is quicker at that: attention of
+    /// few queries reads them as it reads uncompressed blocks. False if it is not.
+    fn decode_halves(&self, _slot: &[u8], _tokens: usize, _dim: usize, _out: &mut [f16]) -> bool {
+        false
     }
 
     /// Expected relative squared error of a round trip on Gaussian rows; 0 for an exact codec. The
@@ -120,6 +129,8 @@ pub enum CodecKind {
     Kivi4,
     /// The same at 2 bits.
     Kivi2,
+    /// [`GearCodec`] for both.
+    Gear(Gear),
     /// [`JointCodec`] against the model's statistics.
     Joint(Rate),
     /// A fixed rotation without statistics, at whole bits a coefficient: a control.
@@ -135,7 +146,7 @@ impl CodecKind {
     /// The codec of a kind that needs nothing but rows of one head; tails for the rest.
     pub(crate) fn stateless(self, part: Part) -> &'static dyn Codec {
         match (self, part) {
-            (Self::F16 | Self::Joint(_) | Self::Rotation(_), _) => &RawF16,
+            (Self::F16 | Self::Gear(_) | Self::Joint(_) | Self::Rotation(_), _) => &RawF16,
             (Self::F32, _) => &RawF32,
             (Self::Int8, _) => &Int8,
             (Self::Kivi4, Part::Keys) => &KiviKeys::<4>,
@@ -154,6 +165,7 @@ impl std::fmt::Display for CodecKind {
             Self::Int8 => f.write_str("int8"),
             Self::Kivi4 => f.write_str("kivi4"),
             Self::Kivi2 => f.write_str("kivi2"),
+            Self::Gear(gear) => gear.fmt(f),
             Self::Joint(rate) if rate.0.is_multiple_of(100) => write!(f, "joint{rate}"),
             Self::Joint(rate) => write!(f, "joint:{rate}"),
             Self::Rotation(bits) => write!(f, "rotation{bits}"),

@@ -40,7 +40,7 @@ impl SlotId {
 }
 
 /// A slot size registered with the pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ClassId(usize);
 
 #[derive(Debug)]

@@ -1,0 +1,207 @@
+//! HOT PATH (decode over quantised caches). Codes with scales and zeros to rows in f16, which is how attention reads few
+//! queries' blocks fastest.
+
+use half::f16;
+
+use crate::isa::Isa;
+
+/// Channels that are expanded together.
+const CHANNELS: usize = 32;
+
+/// Where the scale and the zero of a code are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleAxis {
+    /// One for each channel, `[dim]`.
+    Channel,
+    /// One for each token and 32 channels, `[tokens, ⌈dim / 32⌉]`.
+    Token,
+}
+
+/// `out[t, c] = codes[t, c] · scale + zero`, rounded to f16. Codes have `BITS` bits (2 or 4), lowest bits first, and a row
+/// of them begins with a byte. Scales and zeros are little-endian f16. `out`: `[tokens, dim]`; its length says how many tokens.
+///
+/// # Panics
+/// If a slice is shorter than its shape says.
+pub fn expand_codes<const BITS: usize>(
+    codes: &[u8],
+    scales: &[u8],
+    zeros: &[u8],
+    axis: ScaleAxis,
+    dim: usize,
+    out: &mut [f16],
+) {
+    expand_codes_on::<BITS>(Isa::best(), codes, scales, zeros, axis, dim, out);
+}
+
+fn expand_codes_on<const BITS: usize>(
+    isa: Isa,
+    codes: &[u8],
+    scales: &[u8],
+    zeros: &[u8],
+    axis: ScaleAxis,
+    dim: usize,
+    out: &mut [f16],
+) {
+    let tokens = out.len() / dim;
+    let groups = dim.div_ceil(CHANNELS);
+    let pairs = match axis {
+        ScaleAxis::Channel => dim,
+        ScaleAxis::Token => tokens * groups,
+    };
+    let row_bytes = (dim * BITS).div_ceil(8);
+    assert!(codes.len() >= tokens * row_bytes, "{} bytes of codes", codes.len());
+    assert!(scales.len() >= 2 * pairs && zeros.len() >= 2 * pairs, "{} scales", scales.len());
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && dim.is_multiple_of(CHANNELS) {
+        // SAFETY: the processor has AVX-512; lengths were checked.
+        return unsafe { x86::expand::<BITS>(codes, scales, zeros, axis, (tokens, dim), out) };
+    }
+    let _ = isa;
+    let half =
+        |bytes: &[u8], i: usize| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32();
+    let rows = out.chunks_exact_mut(dim).zip(codes.chunks_exact(row_bytes));
+    for (t, (row, codes)) in rows.enumerate() {
+        for (c, x) in row.iter_mut().enumerate() {
+            let at = match axis {
+                ScaleAxis::Channel => c,
+                ScaleAxis::Token => t * groups + c / CHANNELS,
+            };
+            let per_byte = 8 / BITS;
+            let code = (codes[c / per_byte] >> (BITS * (c % per_byte))) & ((1 << BITS) - 1);
+            *x = f16::from_f32(f32::from(code) * half(scales, at) + half(zeros, at));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use half::f16;
+
+    use super::{CHANNELS, ScaleAxis};
+
+    /// 32 codes as bytes, in order.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512; `codes` points to the `4 · BITS` bytes of 32 codes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn bytes<const BITS: usize>(codes: *const u8) -> __m256i {
+        // SAFETY: by contract.
+        unsafe {
+            if BITS == 4 {
+                let words = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast()));
+                let both = _mm256_or_si256(words, _mm256_slli_epi16::<4>(words));
+                _mm256_and_si256(both, _mm256_set1_epi8(15))
+            } else {
+                let words = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+                let two = _mm256_or_si256(words, _mm256_slli_epi32::<6>(words));
+                let four = _mm256_or_si256(two, _mm256_slli_epi32::<12>(two));
+                _mm256_and_si256(four, _mm256_set1_epi8(3))
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor must have AVX-512; `out` points to 32 numbers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn put(codes: __m256i, scales: [__m512; 2], zeros: [__m512; 2], out: *mut f16) {
+        let halves = [_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes)];
+        for i in 0..2 {
+            let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(halves[i]));
+            let x = _mm512_fmadd_ps(x, scales[i], zeros[i]);
+            let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            // SAFETY: by contract.
+            unsafe { _mm256_storeu_si256(out.add(16 * i).cast(), x) };
+        }
+    }
+
+    /// # Safety
+    /// The processor must have AVX-512; slices are as long as their shapes say, `dim` is a multiple of 32.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn expand<const BITS: usize>(
+        codes: &[u8],
+        scales: &[u8],
+        zeros: &[u8],
+        axis: ScaleAxis,
+        (tokens, dim): (usize, usize),
+        out: &mut [f16],
+    ) {
+        let (groups, row_bytes) = (dim / CHANNELS, dim * BITS / 8);
+        let (codes, out) = (codes.as_ptr(), out.as_mut_ptr());
+        // SAFETY: rows, groups and their scales exist by contract.
+        unsafe {
+            let wide = |from: *const u8| -> [__m512; 2] {
+                let halves = |i: usize| _mm256_loadu_si256(from.add(32 * i).cast());
+                [_mm512_cvtph_ps(halves(0)), _mm512_cvtph_ps(halves(1))]
+            };
+            let one = |from: *const u8| -> [__m512; 2] {
+                let bits = from.cast::<u16>().read_unaligned();
+                let x = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
+                [x; 2]
+            };
+            for group in 0..groups {
+                let channel = (axis == ScaleAxis::Channel).then(|| {
+                    let at = 2 * CHANNELS * group;
+                    (wide(scales.as_ptr().add(at)), wide(zeros.as_ptr().add(at)))
+                });
+                for t in 0..tokens {
+                    let (s, z) = match channel {
+                        Some(pair) => pair,
+                        None => {
+                            let at = 2 * (t * groups + group);
+                            (one(scales.as_ptr().add(at)), one(zeros.as_ptr().add(at)))
+                        }
+                    };
+                    let from = codes.add(t * row_bytes + group * CHANNELS * BITS / 8);
+                    put(bytes::<BITS>(from), s, z, out.add(t * dim + group * CHANNELS));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<const BITS: usize>(isa: Isa, tokens: usize, dim: usize, axis: ScaleAxis) {
+        let row_bytes = (dim * BITS).div_ceil(8);
+        let codes: Vec<u8> = (0..tokens * row_bytes).map(|i| (i * 151 % 253) as u8).collect();
+        let pairs = tokens.max(1) * dim;
+        let halves = |by: f32| -> Vec<u8> {
+            (0..pairs)
+                .flat_map(|i| f16::from_f32((i % 37) as f32 * by - 1.0).to_le_bytes())
+                .collect()
+        };
+        let (scales, zeros) = (halves(0.125), halves(0.25));
+        let mut out = vec![f16::NAN; tokens * dim];
+        expand_codes_on::<BITS>(isa, &codes, &scales, &zeros, axis, dim, &mut out);
+        for (i, x) in out.iter().enumerate() {
+            let (t, c) = (i / dim, i % dim);
+            let at = match axis {
+                ScaleAxis::Channel => c,
+                ScaleAxis::Token => t * dim.div_ceil(32) + c / 32,
+            };
+            let byte = codes[t * row_bytes + c * BITS / 8];
+            let code = (byte >> (c * BITS % 8)) & ((1 << BITS) - 1);
+            let (s, z) = ((at % 37) as f32 * 0.125 - 1.0, (at % 37) as f32 * 0.25 - 1.0);
+            // Exact: few bits everywhere.
+            assert_eq!(x.to_f32(), f32::from(code) * s + z, "{isa} {BITS} {axis:?} {t} {c}");
+        }
+    }
+
+    #[test]
+    fn codes_become_what_they_stand_for() {
+        for isa in Isa::available() {
+            for axis in [ScaleAxis::Channel, ScaleAxis::Token] {
+                for (tokens, dim) in [(32, 64), (5, 128), (1, 32), (3, 16), (4, 40), (2, 256)] {
+                    check::<4>(isa, tokens, dim, axis);
+                    check::<2>(isa, tokens, dim, axis);
+                }
+            }
+        }
+    }
+}
