@@ -42,6 +42,8 @@ pub struct CacheStats {
     pub sharing_index_bytes: usize,
     /// What sharing did.
     pub sharing: SharingCounts,
+    /// Prompts that a policy chose from, by the share that stayed: up to a tenth, up to two, …
+    pub kept_shares: [u64; 10],
     /// Nanoseconds spent on sealing blocks: finding what to share, and encoding.
     pub seal_nanos: u64,
     /// Nanoseconds spent in attention, decoding of tiles included.
@@ -167,6 +169,7 @@ impl KvCache {
             statistics_bytes: self.formats.num_bytes(),
             sharing_index_bytes: self.sharing_index_bytes(),
             sharing: self.sharing_counts,
+            kept_shares: self.kept_shares,
             seal_nanos: self.seal_nanos,
             attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
             decode_nanos: self.decode_nanos.load(Ordering::Relaxed),

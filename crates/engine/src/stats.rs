@@ -37,6 +37,8 @@ pub struct EngineStats {
     pub kv_evicted: u64,
     /// Counter: keys or values of head groups that pressure coded again with fewer bits.
     pub kv_lowered: u64,
+    /// Counters: prompts that a policy chose from, by the share that stayed: up to a tenth, up to two, …
+    pub kv_kept_shares: [u64; 10],
     /// Counter: seconds spent on sealing blocks (candidates, checks, encoding).
     pub kv_seal_seconds: f64,
     /// Counter: seconds spent in attention, decoding of tiles included.

@@ -182,6 +182,8 @@ fn policies_choose_the_same_in_a_crowd() {
                 let whole = !found.is_empty() && alone.starts_with(found);
                 assert!(whole, "{recipe}, request {i}, {chunk} a step: {found:?}, {alone:?}");
             }
+            let kept: u64 = crowded.stats().kv_kept_shares.iter().sum();
+            assert!(kept >= prompts.len() as u64, "{recipe}: {kept}");
             preemptions += crowded.stats().preemptions;
             empty(&mut crowded);
         }

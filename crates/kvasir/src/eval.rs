@@ -246,12 +246,14 @@ fn quality(command: &QualityCommand) -> Result<()> {
 }
 
 fn print_table(rows: &[RecipeQuality]) -> Result<()> {
-    print_line(
-        "recipe    ratio sealed  total     KL mean      p95   top-1  NLL change  worst context",
-    )?;
+    let width = rows.iter().map(|r| r.recipe.len()).max().unwrap_or(0).max(8);
+    print_line(&format!(
+        "{:width$}  ratio sealed  total     KL mean      p95   top-1  NLL change  worst context",
+        "recipe"
+    ))?;
     for r in rows {
         print_line(&format!(
-            "{:8}  {:12.2}  {:5.2}  {:10.5} {:8.4}  {:.4}  {:+10.4}  {} at {:.4}",
+            "{:width$}  {:12.2}  {:5.2}  {:10.5} {:8.4}  {:.4}  {:+10.4}  {} at {:.4}",
             r.recipe,
             r.ratio_sealed,
             r.ratio_total,

@@ -9,8 +9,10 @@
 //! factors belong to a block and not to a whole prompt; `S` is a share of the block's entries, with two bytes for
 //! the place of each; every width has all its 2^B levels (the released outlier variant has B² of them).
 
+use std::cell::RefCell;
+
 use half::f16;
-use kvasir_kernels::f32_to_f16;
+use kvasir_kernels::{ScaleAxis, expand_codes, f16_to_f32, f32_to_f16, gemm_nn_acc};
 
 use super::{Codec, Part};
 use crate::error::{CacheError, Result};
@@ -148,6 +150,42 @@ impl GearCodec {
         }
     }
 
+    /// The quantised part of the first rows, `[n, dim]`.
+    fn expand(&self, slot: &[u8], l: &Layout, dim: usize, out: &mut [f16]) {
+        let bits = usize::from(self.gear.bits);
+        let (scales, zeros, codes) = (&slot[..l.zeros], &slot[l.zeros..l.a], &slot[l.codes..l.end]);
+        let rows = GROUP * dim;
+        let whole = (dim * bits).is_multiple_of(8);
+        match (bits, self.part) {
+            (2 | 4, Part::Keys) if whole => {
+                let pairs = scales.chunks_exact(2 * dim).zip(zeros.chunks_exact(2 * dim));
+                let codes = codes.chunks(rows * bits / 8);
+                for ((out, codes), (scales, zeros)) in out.chunks_mut(rows).zip(codes).zip(pairs) {
+                    match bits {
+                        2 => expand_codes::<2>(codes, scales, zeros, ScaleAxis::Channel, dim, out),
+                        _ => expand_codes::<4>(codes, scales, zeros, ScaleAxis::Channel, dim, out),
+                    }
+                }
+            }
+            (2, Part::Values) if whole => {
+                expand_codes::<2>(codes, scales, zeros, ScaleAxis::Token, dim, out);
+            }
+            (4, Part::Values) if whole => {
+                expand_codes::<4>(codes, scales, zeros, ScaleAxis::Token, dim, out);
+            }
+            _ => {
+                let mask = (1u16 << bits) - 1;
+                for (i, x) in out.iter_mut().enumerate() {
+                    let next = codes.get(i * bits / 8 + 1).copied().unwrap_or(0);
+                    let word = u16::from_le_bytes([codes[i * bits / 8], next]);
+                    let group = self.group(i / dim, i % dim, dim);
+                    let code = f32::from((word >> (i * bits % 8)) & mask);
+                    *x = f16::from_f32(code * half(scales, group) + half(zeros, group));
+                }
+            }
+        }
+    }
+
     /// Means of the vectors that outliers are looked for in: channels of keys, tokens of values.
     fn means(&self, rows: &[f32], dim: usize) -> Vec<f32> {
         let finite = |x: &f32| if x.is_finite() { *x } else { 0.0 };
@@ -190,6 +228,26 @@ impl GearCodec {
         order.sort_unstable();
         order
     }
+}
+
+/// One thread's buffers.
+#[derive(Debug, Default)]
+struct Scratch {
+    halves: Vec<f16>,
+    rows: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    transposed: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The first `n` numbers in f16 of some bytes, as f32.
+fn widen(bytes: &[u8], n: usize, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend((0..n).map(|i| half(bytes, i)));
 }
 
 fn half(bytes: &[u8], i: usize) -> f32 {
@@ -298,23 +356,22 @@ impl Codec for GearCodec {
 
     fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]) {
         let l = self.layout(tokens, dim);
-        let bits = usize::from(self.gear.bits);
-        let mask = (1u16 << bits) - 1;
-        let b: Vec<f32> = (0..dim * l.rank).map(|i| half(&slot[l.b..], i)).collect();
-        for (token, row) in out.chunks_exact_mut(dim).enumerate() {
-            for (channel, x) in row.iter_mut().enumerate() {
-                let at = (token * dim + channel) * bits;
-                let next = slot.get(l.codes + at / 8 + 1).copied().unwrap_or(0);
-                let word = u16::from_le_bytes([slot[l.codes + at / 8], next]);
-                let group = self.group(token, channel, dim);
-                let code = f32::from((word >> (at % 8)) & mask);
-                *x = code * half(slot, group) + half(&slot[l.zeros..], group);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { halves, a, b, transposed, .. } = scratch;
+            halves.resize(out.len(), f16::ZERO);
+            self.expand(slot, &l, dim, halves);
+            f16_to_f32(halves, out);
+            let rows = out.len() / dim;
+            widen(&slot[l.a..], rows * l.rank, a);
+            widen(&slot[l.b..], dim * l.rank, b);
+            transposed.resize(dim * l.rank, 0.0);
+            for (c, row) in b.chunks_exact(l.rank.max(1)).enumerate() {
+                row.iter().enumerate().for_each(|(r, x)| transposed[r * dim + c] = *x);
             }
-            for r in 0..l.rank {
-                let a = half(&slot[l.a..], token * l.rank + r);
-                row.iter_mut().zip(b[r..].iter().step_by(l.rank)).for_each(|(x, b)| *x += a * b);
+            if l.rank > 0 {
+                gemm_nn_acc((rows, dim, l.rank), a, l.rank, transposed, dim, out, dim);
             }
-        }
+        });
         for n in 0..l.outliers {
             let place = &slot[l.places + 2 * n..];
             if let Some(x) = out.get_mut(usize::from(u16::from_le_bytes([place[0], place[1]]))) {
@@ -324,9 +381,11 @@ impl Codec for GearCodec {
     }
 
     fn decode_halves(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f16]) -> bool {
-        let mut rows = vec![0.0; out.len()];
+        let mut rows = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.rows));
+        rows.resize(out.len(), 0.0);
         self.decode(slot, tokens, dim, &mut rows);
         f32_to_f16(&rows, out);
+        SCRATCH.with_borrow_mut(|scratch| scratch.rows = rows);
         true
     }
 

@@ -208,6 +208,7 @@ impl KvCache {
             columns.resize(rows * prompt, 0.0);
         }
         let choices = self.choices(policy, sequence, &selection.columns, coded[1])?;
+        self.count_kept(&choices, prompt);
         let recent = policy.recent(prompt);
         let scores = recent.filter(|recent| recent.scored).map_or_else(Vec::new, |recent| {
             let groups = self.geometry.groups().enumerate();
@@ -262,6 +263,15 @@ impl KvCache {
         // The first block of what follows is not the first of the sequence.
         sequence.sealed_formats = [coded[1]; 2];
         Ok(())
+    }
+
+    /// Notes how much of a prompt stays, over the layers that attend to everything.
+    fn count_kept(&mut self, choices: &[Choice], prompt: usize) {
+        let layers = choices.iter().zip(self.geometry.layers()).filter(|(_, l)| l.window.is_none());
+        let rows = layers.map(|(choice, _)| choice.heads.first().map_or(0, Vec::len));
+        let (layers, kept) = rows.fold((0, 0), |(layers, kept), rows| (layers + 1, kept + rows));
+        let tenths = (10 * kept).div_ceil((layers * prompt).max(1)).clamp(1, 10);
+        self.kept_shares[tenths - 1] += 1;
     }
 
     /// What the policy chooses for every layer.

@@ -8,6 +8,7 @@ use kvasir_engine::EngineStats;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::LabelledCounter;
@@ -42,6 +43,7 @@ pub(super) struct EngineMetrics {
     sharing_shared: Counter,
     evicted: Counter,
     lowered: Counter,
+    kept_share: KeptShare,
     seal_seconds: Counter<f64, AtomicU64>,
     attention_seconds: Counter<f64, AtomicU64>,
     decode_seconds: Counter<f64, AtomicU64>,
@@ -148,6 +150,11 @@ impl EngineMetrics {
             m.lowered.clone(),
         );
         r.register(
+            "kvasir_kv_kept_share",
+            "Share of a prompt that a policy kept (a prompt counts as the middle of its tenth in the sum)",
+            m.kept_share.histogram.clone(),
+        );
+        r.register(
             "kvasir_kv_seal_seconds",
             "Seconds spent on sealing blocks: candidates, checks, encoding",
             m.seal_seconds.clone(),
@@ -225,6 +232,7 @@ impl EngineMetrics {
         counter(&self.sharing_shared, stats.kv_sharing_shared);
         counter(&self.evicted, stats.kv_evicted);
         counter(&self.lowered, stats.kv_lowered);
+        self.kept_share.update(&stats.kv_kept_shares);
         let seconds = |counter: &Counter<f64, AtomicU64>, total: f64| {
             counter.inc_by((total - counter.get()).max(0.0));
         };
@@ -239,6 +247,31 @@ impl EngineMetrics {
         for (recipe, total) in &stats.sequences_by_recipe {
             let labels = [("recipe", recipe.to_string())];
             counter(&self.sequences_by_recipe.get_or_create_owned(&labels), *total);
+        }
+    }
+}
+
+/// A histogram of the engine's counts by tenths.
+struct KeptShare {
+    histogram: Histogram,
+    /// What was observed of every tenth.
+    seen: [AtomicU64; 10],
+}
+
+impl Default for KeptShare {
+    fn default() -> Self {
+        let bounds = (1..=10).map(|tenths| f64::from(tenths) / 10.0);
+        Self { histogram: Histogram::new(bounds), seen: Default::default() }
+    }
+}
+
+impl KeptShare {
+    fn update(&self, totals: &[u64; 10]) {
+        for (tenth, (total, seen)) in totals.iter().zip(&self.seen).enumerate() {
+            let before = seen.fetch_max(*total, Ordering::Relaxed);
+            for _ in before..*total {
+                self.histogram.observe((tenth as f64 + 0.5) / 10.0);
+            }
         }
     }
 }
