@@ -39,7 +39,10 @@ from soak_answers import Answers, Probes
 from soak_client import Bad, Client, check, closing
 from soak_requests import Maker, chat_path
 
-RECIPES = "none,f16,int8,joint4,joint3,joint:2.75,joint2,auto,kivi4,kivi2,rotation3"
+RECIPES = (
+    "none,f16,int8,joint4,joint3,joint:2.75,joint2,auto,kivi4,kivi2,rotation3,gear:4,snapkv:0.5,h2o:0.5,"
+    "streaming:tokens=64,chunkkv:0.5+kivi4,compactor:0.5,dbudget:0.05,snapkv:0.5+joint3"
+)
 
 
 class Soak:

@@ -73,6 +73,34 @@ fn expand_codes_on<const BITS: usize>(
     }
 }
 
+/// `out[i] = codes[i] · scales[i / group]`, rounded to f16; codes are signed, scales little-endian f16. `group`: a multiple of
+/// 16 that divides the length.
+///
+/// # Panics
+/// If a slice is shorter than its shape says.
+pub fn expand_bytes(codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) {
+    expand_bytes_on(Isa::best(), codes, scales, group, out);
+}
+
+fn expand_bytes_on(isa: Isa, codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) {
+    assert!(codes.len() >= out.len() && out.len().is_multiple_of(group), "{} codes", codes.len());
+    assert!(scales.len() >= 2 * (out.len() / group), "{} bytes of scales", scales.len());
+    let groups = out.chunks_exact_mut(group).zip(codes.chunks_exact(group));
+    for ((out, codes), scale) in groups.zip(scales.chunks_exact(2)) {
+        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 && group.is_multiple_of(16) {
+            // SAFETY: the processor has AVX-512; both are `group` long.
+            unsafe { x86::scale_bytes(codes, scale, out) };
+            continue;
+        }
+        for (x, code) in out.iter_mut().zip(codes) {
+            *x = f16::from_f32(f32::from(*code as i8) * scale);
+        }
+    }
+    let _ = isa;
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
@@ -80,6 +108,22 @@ mod x86 {
     use half::f16;
 
     use super::{CHANNELS, ScaleAxis};
+
+    /// # Safety
+    /// The processor must have AVX-512; both slices have one length, a multiple of 16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn scale_bytes(codes: &[u8], scale: f32, out: &mut [f16]) {
+        let scale = _mm512_set1_ps(scale);
+        for (codes, out) in codes.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
+            // SAFETY: 16 of each.
+            unsafe {
+                let x = _mm512_cvtepi8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                let x = _mm512_mul_ps(_mm512_cvtepi32_ps(x), scale);
+                let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), x);
+            }
+        }
+    }
 
     /// 32 codes as bytes, in order.
     ///
@@ -190,6 +234,23 @@ mod tests {
             let (s, z) = ((at % 37) as f32 * 0.125 - 1.0, (at % 37) as f32 * 0.25 - 1.0);
             // Exact: few bits everywhere.
             assert_eq!(x.to_f32(), f32::from(code) * s + z, "{isa} {BITS} {axis:?} {t} {c}");
+        }
+    }
+
+    #[test]
+    fn bytes_meet_their_scales() {
+        let codes: Vec<u8> = (0..5 * 64).map(|i| (i * 37 % 251) as u8).collect();
+        let scales: Vec<u8> =
+            (0..20).flat_map(|i| f16::from_f32(0.25 * i as f32).to_le_bytes()).collect();
+        for isa in Isa::available() {
+            for group in [16, 64] {
+                let mut out = vec![f16::NAN; codes.len()];
+                expand_bytes_on(isa, &codes, &scales, group, &mut out);
+                for (i, x) in out.iter().enumerate() {
+                    let exact = f32::from(codes[i] as i8) * (0.25 * (i / group) as f32);
+                    assert_eq!(*x, f16::from_f32(exact), "{isa} {group} {i}");
+                }
+            }
         }
     }
 

@@ -38,7 +38,7 @@ pub use arena::Arena;
 pub use attention::{
     BlockScratch, KvBlock, Products, QueryRows, StoredRows, add_columns, attend_block, merge_rows,
 };
-pub use codes::{ScaleAxis, expand_codes};
+pub use codes::{ScaleAxis, expand_bytes, expand_codes};
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
