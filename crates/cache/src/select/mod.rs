@@ -10,6 +10,7 @@
 //! Layers with a sliding window keep what their window holds, whatever the policy.
 
 mod budget;
+mod choose;
 mod chunkkv;
 mod chunks;
 pub(crate) mod compact;

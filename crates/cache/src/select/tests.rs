@@ -130,7 +130,7 @@ impl Prompt {
 
     fn plain_keys(&self, kv_head: usize, tokens: Range<usize>) -> (Vec<f32>, Vec<f32>) {
         let rows =
-            super::compact::LayerRows { cache: &self.cache, sequence: self.sequence(), layer: 0 };
+            super::choose::LayerRows { cache: &self.cache, sequence: self.sequence(), layer: 0 };
         rows.plain_keys(kv_head, tokens)
     }
 }
