@@ -38,6 +38,12 @@ pub enum CacheError {
         /// Why not.
         what: String,
     },
+    /// Clients may ask for recipes of their own, each of which takes memory for good.
+    #[error("this cache has met {most} different recipes and takes no more")]
+    TooManyRecipes {
+        /// How many it takes.
+        most: usize,
+    },
     /// A recipe that the tree cannot fuse.
     #[error("tree sharing holds f16 and f32 recipes only, not {recipe}")]
     TreeRecipe {

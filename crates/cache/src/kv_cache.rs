@@ -42,6 +42,9 @@ pub struct CacheConfig {
     pub prefix_caching: bool,
 }
 
+/// Recipes that a cache takes, each with two codecs at most: fewer than there are names for formats.
+const MOST_RECIPES: usize = 100;
+
 /// See the crate's documentation.
 #[derive(Debug)]
 pub struct KvCache {
@@ -53,6 +56,8 @@ pub struct KvCache {
     pub(crate) prefix: PrefixCache,
     pub(crate) prefix_caching: bool,
     pub(crate) formats: Formats,
+    /// Those that were prepared.
+    recipes: Vec<Recipe>,
     /// Until the first joint recipe takes what it needs of them.
     statistics: Option<Arc<Statistics>>,
     fingerprint: [u8; 32],
@@ -138,6 +143,7 @@ impl KvCache {
             prefix: PrefixCache::default(),
             prefix_caching: prefix_caching && sharing.mode != SharingMode::Tree,
             formats: Formats::default(),
+            recipes: Vec::new(),
             fingerprint: statistics.as_ref().map(|s| s.fingerprint).unwrap_or_default(),
             statistics,
             budget_bytes,
@@ -160,12 +166,16 @@ impl KvCache {
     ///
     /// # Errors
     /// [`CacheError::Statistics`] if the recipe needs some that are missing, [`CacheError::Geometry`] for
-    /// heads that it cannot hold, [`CacheError::TreeRecipe`] for a coded one that the tree would fuse.
+    /// heads that it cannot hold, [`CacheError::TooManyRecipes`], [`CacheError::TreeRecipe`] for a coded one that the tree would fuse.
     pub fn prepare(&mut self, recipe: Recipe) -> Result<()> {
         self.prepare_formats(recipe).map(drop)
     }
 
     fn prepare_formats(&mut self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+        let known = self.recipes.contains(&recipe);
+        if !known && self.recipes.len() >= MOST_RECIPES {
+            return Err(CacheError::TooManyRecipes { most: MOST_RECIPES });
+        }
         // A mean of coded blocks would have to be coded again.
         let plain = !recipe.is_coded() && recipe.select().is_none();
         if self.sharing.mode == SharingMode::Tree && !plain {
@@ -193,6 +203,9 @@ impl KvCache {
         }
         if self.formats.has_bases() {
             self.statistics = None;
+        }
+        if !known {
+            self.recipes.push(recipe);
         }
         Ok((tail, sealed))
     }

@@ -285,6 +285,10 @@ fn a_whole_budget_keeps_everything() {
         check(&format!("{policy}+f32"), 8, 20, 2e-5, all);
         check(policy, 8, 20, 3e-2, all);
     }
+    // What follows the prompt is in the codec's own frame.
+    for (recipe, tolerance) in [("snapkv:1+int8", 0.1), ("chunkkv:1+kivi4", 0.6)] {
+        check(recipe, 8, 50, tolerance, all);
+    }
 }
 
 #[test]

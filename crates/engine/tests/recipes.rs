@@ -205,3 +205,28 @@ fn policies_choose_the_same_in_a_crowd() {
         empty(&mut many);
     }
 }
+
+/// Parameters make recipes without end; a client's must not take the memory of all.
+#[test]
+fn different_recipes_have_an_end() {
+    let mut engine = engine(config());
+    let prompt = prompt(20, 1);
+    let mut refused = 0;
+    for i in 1..200 {
+        let recipe: Recipe = format!("snapkv:0.{i:03}").parse().unwrap();
+        let params = greedy(2);
+        match engine.add_request(own(&i.to_string(), &prompt, params, recipe)) {
+            Ok(()) => {}
+            Err(EngineError::Recipe { source, .. }) => {
+                assert!(source.to_string().contains("100 different recipes"), "{source}");
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(refused, 100, "the engine's own is one of them");
+    // Those that were met go on.
+    engine.add_request(own("again", &prompt, greedy(2), "snapkv:0.007".parse().unwrap())).unwrap();
+    run(&mut engine);
+    empty(&mut engine);
+}

@@ -68,7 +68,9 @@ impl KvCache {
     pub fn expect_prompt(&mut self, id: SequenceId, tokens: usize) -> Result<()> {
         self.with_sequence(id, |_, sequence| {
             let least = sequence.recipe.select().map_or(1, |select| select.policy().least_prompt());
-            if let Some(selection) = sequence.selection.as_mut().filter(|_| tokens > 0) {
+            if let Some(selection) =
+                sequence.selection.as_mut().filter(|_| tokens > sequence.num_tokens)
+            {
                 selection.prompt = Some(tokens.max(least));
             }
             Ok(())
