@@ -11,6 +11,7 @@
 
 use std::cell::RefCell;
 
+use bytemuck::cast_slice;
 use half::f16;
 use kvasir_kernels::{ScaleAxis, expand_codes, f16_to_f32, f32_to_f16, gemm_nn_acc};
 
@@ -238,16 +239,18 @@ struct Scratch {
     a: Vec<f32>,
     b: Vec<f32>,
     transposed: Vec<f32>,
+    exact: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The first `n` numbers in f16 of some bytes, as f32.
+/// The first `n` numbers in f16 of some bytes, as f32. Slots are aligned, and everything in them has whole halves
+/// before it.
 fn widen(bytes: &[u8], n: usize, out: &mut Vec<f32>) {
-    out.clear();
-    out.extend((0..n).map(|i| half(bytes, i)));
+    out.resize(n, 0.0);
+    f16_to_f32(cast_slice(&bytes[..2 * n]), out);
 }
 
 fn half(bytes: &[u8], i: usize) -> f32 {
@@ -357,13 +360,14 @@ impl Codec for GearCodec {
     fn decode(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f32]) {
         let l = self.layout(tokens, dim);
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { halves, a, b, transposed, .. } = scratch;
+            let Scratch { halves, a, b, transposed, exact, .. } = scratch;
             halves.resize(out.len(), f16::ZERO);
             self.expand(slot, &l, dim, halves);
             f16_to_f32(halves, out);
             let rows = out.len() / dim;
             widen(&slot[l.a..], rows * l.rank, a);
             widen(&slot[l.b..], dim * l.rank, b);
+            widen(&slot[l.exact..], l.outliers, exact);
             transposed.resize(dim * l.rank, 0.0);
             for (c, row) in b.chunks_exact(l.rank.max(1)).enumerate() {
                 row.iter().enumerate().for_each(|(r, x)| transposed[r * dim + c] = *x);
@@ -371,13 +375,15 @@ impl Codec for GearCodec {
             if l.rank > 0 {
                 gemm_nn_acc((rows, dim, l.rank), a, l.rank, transposed, dim, out, dim);
             }
-        });
-        for n in 0..l.outliers {
-            let place = &slot[l.places + 2 * n..];
-            if let Some(x) = out.get_mut(usize::from(u16::from_le_bytes([place[0], place[1]]))) {
-                *x = half(&slot[l.exact..], n);
+            let places = slot[l.places..l.codes].chunks_exact(2);
+            for (place, exact) in places.zip(exact) {
+                // Rows that are not asked for have places beyond the end.
+                if let Some(x) = out.get_mut(usize::from(u16::from_le_bytes([place[0], place[1]])))
+                {
+                    *x = *exact;
+                }
             }
-        }
+        });
     }
 
     fn decode_halves(&self, slot: &[u8], tokens: usize, dim: usize, out: &mut [f16]) -> bool {
