@@ -2,7 +2,7 @@
 
 use crate::append::tail_capacity;
 use crate::config::Recipe;
-use crate::format::{FormatId, add_class};
+use crate::format::{FormatId, RecipeFormats, add_class};
 use crate::kv_cache::KvCache;
 use crate::pool::ClassId;
 use crate::prefix::PrefixCache;
@@ -33,7 +33,8 @@ impl KvCache {
     ) -> (Vec<(ClassId, usize)>, usize) {
         // Formats of the default recipe exist always, others once somebody asked for them.
         let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
-        let Ok((tail, sealed)) = formats else { return (Vec::new(), 0) };
+        let Ok(formats) = formats else { return (Vec::new(), 0) };
+        let RecipeFormats { tail, sealed, narrow } = formats;
         let new = blocks.saturating_sub(first);
         // A chunk may begin and end inside a block.
         let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
@@ -45,25 +46,25 @@ impl KvCache {
         let whole = log(self.geometry.block_size());
         let smallest = log(tail_capacity(1, self.geometry.block_size()));
         // A prompt that a policy will choose from is stored as it is written, all of it the worst case.
-        let select = recipe.select();
+        let chooses = recipe.policy();
         let mut metadata = 0;
-        if let Some(select) = select {
+        if let Some(policy) = chooses {
             let prompt = blocks * self.geometry.block_size();
-            metadata = self.column_bytes(select.policy().observed(), prompt);
-            let room = self.room_for_choice(select.policy(), prompt, tail, sealed);
+            metadata = self.column_bytes(recipe, prompt);
+            let room = self.room_for_choice(policy, prompt, formats);
             metadata += room.metadata;
             for class in room.classes {
                 add_class(&mut slots, class, 1);
             }
         }
         let coded = sealed;
-        let sealed = if select.is_some() { [tail; 2] } else { sealed };
+        let sealed = if chooses.is_some() { [tail; 2] } else { sealed };
         let kept = coded != [tail; 2] && recipe.keeps_residual();
         for classes in self.tail_classes(tail).iter().filter(|_| new > 0) {
             for class in &classes[smallest..whole] {
                 add_class(&mut slots, *class, 2);
             }
-            if kept || select.is_some() {
+            if kept || chooses.is_some() {
                 add_class(&mut slots, classes[whole], 2);
             }
         }
@@ -75,7 +76,8 @@ impl KvCache {
         if sealed == [tail; 2] {
             add(tail, new);
             // What is left over of a choice may be of any size, and what follows it begins a block.
-            if select.is_some() && new > 0 {
+            if chooses.is_some() && new > 0 {
+                narrow.into_iter().for_each(|narrow| add(narrow, 1));
                 add(coded[0], 1);
                 add(coded[1], 1);
             }
@@ -96,7 +98,7 @@ impl KvCache {
     /// Tokens of the longest known prefix, and what evicting its unused blocks would free.
     fn lookup_prefix(&self, recipe: Recipe, salt: Option<&str>, tokens: &[u32]) -> (usize, usize) {
         let block_size = self.geometry.block_size();
-        let seen = recipe.select().map_or(1, |s| s.policy().observed().count(tokens.len()).max(1));
+        let seen = recipe.observed_queries(tokens.len()).max(1);
         let usable = tokens.len().saturating_sub(seen) / block_size;
         let mut chain = self.root(recipe.before_choice(), salt);
         let (mut found, mut evictable) = (0, 0);

@@ -11,6 +11,7 @@ use crate::error::{CacheError, Result};
 use crate::frame::Frame;
 use crate::geometry::{Geometry, LayerGeometry};
 use crate::pool::{BlockPool, ClassId};
+use crate::project::Think;
 use crate::stats::{PartStatistics, Statistics, group_heads};
 
 /// Names a format in a [`crate::KvCache`].
@@ -22,6 +23,33 @@ pub struct FormatId(u8);
 pub(crate) struct GroupPart {
     codec: AnyCodec,
     pub(crate) class: ClassId,
+    /// Channels of a row as its codec sees it.
+    pub(crate) width: usize,
+}
+
+/// What a format is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FormatKind {
+    pub(crate) codec: CodecKind,
+    /// Of keys, some channels only.
+    pub(crate) think: Option<Think>,
+}
+
+impl From<CodecKind> for FormatKind {
+    fn from(codec: CodecKind) -> Self {
+        Self { codec, think: None }
+    }
+}
+
+/// What a recipe stores blocks in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RecipeFormats {
+    /// Blocks that are being written.
+    pub(crate) tail: FormatId,
+    /// A sequence's first full block, and the others.
+    pub(crate) sealed: [FormatId; 2],
+    /// Full blocks of a prompt whose keys have fewer channels.
+    pub(crate) narrow: Option<FormatId>,
 }
 
 #[derive(Debug)]
@@ -29,6 +57,13 @@ enum AnyCodec {
     Stateless(&'static dyn Codec),
     Gear(GearCodec),
     Joint(JointCodec),
+}
+
+impl FormatKind {
+    /// Channels of a key of one head.
+    fn key_channels(&self, l: &LayerGeometry) -> usize {
+        self.think.map_or(l.head_dim, |think| think.kept(l.head_dim))
+    }
 }
 
 impl GroupPart {
@@ -61,7 +96,7 @@ pub(crate) struct LayerFormat {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Format {
-    pub(crate) kind: CodecKind,
+    pub(crate) kind: FormatKind,
     /// Whether pressure may change blocks of it, which is for recipes to allow.
     on_ladder: bool,
     /// What pressure turns it into.
@@ -78,12 +113,17 @@ impl Format {
     }
 }
 
+/// By layer, head group and part.
+type Bases = Vec<Vec<[Arc<Basis>; 2]>>;
+
 /// All formats of a cache.
 #[derive(Debug, Default)]
 pub(crate) struct Formats {
     formats: Vec<Format>,
     /// Bases by layer, head group and part; made once, for all rates.
-    bases: Vec<Vec<[Arc<Basis>; 2]>>,
+    bases: Bases,
+    /// The same for some channels of keys only.
+    narrow_bases: Vec<(Think, Bases)>,
 }
 
 /// What formats are made for.
@@ -101,7 +141,8 @@ impl Formats {
     }
 
     /// The format of a codec; of those that pressure may change, or of the others.
-    pub(crate) fn find(&self, kind: CodecKind, on_ladder: bool) -> Option<FormatId> {
+    pub(crate) fn find(&self, kind: impl Into<FormatKind>, on_ladder: bool) -> Option<FormatId> {
+        let kind = kind.into();
         let found = self.formats.iter().position(|f| f.kind == kind && f.on_ladder == on_ladder);
         found.map(|i| FormatId(i as u8))
     }
@@ -151,7 +192,9 @@ impl Formats {
 
     /// Bytes of the bases in use.
     pub(crate) fn num_bytes(&self) -> usize {
-        self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum()
+        let narrow = self.narrow_bases.iter().flat_map(|(_, bases)| bases.iter().flatten());
+        let keys = narrow.map(|[keys, _]| keys.num_bytes()).sum::<usize>();
+        keys + self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum::<usize>()
     }
 
     /// The format of a codec, made if it is new.
@@ -160,11 +203,12 @@ impl Formats {
     /// Statistics that are needed and missing, or heads that the codec cannot hold.
     pub(crate) fn prepare(
         &mut self,
-        kind: CodecKind,
+        kind: impl Into<FormatKind>,
         on_ladder: bool,
         shapes: Shapes<'_>,
         pool: &mut BlockPool,
     ) -> Result<FormatId> {
+        let kind: FormatKind = kind.into();
         if let Some(found) = self.find(kind, on_ladder) {
             return Ok(found);
         }
@@ -174,11 +218,13 @@ impl Formats {
         }
         let layers = shapes.geometry.layers().iter().enumerate();
         let layers: Vec<LayerFormat> = layers
-            .map(|(layer, l)| match kind {
+            .map(|(layer, l)| match kind.codec {
                 CodecKind::Joint(rate) => {
-                    let bases = &self.bases(shapes)?[layer];
+                    let bases = &self.bases(shapes, kind.think)?[layer];
+                    let share = kind.key_channels(l) as f32 / l.head_dim as f32;
                     let codec = |basis: &Arc<Basis>, part: Part| {
-                        JointCodec::new(Arc::clone(basis), rate.bits(), part)
+                        let share = if part == Part::Keys { share } else { 1.0 };
+                        JointCodec::new(Arc::clone(basis), rate.bits(), share, part)
                     };
                     let codecs: Result<Vec<_>> = bases
                         .iter()
@@ -199,13 +245,14 @@ impl Formats {
                     joint_layer(1, codecs?, shapes, pool)
                 }
                 CodecKind::Gear(gear) => {
+                    gear.check(layer, kind.key_channels(l))?;
                     gear.check(layer, l.head_dim)?;
                     let codec = |part| AnyCodec::Gear(GearCodec::new(gear, part));
-                    Ok(plain_layer(codec, l, shapes, pool))
+                    Ok(plain_layer(codec, l, kind, shapes, pool))
                 }
                 _ => {
-                    let codec = |part| AnyCodec::Stateless(kind.stateless(part));
-                    Ok(plain_layer(codec, l, shapes, pool))
+                    let codec = |part| AnyCodec::Stateless(kind.codec.stateless(part));
+                    Ok(plain_layer(codec, l, kind, shapes, pool))
                 }
             })
             .collect::<Result<_>>()?;
@@ -217,7 +264,29 @@ impl Formats {
         Ok(FormatId(self.formats.len() as u8 - 1))
     }
 
-    fn bases(&mut self, shapes: Shapes<'_>) -> Result<&[Vec<[Arc<Basis>; 2]>]> {
+    /// Those of all channels, or of those of keys that `think` leaves.
+    fn bases(&mut self, shapes: Shapes<'_>, think: Option<Think>) -> Result<&Bases> {
+        self.all_bases(shapes)?;
+        let Some(think) = think else { return Ok(&self.bases) };
+        let at = match self.narrow_bases.iter().position(|(t, _)| *t == think) {
+            Some(at) => at,
+            None => {
+                let layers = self.bases.iter().zip(shapes.geometry.layers());
+                let bases = layers.map(|(groups, l)| {
+                    let narrow = |[keys, values]: &[Arc<Basis>; 2]| {
+                        let part = think.statistics(&keys.statistics(), l.head_dim);
+                        [Arc::new(key_basis(&part, l, shapes)), Arc::clone(values)]
+                    };
+                    groups.iter().map(narrow).collect()
+                });
+                self.narrow_bases.push((think, bases.collect()));
+                self.narrow_bases.len() - 1
+            }
+        };
+        Ok(&self.narrow_bases[at].1)
+    }
+
+    fn all_bases(&mut self, shapes: Shapes<'_>) -> Result<()> {
         if self.bases.is_empty() {
             let statistics = shapes.statistics.ok_or_else(|| CacheError::Statistics {
                 what: "joint recipes need those of the model, and none are loaded".to_owned(),
@@ -226,16 +295,9 @@ impl Formats {
             let layers = statistics.layers.iter().zip(shapes.geometry.layers());
             self.bases = layers
                 .map(|(groups, l)| {
-                    let rows = shapes.geometry.block_size();
                     let bases = |[keys, values]: &[PartStatistics; 2]| {
-                        let means = rotated_means(keys, l, shapes);
                         [
-                            Arc::new(Basis::for_keys(
-                                keys,
-                                &means,
-                                (l.head_dim, rows),
-                                fast_pairs(l, shapes),
-                            )),
+                            Arc::new(key_basis(keys, l, shapes)),
                             Arc::new(Basis::new(values, &values.mean)),
                         ]
                     };
@@ -243,8 +305,14 @@ impl Formats {
                 })
                 .collect();
         }
-        Ok(&self.bases)
+        Ok(())
     }
+}
+
+fn key_basis(keys: &PartStatistics, l: &LayerGeometry, shapes: Shapes<'_>) -> Basis {
+    let means = rotated_means(keys, l, shapes);
+    let shape = (l.head_dim, shapes.geometry.block_size());
+    Basis::for_keys(keys, &means, shape, fast_pairs(l, shapes))
 }
 
 /// The key mean as tokens at every offset see it: `[block_size, width]`.
@@ -301,7 +369,8 @@ fn joint_layer(
     let groups = codecs.into_iter().map(|pair| {
         pair.map(|codec| {
             let class = pool.class(codec.slot_bytes(tokens, 0));
-            GroupPart { codec: AnyCodec::Joint(codec), class }
+            let width = codec.basis().width();
+            GroupPart { codec: AnyCodec::Joint(codec), class, width }
         })
     });
     Ok(LayerFormat { heads, groups: groups.collect() })
@@ -311,12 +380,14 @@ fn joint_layer(
 fn plain_layer(
     codec: impl Fn(Part) -> AnyCodec,
     l: &LayerGeometry,
+    kind: FormatKind,
     shapes: Shapes<'_>,
     pool: &mut BlockPool,
 ) -> LayerFormat {
     let mut part = |part: Part| {
-        let mut part = GroupPart { codec: codec(part), class: ClassId::default() };
-        let bytes = part.codec().slot_bytes(shapes.geometry.block_size(), l.head_dim);
+        let width = if part == Part::Keys { kind.key_channels(l) } else { l.head_dim };
+        let mut part = GroupPart { codec: codec(part), class: ClassId::default(), width };
+        let bytes = part.codec().slot_bytes(shapes.geometry.block_size(), width);
         part.class = pool.class(bytes);
         part
     };

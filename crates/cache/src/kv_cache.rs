@@ -7,7 +7,7 @@ use kvasir_kernels::{AlignedBytes, Products, RopeTable};
 
 use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
-use crate::format::{FormatId, Formats, Shapes};
+use crate::format::{FormatId, FormatKind, Formats, RecipeFormats, Shapes};
 use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::pool::{BlockPool, ClassId};
@@ -171,13 +171,13 @@ impl KvCache {
         self.prepare_formats(recipe).map(drop)
     }
 
-    fn prepare_formats(&mut self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+    fn prepare_formats(&mut self, recipe: Recipe) -> Result<RecipeFormats> {
         let known = self.recipes.contains(&recipe);
         if !known && self.recipes.len() >= MOST_RECIPES {
             return Err(CacheError::TooManyRecipes { most: MOST_RECIPES });
         }
         // A mean of coded blocks would have to be coded again.
-        let plain = !recipe.is_coded() && recipe.select().is_none();
+        let plain = !recipe.is_coded() && !recipe.waits_for_prompt();
         if self.sharing.mode == SharingMode::Tree && !plain {
             return Err(CacheError::TreeRecipe { recipe: recipe.to_string() });
         }
@@ -189,8 +189,10 @@ impl KvCache {
         self.formats.prepare_ladder(recipe.ladder(), shapes, &mut self.pool)?;
         let ladder = !recipe.ladder().is_empty();
         let mut prepare = |kind, on| self.formats.prepare(kind, on, shapes, &mut self.pool);
-        let tail = prepare(recipe.tail_kind(), false)?;
-        let sealed = [prepare(recipe.codec_of(0), false)?, prepare(recipe.codec_of(1), ladder)?];
+        let tail = prepare(recipe.tail_kind().into(), false)?;
+        let sealed =
+            [prepare(recipe.sealed_kind(0), false)?, prepare(recipe.sealed_kind(1), ladder)?];
+        let narrow = recipe.narrow_kind().map(|kind| prepare(kind, false)).transpose()?;
         if !self.tail_classes.iter().any(|(format, _)| *format == tail) {
             let codec = recipe.tail();
             let groups = self.geometry.groups().map(|(_, l)| {
@@ -207,7 +209,7 @@ impl KvCache {
         if !known {
             self.recipes.push(recipe);
         }
-        Ok((tail, sealed))
+        Ok(RecipeFormats { tail, sealed, narrow })
     }
 
     /// Classes of tails, `[groups][log2 of their tokens]`.
@@ -217,15 +219,16 @@ impl KvCache {
     }
 
     /// The formats of a recipe that was prepared.
-    pub(crate) fn formats_of(&self, recipe: Recipe) -> Result<(FormatId, [FormatId; 2])> {
+    pub(crate) fn formats_of(&self, recipe: Recipe) -> Result<RecipeFormats> {
         let ladder = !recipe.ladder().is_empty();
-        let find = |kind, on| {
+        let find = |kind: FormatKind, on| {
             self.formats.find(kind, on).ok_or_else(|| CacheError::Integrity {
                 what: format!("recipe {recipe} was not prepared"),
             })
         };
-        let sealed = [find(recipe.codec_of(0), false)?, find(recipe.codec_of(1), ladder)?];
-        Ok((find(recipe.tail_kind(), false)?, sealed))
+        let sealed = [find(recipe.sealed_kind(0), false)?, find(recipe.sealed_kind(1), ladder)?];
+        let narrow = recipe.narrow_kind().map(|kind| find(kind, false)).transpose()?;
+        Ok(RecipeFormats { tail: find(recipe.tail_kind().into(), false)?, sealed, narrow })
     }
 
     /// Shapes.
@@ -252,7 +255,8 @@ impl KvCache {
     /// # Errors
     /// As [`Self::prepare`].
     pub fn add_sequence_with(&mut self, recipe: Recipe, salt: Option<&str>) -> Result<SequenceId> {
-        let (tail, sealed) = self.prepare_formats(recipe)?;
+        let formats = self.prepare_formats(recipe)?;
+        let RecipeFormats { tail, sealed, .. } = formats;
         let tenant = self.root(recipe, salt);
         // The tree joins blocks of any two positions, as the paper does: their keys must be in one frame.
         let recipe = match self.sharing.mode {
@@ -261,10 +265,10 @@ impl KvCache {
         };
         let groups = self.geometry.num_groups();
         let mut sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
-        if recipe.select().is_some() {
+        if recipe.waits_for_prompt() {
             // Until the policy has chosen, the prompt is stored as f16 does, and shares its prefixes.
             sequence.sealed_formats = [tail; 2];
-            sequence.selection = Some(Box::new(Selection::new(sealed)));
+            sequence.selection = Some(Box::new(Selection::new(formats)));
             let root = self.root(recipe.before_choice(), salt);
             sequence.chain = sequence.chain.map(|_| root);
         }

@@ -4,6 +4,7 @@ use half::f16;
 
 use crate::format::FormatId;
 use crate::pool::SlotId;
+use crate::project::Channels;
 
 /// One block of keys or of values, as one reader sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,6 +63,8 @@ pub struct BlockTable {
     pub values: Vec<Entry>,
     /// What a policy kept of the prompt.
     pub(crate) kept: Vec<KeptBlock>,
+    /// Channels that keys of some of these have, if not all: those of formats with fewer.
+    pub(crate) channels: Option<Channels>,
 }
 
 impl BlockTable {

@@ -151,7 +151,7 @@ fn what_fits_alone_can_be_reserved_to_the_last_byte_announced() {
 fn what_fits_alone_can_grow_to_its_length() {
     let shapes = [(2, 2, 32, 3), (1, 1, 16, 1)];
     let prompts =
-        |recipe: Recipe| if recipe.select().is_some() { vec![1.0, 0.5, 0.1] } else { vec![1.0] };
+        |recipe: Recipe| if recipe.waits_for_prompt() { vec![1.0, 0.5, 0.1] } else { vec![1.0] };
     for (recipe, chunk, shape) in recipes()
         .into_iter()
         .flat_map(|r| [1, 7, 40, 72].map(|c| (r, c)))

@@ -130,7 +130,7 @@ fn run(engine: &mut Engine, kind: Kind, seed: u64) -> Result<f64> {
             }
             // A policy must see the last queries of a prompt, or all of them: then sequences start one after another, and
             // the first go on while the last are computed.
-            let chooses = engine.config().kv_cache.select().is_some();
+            let chooses = engine.config().kv_cache.waits_for_prompt();
             let lead = match chooses {
                 true => num_seqs * len / engine.config().max_num_batched_tokens + num_seqs + 2,
                 false => 0,

@@ -52,7 +52,7 @@ fn expand_codes_on<const BITS: usize>(
     assert!(codes.len() >= tokens * row_bytes, "{} bytes of codes", codes.len());
     assert!(scales.len() >= 2 * pairs && zeros.len() >= 2 * pairs, "{} scales", scales.len());
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && dim.is_multiple_of(CHANNELS) {
+    if isa == Isa::Avx512 {
         // SAFETY: the processor has AVX-512; lengths were checked.
         return unsafe { x86::expand::<BITS>(codes, scales, zeros, axis, (tokens, dim), out) };
     }
@@ -125,21 +125,23 @@ mod x86 {
         }
     }
 
-    /// 32 codes as bytes, in order.
+    /// `n` codes as bytes, in order, of 32 at most.
     ///
     /// # Safety
-    /// The processor must have AVX-512; `codes` points to the `4 · BITS` bytes of 32 codes.
+    /// The processor must have AVX-512; `codes` points to the bytes of `n` codes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
-    unsafe fn bytes<const BITS: usize>(codes: *const u8) -> __m256i {
+    unsafe fn bytes<const BITS: usize>(codes: *const u8, n: usize) -> __m256i {
+        let whole = ((1u32 << (n * BITS).div_ceil(8)) - 1) as u16;
         // SAFETY: by contract.
         unsafe {
+            let codes = _mm_maskz_loadu_epi8(whole, codes.cast());
             if BITS == 4 {
-                let words = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast()));
+                let words = _mm256_cvtepu8_epi16(codes);
                 let both = _mm256_or_si256(words, _mm256_slli_epi16::<4>(words));
                 _mm256_and_si256(both, _mm256_set1_epi8(15))
             } else {
-                let words = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+                let words = _mm256_cvtepu8_epi32(codes);
                 let two = _mm256_or_si256(words, _mm256_slli_epi32::<6>(words));
                 let four = _mm256_or_si256(two, _mm256_slli_epi32::<12>(two));
                 _mm256_and_si256(four, _mm256_set1_epi8(3))
@@ -148,22 +150,30 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor must have AVX-512; `out` points to 32 numbers.
+    /// The processor must have AVX-512; `out` points to as many numbers as `whole` has bits, the lowest ones.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
-    unsafe fn put(codes: __m256i, scales: [__m512; 2], zeros: [__m512; 2], out: *mut f16) {
+    unsafe fn put(
+        codes: __m256i,
+        scales: [__m512; 2],
+        zeros: [__m512; 2],
+        whole: u32,
+        out: *mut f16,
+    ) {
         let halves = [_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes)];
         for i in 0..2 {
             let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(halves[i]));
             let x = _mm512_fmadd_ps(x, scales[i], zeros[i]);
             let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
             // SAFETY: by contract.
-            unsafe { _mm256_storeu_si256(out.add(16 * i).cast(), x) };
+            unsafe {
+                _mm256_mask_storeu_epi16(out.add(16 * i).cast(), (whole >> (16 * i)) as u16, x)
+            };
         }
     }
 
     /// # Safety
-    /// The processor must have AVX-512; slices are as long as their shapes say, `dim` is a multiple of 32.
+    /// The processor must have AVX-512; slices are as long as their shapes say.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(super) unsafe fn expand<const BITS: usize>(
         codes: &[u8],
@@ -173,12 +183,14 @@ mod x86 {
         (tokens, dim): (usize, usize),
         out: &mut [f16],
     ) {
-        let (groups, row_bytes) = (dim / CHANNELS, dim * BITS / 8);
+        let (groups, row_bytes) = (dim.div_ceil(CHANNELS), (dim * BITS).div_ceil(8));
         let (codes, out) = (codes.as_ptr(), out.as_mut_ptr());
         // SAFETY: rows, groups and their scales exist by contract.
         unsafe {
-            let wide = |from: *const u8| -> [__m512; 2] {
-                let halves = |i: usize| _mm256_loadu_si256(from.add(32 * i).cast());
+            let wide = |from: *const u8, whole: u32| -> [__m512; 2] {
+                let halves = |i: usize| {
+                    _mm256_maskz_loadu_epi16((whole >> (16 * i)) as u16, from.add(32 * i).cast())
+                };
                 [_mm512_cvtph_ps(halves(0)), _mm512_cvtph_ps(halves(1))]
             };
             let one = |from: *const u8| -> [__m512; 2] {
@@ -187,9 +199,12 @@ mod x86 {
                 [x; 2]
             };
             for group in 0..groups {
+                // Its channels: the last group may have fewer.
+                let n = CHANNELS.min(dim - group * CHANNELS);
+                let whole = ((1u64 << n) - 1) as u32;
                 let channel = (axis == ScaleAxis::Channel).then(|| {
                     let at = 2 * CHANNELS * group;
-                    (wide(scales.as_ptr().add(at)), wide(zeros.as_ptr().add(at)))
+                    (wide(scales.as_ptr().add(at), whole), wide(zeros.as_ptr().add(at), whole))
                 });
                 for t in 0..tokens {
                     let (s, z) = match channel {
@@ -200,7 +215,8 @@ mod x86 {
                         }
                     };
                     let from = codes.add(t * row_bytes + group * CHANNELS * BITS / 8);
-                    put(bytes::<BITS>(from), s, z, out.add(t * dim + group * CHANNELS));
+                    let codes = bytes::<BITS>(from, n);
+                    put(codes, s, z, whole, out.add(t * dim + group * CHANNELS));
                 }
             }
         }
@@ -258,7 +274,9 @@ mod tests {
     fn codes_become_what_they_stand_for() {
         for isa in Isa::available() {
             for axis in [ScaleAxis::Channel, ScaleAxis::Token] {
-                for (tokens, dim) in [(32, 64), (5, 128), (1, 32), (3, 16), (4, 40), (2, 256)] {
+                for (tokens, dim) in
+                    [(32, 64), (5, 128), (1, 32), (3, 16), (4, 39), (3, 51), (2, 256)]
+                {
                     check::<4>(isa, tokens, dim, axis);
                     check::<2>(isa, tokens, dim, axis);
                 }

@@ -17,6 +17,7 @@ mod activation;
 mod aligned;
 mod arena;
 mod attention;
+mod channels;
 pub mod coded;
 mod codes;
 mod convert;
@@ -38,6 +39,7 @@ pub use arena::Arena;
 pub use attention::{
     BlockScratch, KvBlock, Products, QueryRows, StoredRows, add_columns, attend_block, merge_rows,
 };
+pub use channels::expand_channels;
 pub use codes::{ScaleAxis, expand_bytes, expand_codes};
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};

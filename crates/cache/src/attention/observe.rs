@@ -57,7 +57,7 @@ impl<'a> Observer<'a> {
         let block_size = self.block_size();
         let group = self.l.query_heads / self.l.kv_heads;
         let sequence = self.cache.sequence(slice.sequence)?;
-        let rows = sequence.recipe.select().map_or(0, |s| s.policy().observed().rows(group)).max(1);
+        let rows = sequence.recipe.policy().map_or(0, |p| p.observed().rows(group)).max(1);
         let width = blocks.len() * block_size;
         sums.clear();
         sums.resize(rows * width, 0.0);

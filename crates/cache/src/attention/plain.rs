@@ -7,7 +7,7 @@ use half::f16;
 use kvasir_kernels::coded::ByteIsa;
 use kvasir_kernels::{
     BlockScratch, KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, add_columns,
-    attend_block, scale_in_place,
+    attend_block, expand_channels, scale_in_place,
 };
 
 use super::tile::{Sums, Tile};
@@ -16,6 +16,7 @@ use crate::codec::CodecKind;
 use crate::config::KeyFrame;
 use crate::format::GroupPart;
 use crate::kv_cache::KvCache;
+use crate::project::Channels;
 use crate::table::{Entry, KeptBlock, Stays};
 
 impl KvCache {
@@ -219,7 +220,8 @@ impl KvCache {
         let bytes = entries.map(|entry| self.pool.bytes(entry.slot));
         let formats = entries.map(|entry| &self.formats.get(entry.format).layers[work.layer]);
         let parts = [0, 1].map(|part| &formats[part].groups[kv_head / formats[part].heads][part]);
-        Found { entries, bytes, parts, head: kv_head % formats[0].heads, kept }
+        let channels = table.channels.as_ref();
+        Found { entries, bytes, parts, head: kv_head % formats[0].heads, kept, channels }
     }
 
     /// Where more queries meet a tile than it has tokens: turns its keys to their own positions, and the
@@ -242,6 +244,42 @@ impl KvCache {
         }
     }
 
+    /// Keys of fewer channels with zeros in the places of the others, as [`Self::decode`].
+    fn decode_narrow(
+        &self,
+        found: &Found<'_>,
+        channels: &Channels,
+        filled: usize,
+        dim: usize,
+        tile: &mut Tile,
+    ) -> bool {
+        let (codec, bytes, kept) = (found.parts[0].codec(), found.bytes[0], found.parts[0].width);
+        let tokens = self.geometry.block_size();
+        let Tile { keys, halves, narrow, coded, .. } = tile;
+        let [out, ..] = halves;
+        out.resize(tokens * dim, f16::ZERO);
+        let out = &mut out[..filled * dim];
+        match codec.stored_rows(bytes, kept) {
+            Some(StoredRows::F16(rows)) => {
+                expand_channels(&rows[..filled * kept], channels.mask(), dim, out);
+                return true;
+            }
+            Some(StoredRows::F32(rows)) => {
+                channels.widen(&rows[..filled * kept], dim, &mut keys[..filled * dim]);
+                return false;
+            }
+            None => narrow.resize(filled * kept, f16::ZERO),
+        }
+        if codec.decode_halves(bytes, tokens, kept, narrow) {
+            expand_channels(narrow, channels.mask(), dim, out);
+            return true;
+        }
+        coded.resize(filled * kept, 0.0);
+        codec.decode(bytes, tokens, kept, coded);
+        channels.widen(coded, dim, &mut keys[..filled * dim]);
+        false
+    }
+
     /// Plain rows of one head of a block: `tile.keys` or `tile.values`, `[filled, head_dim]`; or, if it returns true,
     /// `tile.halves`.
     fn decode(
@@ -255,8 +293,13 @@ impl KvCache {
         let clock = Instant::now();
         let bytes = found.bytes[part];
         let gain = found.entries[part].gain.to_f32();
-        let Tile { keys, values, halves, coded, bases, rows, levels, .. } = tile;
         let tokens = self.geometry.block_size();
+        if let Some(channels) = found.channels(part) {
+            let done = self.decode_narrow(found, channels, filled, dim, tile);
+            tile.decode_nanos += clock.elapsed().as_nanos() as u64;
+            return done;
+        }
+        let Tile { keys, values, halves, coded, bases, rows, levels, .. } = tile;
         if gain == 1.0 {
             let halves = &mut halves[part];
             // Whole blocks: attention reads 32 rows at a time.
@@ -299,13 +342,22 @@ struct Found<'a> {
     head: usize,
     /// If a policy kept it.
     kept: Option<&'a KeptBlock>,
+    /// Channels of blocks whose keys have fewer.
+    channels: Option<&'a Channels>,
 }
 
 impl<'a> Found<'a> {
+    /// The channels that its keys have, if not all.
+    fn channels(&self, part: usize) -> Option<&'a Channels> {
+        self.channels.filter(|channels| part == 0 && channels.kept() == self.parts[0].width)
+    }
+
     /// Rows as they are stored, where they can be read so.
     #[inline]
     fn stored(&self, part: usize, dim: usize) -> Option<StoredRows<'a>> {
-        let plain = self.entries[part].gain == f16::ONE && self.parts[part].joint().is_none();
+        let plain = self.entries[part].gain == f16::ONE
+            && self.parts[part].joint().is_none()
+            && self.parts[part].width == dim;
         plain.then(|| self.parts[part].codec().stored_rows(self.bytes[part], dim)).flatten()
     }
 }

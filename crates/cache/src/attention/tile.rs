@@ -16,6 +16,8 @@ pub(super) struct Tile {
     pub(super) values: Vec<f32>, // the same
     /// Keys and values of codecs that are quick at f16.
     pub(super) halves: [Vec<f16>; 2], // [block_size, head_dim]
+    /// Keys of fewer channels.
+    pub(super) narrow: Vec<f16>, // [block_size, channels]
     pub(super) queries: Vec<f32>, // [rows, head_dim]
     /// Queries of the whole item at their own positions, once a block asked for them.
     pub(super) absolute: Vec<f32>, // [rows, head_dim]

@@ -129,6 +129,21 @@ impl Basis {
         basis
     }
 
+    /// The statistics it was made of; means as rows at offset 0 see them. Costs a product of its size.
+    pub(crate) fn statistics(&self) -> PartStatistics {
+        let mut columns = Vec::new();
+        self.columns_into(&mut columns);
+        let coded = &self.means[..self.width];
+        let mean = columns.chunks_exact(self.width).zip(&self.inverse_weights);
+        let mean = mean.map(|(row, w)| w * row.iter().zip(coded).map(|(b, z)| b * z).sum::<f32>());
+        PartStatistics {
+            mean: mean.collect(),
+            weights: self.weights.clone(),
+            basis: transposed(&self.columns, self.width),
+            scales: self.scales.clone(),
+        }
+    }
+
     /// What queries are folded with for products of bytes, if they are to be.
     #[inline]
     pub(crate) fn byte_queries(&self) -> Option<&ByteBasis> {
@@ -215,14 +230,15 @@ fn transposed(rows: &[f16], width: usize) -> Vec<f16> {
 
 impl JointCodec {
     /// The codec of one of two parts that together store at most `rate` bits a channel, row headers
-    /// included.
+    /// included; of its own bits only a `share`, where some of its channels are not stored.
     ///
     /// # Errors
     /// [`CacheError::Statistics`] if the basis is wider than a row can be.
-    pub(crate) fn new(basis: Arc<Basis>, rate: f32, part: Part) -> Result<Self> {
+    pub(crate) fn new(basis: Arc<Basis>, rate: f32, share: f32, part: Part) -> Result<Self> {
         let bits = (rate * basis.width as f32) as usize;
         let budget = bits.saturating_sub(ROW_HEADER_BITS) / SEGMENT;
-        let bits = allocate(&basis.scales, part_budget(part, basis.width, budget));
+        let budget = (part_budget(part, basis.width, budget) as f32 * share).round() as usize;
+        let bits = allocate(&basis.scales, budget);
         Self::with_bits(basis, bits)
     }
 
@@ -432,7 +448,7 @@ mod tests {
         for (width, spread) in [(64, 30.0), (192, 30.0), (256, 5.0)] {
             let (basis, rows) = example(width, spread, 1.0);
             for rate in [1.5, 2.0, 2.75, 3.0, 4.0] {
-                let codec = JointCodec::new(Arc::clone(&basis), rate, Part::Keys).unwrap();
+                let codec = JointCodec::new(Arc::clone(&basis), rate, 1.0, Part::Keys).unwrap();
                 let x = rows(512, 17);
                 let (mut z, mut got) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 codec.coefficients(&x, &mut z);
@@ -451,7 +467,7 @@ mod tests {
     #[test]
     fn conforms() {
         let (basis, _) = example(192, 1.0, 0.0);
-        let codec = JointCodec::new(basis, 4.0, Part::Keys).unwrap();
+        let codec = JointCodec::new(basis, 4.0, 1.0, Part::Keys).unwrap();
         conformance::check_shapes(&codec, &[(16, 192), (32, 192), (64, 192)]);
     }
 
@@ -462,7 +478,7 @@ mod tests {
             for hundredths in (100..=600).step_by(25) {
                 let rate = hundredths as f32 / 100.0;
                 let bits = [Part::Keys, Part::Values].map(|part| {
-                    let codec = JointCodec::new(Arc::clone(&basis), rate, part).unwrap();
+                    let codec = JointCodec::new(Arc::clone(&basis), rate, 1.0, part).unwrap();
                     8.0 * codec.slot_bytes(32, width) as f32 / (32 * width) as f32
                 });
                 let bits = (bits[0] + bits[1]) / 2.0;
@@ -479,7 +495,7 @@ mod tests {
     #[test]
     fn gain_scales_what_is_not_the_mean() {
         let (basis, rows) = example(64, 3.0, 1.0);
-        let codec = JointCodec::new(basis, 4.0, Part::Keys).unwrap();
+        let codec = JointCodec::new(basis, 4.0, 1.0, Part::Keys).unwrap();
         let x = rows(16, 5);
         let mut slot = vec![0; codec.slot_bytes(16, 64)];
         codec.encode(&x, 64, &mut slot);

@@ -138,6 +138,11 @@ pub enum CodecKind {
 }
 
 impl CodecKind {
+    /// Whether it codes against the model's statistics of all channels together.
+    pub(crate) fn is_joint(self) -> bool {
+        matches!(self, Self::Joint(_))
+    }
+
     /// Whether it needs the model's statistics.
     pub fn needs_statistics(self) -> bool {
         matches!(self, Self::Joint(_))

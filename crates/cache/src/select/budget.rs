@@ -3,22 +3,23 @@
 use super::options::Options;
 use crate::error::Result;
 
-/// The share of a prompt's tokens that stays, in thousandths: above 0, at most 1.
+/// The share of a prompt's tokens, or of something else, that stays, in thousandths: above 0, at most 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Budget(u16);
 
 impl Budget {
     /// Half of them.
     pub const HALF: Self = Self(500);
+    /// Six tenths of them.
+    pub(crate) const SIX_TENTHS: Self = Self(600);
 
     /// Reads the number after a policy's name.
     ///
     /// # Errors
     /// [`crate::CacheError::Option`] if it is missing, no number, or out of range.
     pub(crate) fn parse(options: &mut Options<'_>) -> Result<Self> {
-        let share = options.number("a share of the prompt above 0 and at most 1", |share| {
-            (0.001..=1.0).contains(&share)
-        })?;
+        let share = options
+            .number("a share above 0 and at most 1", |share| (0.001..=1.0).contains(&share))?;
         Ok(Self((share * 1000.0).round() as u16))
     }
 
@@ -31,6 +32,11 @@ impl Budget {
     pub(crate) fn of(self, tokens: usize) -> usize {
         (tokens / 1000 * usize::from(self.0) + tokens % 1000 * usize::from(self.0) / 1000)
             .clamp(tokens.min(1), tokens)
+    }
+
+    /// The same of something short, rounded up: what goes is rounded down.
+    pub(crate) fn of_rounded_up(self, n: usize) -> usize {
+        n - n * usize::from(1000 - self.0) / 1000
     }
 
     /// Whether everything stays.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use kvasir_kernels::{OnlineSoftmax, gemm_nt, num_threads, parallel_for};
 
-use super::policy::{Chunks, Observed};
+use super::policy::{Chunks, Observed, Policy};
 use crate::attention::{BatchSlice, lock};
 use crate::error::Result;
 use crate::kv_cache::KvCache;
@@ -145,7 +145,7 @@ impl KvCache {
     fn chunked(&self, layer: usize, slice: &BatchSlice) -> Result<Option<(Chunks, usize)>> {
         let sequence = self.sequence(slice.sequence)?;
         let prompt = sequence.selection.as_ref().and_then(|selection| selection.prompt);
-        let observed = sequence.recipe.select().map(|select| select.policy().observed());
+        let observed = sequence.recipe.policy().map(Policy::observed);
         let (Some(prompt), Some(Observed::Chunks(chunks))) = (prompt, observed) else {
             return Ok(None);
         };

@@ -13,13 +13,15 @@ use rayon::prelude::*;
 
 use super::h2o::Scores;
 use super::kept::Kept;
+use super::observe::Selection;
 use super::policy::{Choice, Policy, Recent};
 use crate::append::tail_capacity;
 use crate::error::{CacheError, Result};
-use crate::format::FormatId;
+use crate::format::{FormatId, RecipeFormats};
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::pool::{ClassId, SlotId};
+use crate::project::{Channels, RECENT};
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::{Entry, KeptBlock, Stays};
 
@@ -62,6 +64,8 @@ struct Compacted {
     /// By KV head.
     positions: Vec<Vec<u32>>,
     parts: Vec<Part>,
+    /// By KV head, if keys of some blocks have fewer.
+    channels: Vec<Channels>,
 }
 
 impl KvCache {
@@ -76,8 +80,7 @@ impl KvCache {
         l: &LayerGeometry,
         recent: Option<Recent>,
         rows: usize,
-        tail: FormatId,
-        coded: [FormatId; 2],
+        formats: RecipeFormats,
     ) -> Vec<Planned> {
         let segments = match (l.window, recent) {
             (Some(_), _) => [(0, Stays::Always), (rows, Stays::InWindow)],
@@ -88,15 +91,17 @@ impl KvCache {
             }
         };
         let block_size = self.geometry.block_size();
+        let (all, mut begin) = (rows, 0);
         let mut planned = Vec::new();
-        let mut begin = 0;
         for (rows, stays) in segments {
             let end = begin + rows;
             while begin < end {
                 let rows = block_size.min(end - begin);
-                let format = match rows == block_size {
-                    true => coded[begin.min(1)],
-                    false => tail,
+                // The newest keep all channels: of all blocks of the sequence, not of a segment.
+                let format = match (rows == block_size, formats.narrow) {
+                    (true, Some(narrow)) if begin + rows + RECENT <= all => narrow,
+                    (true, _) => formats.sealed[begin.min(1)],
+                    (false, _) => formats.tail,
                 };
                 planned.push(Planned { begin, rows, stays, format });
                 begin += rows;
@@ -132,9 +137,9 @@ impl KvCache {
         &self,
         policy: &dyn Policy,
         prompt: usize,
-        tail: FormatId,
-        coded: [FormatId; 2],
+        formats: RecipeFormats,
     ) -> RoomToChoose {
+        let tail = formats.tail;
         let mut room = RoomToChoose::default();
         let block_size = self.geometry.block_size();
         for (layer, l) in self.geometry.layers().iter().enumerate() {
@@ -143,7 +148,10 @@ impl KvCache {
             if recent.is_some_and(|recent| recent.scored) && l.window.is_none() {
                 room.metadata += l.kv_heads * 4 * (rows + 1);
             }
-            let mut planned = self.planned(l, recent, rows, tail, coded);
+            let mut planned = self.planned(l, recent, rows, formats);
+            if formats.narrow.is_some() {
+                room.metadata += l.kv_heads * 4 * l.head_dim.div_ceil(32);
+            }
             if policy.varies() && l.window.is_none() {
                 // Wherever the cut falls, what is left over fits a whole tail.
                 planned.push(Planned {
@@ -170,16 +178,21 @@ impl KvCache {
     /// returns.
     pub(crate) fn choose(&mut self, id: SequenceId, sequence: &mut Sequence) -> Result<()> {
         let Some(mut selection) = sequence.selection.take() else { return Ok(()) };
-        let Some(select) = sequence.recipe.select() else { return Ok(()) };
-        let (policy, prompt) = (select.policy(), sequence.num_tokens);
-        let (tail, coded) = (sequence.tail_format, selection.coded);
+        // A copy, which the policy is borrowed from.
+        let recipe = sequence.recipe;
+        let Some(policy) = recipe.policy() else { return Ok(()) };
+        let (prompt, formats) = (sequence.num_tokens, selection.formats);
         // A prompt that is too short for anything to be seen of it.
         selection.columns.resize(self.geometry.num_groups(), Vec::new());
+        selection.energies.resize(self.geometry.num_groups(), Vec::new());
         for (columns, (_, l)) in selection.columns.iter_mut().zip(self.geometry.groups()) {
             let rows = policy.observed().rows(l.query_heads / l.kv_heads);
             columns.resize(rows * prompt, 0.0);
         }
-        let choices = self.choices(policy, sequence, &selection.columns, coded[1])?;
+        for (energies, (_, l)) in selection.energies.iter_mut().zip(self.geometry.groups()) {
+            energies.resize(l.head_dim, 0.0);
+        }
+        let choices = self.choices(policy, sequence, &selection.columns, formats.sealed[1])?;
         self.count_kept(&choices, prompt);
         let recent = policy.recent(prompt);
         let scores = recent.filter(|recent| recent.scored).map_or_else(Vec::new, |recent| {
@@ -205,7 +218,7 @@ impl KvCache {
         for layers in layers.chunks(rayon::current_num_threads()) {
             let compacted: Vec<Compacted> = layers
                 .par_iter()
-                .map(|layer| self.compact(sequence, *layer, &choices[*layer], recent, tail, coded))
+                .map(|layer| self.compact(sequence, *layer, &choices[*layer], recent, &selection))
                 .collect::<Result<_>>()?;
             for layer in compacted {
                 self.move_layer(sequence, layer, &mut slots)?;
@@ -233,7 +246,7 @@ impl KvCache {
         sequence.tail_tokens.clear();
         sequence.tail_capacity = 0;
         // The first block of what follows is not the first of the sequence.
-        sequence.sealed_formats = [coded[1]; 2];
+        sequence.sealed_formats = [formats.sealed[1]; 2];
         Ok(())
     }
 
@@ -244,15 +257,20 @@ impl KvCache {
         layer: usize,
         choice: &Choice,
         recent: Option<Recent>,
-        tail: FormatId,
-        coded: [FormatId; 2],
+        selection: &Selection,
     ) -> Result<Compacted> {
+        let (formats, tail) = (selection.formats, selection.formats.tail);
         let l = &self.geometry.layers()[layer];
         let rows = choice.heads.first().map_or(0, Vec::len);
-        let planned = self.planned(l, recent, rows, tail, coded);
+        let planned = self.planned(l, recent, rows, formats);
         let gathered: Vec<[Vec<f32>; 2]> = (0..l.kv_heads)
             .map(|head| self.gather_chosen(sequence, layer, head, &choice.heads[head]))
             .collect();
+        let channels = sequence.recipe.think().map_or_else(Vec::new, |think| {
+            let first = self.geometry.group(layer, 0);
+            let heads = selection.energies.iter().skip(first).zip(&gathered);
+            heads.map(|(energies, [keys, _])| think.choose(energies, keys)).collect()
+        });
         let mut parts = Vec::new();
         for (number, block) in planned.iter().enumerate() {
             let classes = self.classes(layer, block, tail);
@@ -261,14 +279,17 @@ impl KvCache {
                 for (part, class) in classes.into_iter().enumerate() {
                     let place = (group * heads, heads);
                     let mut bytes = AlignedBytes::zeroed(self.pool.slot_bytes(class));
-                    let rows =
+                    let mut rows =
                         self.beside(layer, block, place, part, &gathered, &choice.heads[place.0]);
+                    if part == 0 && Some(block.format) == formats.narrow {
+                        rows = channels[place.0].narrow(&rows, l.head_dim);
+                    }
                     self.encode(sequence, layer, block, (group, part), &rows, bytes.as_mut_slice());
                     parts.push(Part { planned: number, heads: place, part, class, bytes });
                 }
             }
         }
-        Ok(Compacted { layer, planned, positions: choice.heads.clone(), parts })
+        Ok(Compacted { layer, planned, positions: choice.heads.clone(), parts, channels })
     }
 
     /// Rows of some heads side by side, `[rows, heads · head_dim]`; keys in the frame they are stored in.
@@ -365,11 +386,14 @@ impl KvCache {
         compacted: Compacted,
         slots: &mut Vec<SlotId>,
     ) -> Result<()> {
-        let Compacted { layer, planned, positions, parts } = compacted;
+        let Compacted { layer, planned, positions, parts, channels } = compacted;
         let first = self.geometry.group(layer, 0);
         let tables = &mut sequence.tables[first..first + positions.len()];
         for entry in tables.iter().flat_map(|t| t.keys.iter().chain(&t.values)) {
             self.pool.release(entry.slot)?;
+        }
+        for (table, channels) in tables.iter_mut().zip(channels) {
+            table.channels = Some(channels);
         }
         let heads_of = positions.len();
         let mut entries = vec![[None; 2]; planned.len() * heads_of];

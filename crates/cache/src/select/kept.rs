@@ -7,6 +7,7 @@ use super::h2o::Scores;
 use super::policy::Recent;
 use crate::error::Result;
 use crate::kv_cache::KvCache;
+use crate::project::Channels;
 use crate::sequence::Sequence;
 use crate::table::{BlockTable, KeptBlock, Stays};
 
@@ -29,6 +30,7 @@ impl Kept {
         let mut bytes = self.scores.iter().map(|scores| scores.num_bytes(window)).sum();
         let mut before: &[KeptBlock] = &[];
         for table in tables {
+            bytes += table.channels.as_ref().map_or(0, Channels::num_bytes);
             for (i, block) in table.kept.iter().enumerate() {
                 bytes += size_of::<KeptBlock>();
                 let shared = before.get(i).and_then(|b| b.positions.as_ref());

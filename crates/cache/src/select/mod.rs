@@ -35,7 +35,8 @@ pub use h2o::H2o;
 pub(crate) use kept::Kept;
 pub(crate) use observe::Selection;
 pub(crate) use options::Options;
-pub(crate) use policy::Policy;
+pub(crate) use policy::{Policy, Whole};
+pub(crate) use rank::top;
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 

@@ -9,10 +9,11 @@ use half::f16;
 use kvasir_kernels::{num_threads, parallel_for};
 
 use super::compact::RoomToChoose;
-use super::policy::Observed;
+use super::policy::{Observed, Policy};
 use crate::attention::{AttentionScratch, BatchSlice, Observer, lock};
+use crate::config::Recipe;
 use crate::error::{CacheError, Result};
-use crate::format::FormatId;
+use crate::format::RecipeFormats;
 use crate::kv_cache::KvCache;
 use crate::pool::SlotId;
 use crate::sequence::{Sequence, SequenceId};
@@ -25,7 +26,7 @@ const BLOCKS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Selection {
     /// Tokens of the prompt, once somebody said it. A sequence without a prompt keeps everything, as it is.
-    pub(super) prompt: Option<usize>,
+    pub(crate) prompt: Option<usize>,
     /// Sums by group, `[rows, prompt]`; empty until the first query is observed.
     pub(super) columns: Vec<Vec<f32>>,
     /// By layer: queries of a chunk that is not complete, `[tokens, query_heads, head_dim]`.
@@ -34,19 +35,22 @@ pub(crate) struct Selection {
     pub(crate) slots: Vec<SlotId>,
     /// Metadata bytes taken for both.
     pub(crate) charged: usize,
+    /// By group: sums of the squares of the last queries' channels; empty until one is observed.
+    pub(crate) energies: Vec<Vec<f32>>, // [head_dim] each
     /// What the sequence is coded in afterwards.
-    pub(super) coded: [FormatId; 2],
+    pub(super) formats: RecipeFormats,
 }
 
 impl Selection {
-    pub(crate) fn new(coded: [FormatId; 2]) -> Self {
+    pub(crate) fn new(formats: RecipeFormats) -> Self {
         Self {
             prompt: None,
             columns: Vec::new(),
             pending: Vec::new(),
             slots: Vec::new(),
             charged: 0,
-            coded,
+            energies: Vec::new(),
+            formats,
         }
     }
 }
@@ -67,7 +71,7 @@ impl KvCache {
     /// [`CacheError::UnknownSequence`].
     pub fn expect_prompt(&mut self, id: SequenceId, tokens: usize) -> Result<()> {
         self.with_sequence(id, |_, sequence| {
-            let least = sequence.recipe.select().map_or(1, |select| select.policy().least_prompt());
+            let least = sequence.recipe.policy().map_or(1, |policy| policy.least_prompt());
             if let Some(selection) =
                 sequence.selection.as_mut().filter(|_| tokens > sequence.num_tokens)
             {
@@ -93,16 +97,15 @@ impl KvCache {
     /// Leading tokens of a prompt that may be found in the prefix cache: the policy must see the queries of the
     /// others.
     pub(crate) fn matchable(&self, sequence: &Sequence, tokens: usize) -> usize {
-        let Some(select) = sequence.recipe.select() else { return tokens.saturating_sub(1) };
         let prompt = sequence.selection.as_ref().and_then(|s| s.prompt).unwrap_or(tokens);
-        let seen = select.policy().observed().count(prompt).max(1);
+        let seen = sequence.recipe.observed_queries(prompt).max(1);
         prompt.min(tokens).saturating_sub(seen)
     }
 
     /// What must be there besides for a sequence to have `end` tokens.
     pub(crate) fn room_to_choose(&self, sequence: &Sequence, end: usize) -> Result<RoomToChoose> {
         let mut room = RoomToChoose::default();
-        let (Some(selection), Some(select)) = (&sequence.selection, sequence.recipe.select())
+        let (Some(selection), Some(policy)) = (&sequence.selection, sequence.recipe.policy())
         else {
             return Ok(room);
         };
@@ -111,25 +114,27 @@ impl KvCache {
             let what = format!("a step to token {end} crosses the end of a prompt of {prompt}");
             return Err(CacheError::Integrity { what });
         }
-        let policy = select.policy();
         if end == prompt && selection.slots.is_empty() {
-            room = self.room_for_choice(policy, prompt, sequence.tail_format, selection.coded);
+            room = self.room_for_choice(policy, prompt, selection.formats);
         }
         if selection.charged == 0 {
-            room.metadata += self.column_bytes(policy.observed(), prompt);
+            room.metadata += self.column_bytes(sequence.recipe, prompt);
         }
         Ok(room)
     }
 
     /// Bytes of the sums over a prompt.
-    pub(crate) fn column_bytes(&self, observed: Observed, prompt: usize) -> usize {
+    pub(crate) fn column_bytes(&self, recipe: Recipe, prompt: usize) -> usize {
+        let energies: usize = self.geometry.layers().iter().map(|l| l.kv_heads * l.head_dim).sum();
+        let energies = recipe.think().map_or(0, |_| 4 * energies);
+        let observed = recipe.policy().map_or(Observed::Nothing, Policy::observed);
         let layers = self.geometry.layers().iter().filter(|l| l.window.is_none());
         let rows = layers.map(|l| l.kv_heads * observed.rows(l.query_heads / l.kv_heads));
         let pending = match observed {
             Observed::Chunks(chunks) => self.chunk_bytes(chunks.size, prompt),
             _ => 0,
         };
-        4 * prompt * rows.sum::<usize>() + pending
+        4 * prompt * rows.sum::<usize>() + pending + energies
     }
 
     /// Takes it; the metadata was charged.
@@ -174,10 +179,10 @@ impl KvCache {
             return Ok(Some(0..slice.len));
         }
         let prompt = sequence.selection.as_ref().and_then(|selection| selection.prompt);
-        let (Some(prompt), Some(select)) = (prompt, sequence.recipe.select()) else {
+        let (Some(prompt), Some(policy)) = (prompt, sequence.recipe.policy()) else {
             return Ok(None);
         };
-        let observed = select.policy().observed();
+        let observed = policy.observed();
         if matches!(observed, Observed::Chunks(_)) {
             return Ok(None);
         }
@@ -199,6 +204,7 @@ impl KvCache {
         queries: &[f32],
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
+        self.observe_channels(layer, slices, queries)?;
         self.observe_chunks(layer, slices, queries)?;
         let kv_heads = self.geometry.layers()[layer].kv_heads;
         let first = self.geometry.group(layer, 0);
@@ -301,7 +307,7 @@ impl KvCache {
         let query_heads = l.query_heads / l.kv_heads;
         let block_size = self.geometry.block_size();
         self.with_sequence(id, |_, sequence| {
-            let observed = sequence.recipe.select().map(|select| select.policy().observed());
+            let observed = sequence.recipe.policy().map(Policy::observed);
             let rows = observed.map_or(0, |observed| observed.rows(query_heads));
             let blocks = sequence.tables[group].kept.len() + sequence.num_held();
             let Some(selection) = &mut sequence.selection else {

@@ -164,6 +164,31 @@ pub(crate) trait Policy: std::fmt::Display {
     }
 }
 
+/// Keeps everything: prompts whose rows are to be stored otherwise.
+#[derive(Debug)]
+pub(crate) struct Whole;
+
+impl std::fmt::Display for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no policy")
+    }
+}
+
+impl Policy for Whole {
+    fn observed(&self) -> Observed {
+        Observed::Nothing
+    }
+
+    fn most_kept(&self, prompt: usize) -> usize {
+        prompt
+    }
+
+    fn choose(&self, layer: &LayerView<'_>) -> Result<Choice> {
+        let all = (0..layer.tokens as u32).collect();
+        Ok(Choice::alike(layer.kv_heads, all))
+    }
+}
+
 /// What a policy that goes on choosing keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Recent {

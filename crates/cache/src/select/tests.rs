@@ -340,3 +340,25 @@ fn dbudget_counts_are_the_definition() {
         assert_eq!(policy.count(&rows, prompt.tokens), whole(&case["count"]), "{text}");
     }
 }
+
+#[test]
+fn think_is_kvpress() {
+    for (input, case) in cases("think") {
+        let share = 1.0 - number(&case["pruned_ratio"]);
+        for chunk in [27, 512] {
+            let prompt = Prompt::new(&input, &format!("think:{share}+f32"), chunk);
+            let selection = prompt.sequence().selection.as_ref().unwrap();
+            let think = prompt.sequence().recipe.think().unwrap();
+            let all: Vec<u32> = (0..prompt.tokens as u32).collect();
+            for (head, pruned) in positions(&case["pruned"]).iter().enumerate() {
+                let [keys, _] = prompt.cache.gather_chosen(prompt.sequence(), 0, head, &all);
+                let channels = think.choose(&selection.energies[head], &keys);
+                let dim = whole(&input["head_dim"]) as u32;
+                let found: Vec<u32> = (0..dim)
+                    .filter(|c| channels.mask()[*c as usize / 32] >> (c % 32) & 1 == 0)
+                    .collect();
+                assert_eq!(&found, pruned, "{case}, head {head}");
+            }
+        }
+    }
+}

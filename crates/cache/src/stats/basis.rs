@@ -10,7 +10,7 @@ use nalgebra::{DMatrix, SymmetricEigen};
 /// segments keep their energies, but a token with one unusual coefficient spreads it over 16 and the
 /// coefficients come closer to the normal distribution that the codebooks are made for. (Without it
 /// the divergence at 2 bits was 1.6 times as large.)
-pub(super) fn basis(covariance: &[f64], width: usize) -> (Vec<f16>, Vec<f32>) {
+pub(crate) fn basis(covariance: &[f64], width: usize) -> (Vec<f16>, Vec<f32>) {
     let matrix = DMatrix::from_row_slice(width, width, covariance);
     let eigen = SymmetricEigen::new(matrix);
     let mut order: Vec<usize> = (0..width).collect();

@@ -13,6 +13,7 @@ mod basis;
 mod moments;
 
 pub(crate) use allocate::{allocate, part_budget};
+pub(crate) use basis::basis;
 pub use moments::Moments;
 pub(crate) use moments::group_heads;
 
