@@ -2,7 +2,8 @@
 
 use crate::codec::{CodecKind, Gear, Rate, RawF16, RawF32, TailCodec};
 use crate::format::FormatKind;
-use crate::project::{Project, RECENT, Think};
+use crate::offline::Method;
+use crate::project::{LowRank, Project, RECENT, Think};
 use crate::select::{Policy, Select, Whole};
 
 /// The frame keys are stored in.
@@ -140,20 +141,31 @@ impl Recipe {
         }
     }
 
+    /// What is stored of every full block instead of its rows; `None` if they are.
+    pub(crate) fn low_rank(&self) -> Option<LowRank> {
+        match self.project {
+            Some(Project::LowRank(low_rank)) => Some(low_rank),
+            _ => None,
+        }
+    }
+
+    /// The method whose table of the model it needs.
+    pub fn needs_table(&self) -> Option<Method> {
+        self.low_rank().map(LowRank::method)
+    }
+
     /// What full blocks are made of.
     pub(crate) fn sealed_kind(&self, block: usize) -> FormatKind {
         let codec = self.codec_of(block);
         match self.project {
-            Some(Project::Think(think)) if codec.is_joint() => {
-                FormatKind { codec, think: Some(think) }
-            }
-            _ => codec.into(),
+            Some(Project::Think(_)) if !codec.is_joint() => codec.into(),
+            project => FormatKind { codec, project },
         }
     }
 
     /// What those blocks of a prompt are made of whose keys have fewer channels.
     pub(crate) fn narrow_kind(&self) -> Option<FormatKind> {
-        self.think().map(|think| FormatKind { codec: self.codec, think: Some(think) })
+        self.think().map(|_| FormatKind { codec: self.codec, project: self.project })
     }
 
     /// How a prompt is stored until it is complete; the recipe itself if that makes no difference.
@@ -167,7 +179,8 @@ impl Recipe {
 
     /// The frame keys are stored in.
     pub fn frame(self) -> KeyFrame {
-        self.frame
+        // Latents are of keys before RoPE: blocks are turned back by their rows, which are the same everywhere.
+        if self.low_rank().is_some() { KeyFrame::BlockRelative } else { self.frame }
     }
 
     /// The same with keys in another frame. Its name stays.
@@ -202,7 +215,7 @@ impl Recipe {
 
     /// Whether full blocks are coded, and not kept as they were written.
     pub fn is_coded(self) -> bool {
-        self.codec != self.tail_kind()
+        self.codec != self.tail_kind() || self.low_rank().is_some()
     }
 
     /// The codec kind of [`Self::tail`].
@@ -212,7 +225,7 @@ impl Recipe {
 
     /// Whether the newest values stay exact: as many of them as a block has tokens.
     pub(crate) fn keeps_residual(self) -> bool {
-        matches!(self.codec, CodecKind::Kivi4 | CodecKind::Kivi2)
+        matches!(self.codec, CodecKind::Kivi4 | CodecKind::Kivi2) && self.low_rank().is_none()
     }
 
     /// Whether it needs the model's statistics.

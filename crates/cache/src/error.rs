@@ -71,6 +71,26 @@ pub enum CacheError {
         /// What is wrong.
         what: String,
     },
+    /// A table of a method that is missing, or not of this cache's model.
+    #[error("table of {method}: {what}")]
+    Table {
+        /// The method's name.
+        method: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// A rank that a layer does not have.
+    #[error("{stage}: rank {rank} is above the {most} channels of layer {layer}")]
+    Rank {
+        /// The stage of the recipe.
+        stage: String,
+        /// As given.
+        rank: usize,
+        /// The first layer that is too small.
+        layer: usize,
+        /// Channels of its keys, over all KV heads.
+        most: usize,
+    },
     /// `--block-size` is not one of the sizes.
     #[error("block size must be 16, 32 or 64 tokens, got {found}")]
     BlockSize {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use kvasir_kernels::trellis::SEGMENT;
 
 use crate::attention::GROUP_TOKENS;
-use crate::codec::{Basis, Codec, CodecKind, GearCodec, JointCodec, Part};
+use crate::codec::{Basis, Codec, CodecKind, GearCodec, JointCodec, LowRankCodec, Part, Turns};
 use crate::error::{CacheError, Result};
 use crate::frame::Frame;
 use crate::geometry::{Geometry, LayerGeometry};
+use crate::offline::Tables;
 use crate::pool::{BlockPool, ClassId};
-use crate::project::Think;
+use crate::project::{LowRank, Project, Think};
 use crate::stats::{PartStatistics, Statistics, group_heads};
 
 /// Names a format in a [`crate::KvCache`].
@@ -31,13 +32,13 @@ pub(crate) struct GroupPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FormatKind {
     pub(crate) codec: CodecKind,
-    /// Of keys, some channels only.
-    pub(crate) think: Option<Think>,
+    /// What is made of rows before.
+    pub(crate) project: Option<Project>,
 }
 
 impl From<CodecKind> for FormatKind {
     fn from(codec: CodecKind) -> Self {
-        Self { codec, think: None }
+        Self { codec, project: None }
     }
 }
 
@@ -57,12 +58,20 @@ enum AnyCodec {
     Stateless(&'static dyn Codec),
     Gear(GearCodec),
     Joint(JointCodec),
+    LowRank(LowRankCodec),
 }
 
 impl FormatKind {
+    fn think(&self) -> Option<Think> {
+        match self.project {
+            Some(Project::Think(think)) => Some(think),
+            _ => None,
+        }
+    }
+
     /// Channels of a key of one head.
     fn key_channels(&self, l: &LayerGeometry) -> usize {
-        self.think.map_or(l.head_dim, |think| think.kept(l.head_dim))
+        self.think().map_or(l.head_dim, |think| think.kept(l.head_dim))
     }
 }
 
@@ -72,14 +81,28 @@ impl GroupPart {
             AnyCodec::Stateless(codec) => *codec,
             AnyCodec::Gear(codec) => codec,
             AnyCodec::Joint(codec) => codec,
+            AnyCodec::LowRank(codec) => codec,
         }
+    }
+
+    /// Whether keys are turned by their row in the block, always.
+    pub(crate) fn is_relative(&self) -> bool {
+        matches!(self.codec, AnyCodec::Joint(_) | AnyCodec::LowRank(_))
     }
 
     #[inline]
     pub(crate) fn joint(&self) -> Option<&JointCodec> {
         match &self.codec {
-            AnyCodec::Stateless(_) | AnyCodec::Gear(_) => None,
             AnyCodec::Joint(codec) => Some(codec),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn low_rank(&self) -> Option<&LowRankCodec> {
+        match &self.codec {
+            AnyCodec::LowRank(codec) => Some(codec),
+            _ => None,
         }
     }
 }
@@ -132,6 +155,7 @@ pub(crate) struct Shapes<'a> {
     pub(crate) geometry: &'a Geometry,
     pub(crate) frame: &'a Frame,
     pub(crate) statistics: Option<&'a Statistics>,
+    pub(crate) tables: &'a Tables,
 }
 
 impl Formats {
@@ -194,7 +218,9 @@ impl Formats {
     pub(crate) fn num_bytes(&self) -> usize {
         let narrow = self.narrow_bases.iter().flat_map(|(_, bases)| bases.iter().flatten());
         let keys = narrow.map(|[keys, _]| keys.num_bytes()).sum::<usize>();
-        keys + self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum::<usize>()
+        let latents = self.formats.iter().flat_map(Format::parts).filter_map(GroupPart::low_rank);
+        let latents = latents.map(LowRankCodec::num_bytes).sum::<usize>();
+        latents + keys + self.bases.iter().flatten().flatten().map(|b| b.num_bytes()).sum::<usize>()
     }
 
     /// The format of a codec, made if it is new.
@@ -216,43 +242,60 @@ impl Formats {
             let what = "256 different codecs in one cache are too many".to_owned();
             return Err(CacheError::Statistics { what });
         }
+        let low_rank = match kind.project {
+            Some(Project::LowRank(low_rank)) => {
+                let table = shapes.tables.low_rank(low_rank.method())?;
+                table.check(low_rank.method().name(), shapes.geometry)?;
+                Some((table, low_rank.ranks(table, shapes.geometry)?))
+            }
+            _ => None,
+        };
         let layers = shapes.geometry.layers().iter().enumerate();
         let layers: Vec<LayerFormat> = layers
-            .map(|(layer, l)| match kind.codec {
-                CodecKind::Joint(rate) => {
-                    let bases = &self.bases(shapes, kind.think)?[layer];
-                    let share = kind.key_channels(l) as f32 / l.head_dim as f32;
-                    let codec = |basis: &Arc<Basis>, part: Part| {
-                        let share = if part == Part::Keys { share } else { 1.0 };
-                        JointCodec::new(Arc::clone(basis), rate.bits(), share, part)
-                    };
-                    let codecs: Result<Vec<_>> = bases
-                        .iter()
-                        .map(|[keys, values]| {
-                            Ok([codec(keys, Part::Keys)?, codec(values, Part::Values)?])
-                        })
-                        .collect();
-                    joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
+            .map(|(layer, l)| {
+                if let Some((table, ranks)) = &low_rank {
+                    let turns = shapes.frame.span(l.rope, 0, shapes.geometry.block_size());
+                    let turns = turns.map(|(c, s)| Turns { cos: c.to_vec(), sin: s.to_vec() });
+                    let codecs =
+                        LowRank::codecs(table, layer, &ranks[layer], l.head_dim, turns, kind.codec);
+                    return low_rank_layer(layer, l, codecs, kind.codec, shapes, pool);
                 }
-                CodecKind::Rotation(bits) => {
-                    let basis = Arc::new(rotation(layer, l, shapes)?);
-                    let codec = || {
-                        let bits = vec![bits; basis.width() / SEGMENT];
-                        JointCodec::with_bits(Arc::clone(&basis), bits)
-                    };
-                    let codecs: Result<Vec<_>> =
-                        (0..l.kv_heads).map(|_| Ok([codec()?, codec()?])).collect();
-                    joint_layer(1, codecs?, shapes, pool)
-                }
-                CodecKind::Gear(gear) => {
-                    gear.check(layer, kind.key_channels(l))?;
-                    gear.check(layer, l.head_dim)?;
-                    let codec = |part| AnyCodec::Gear(GearCodec::new(gear, part));
-                    Ok(plain_layer(codec, l, kind, shapes, pool))
-                }
-                _ => {
-                    let codec = |part| AnyCodec::Stateless(kind.codec.stateless(part));
-                    Ok(plain_layer(codec, l, kind, shapes, pool))
+                match kind.codec {
+                    CodecKind::Joint(rate) => {
+                        let bases = &self.bases(shapes, kind.think())?[layer];
+                        let share = kind.key_channels(l) as f32 / l.head_dim as f32;
+                        let codec = |basis: &Arc<Basis>, part: Part| {
+                            let share = if part == Part::Keys { share } else { 1.0 };
+                            JointCodec::new(Arc::clone(basis), rate.bits(), share, part)
+                        };
+                        let codecs: Result<Vec<_>> = bases
+                            .iter()
+                            .map(|[keys, values]| {
+                                Ok([codec(keys, Part::Keys)?, codec(values, Part::Values)?])
+                            })
+                            .collect();
+                        joint_layer(l.kv_heads / bases.len(), codecs?, shapes, pool)
+                    }
+                    CodecKind::Rotation(bits) => {
+                        let basis = Arc::new(rotation(layer, l, shapes)?);
+                        let codec = || {
+                            let bits = vec![bits; basis.width() / SEGMENT];
+                            JointCodec::with_bits(Arc::clone(&basis), bits)
+                        };
+                        let codecs: Result<Vec<_>> =
+                            (0..l.kv_heads).map(|_| Ok([codec()?, codec()?])).collect();
+                        joint_layer(1, codecs?, shapes, pool)
+                    }
+                    CodecKind::Gear(gear) => {
+                        gear.check(layer, kind.key_channels(l))?;
+                        gear.check(layer, l.head_dim)?;
+                        let codec = |part| AnyCodec::Gear(GearCodec::new(gear, part));
+                        Ok(plain_layer(codec, l, kind, shapes, pool))
+                    }
+                    _ => {
+                        let codec = |part| AnyCodec::Stateless(kind.codec.stateless(part));
+                        Ok(plain_layer(codec, l, kind, shapes, pool))
+                    }
                 }
             })
             .collect::<Result<_>>()?;
@@ -374,6 +417,28 @@ fn joint_layer(
         })
     });
     Ok(LayerFormat { heads, groups: groups.collect() })
+}
+
+/// A layer whose KV heads are projected together.
+fn low_rank_layer(
+    layer: usize,
+    l: &LayerGeometry,
+    codecs: [LowRankCodec; 2],
+    kind: CodecKind,
+    shapes: Shapes<'_>,
+    pool: &mut BlockPool,
+) -> Result<LayerFormat> {
+    if let CodecKind::Gear(gear) = kind {
+        for codec in &codecs {
+            gear.check(layer, codec.rank())?;
+        }
+    }
+    let (tokens, width) = (shapes.geometry.block_size(), l.kv_heads * l.head_dim);
+    let group = codecs.map(|codec| {
+        let class = pool.class(codec.slot_bytes(tokens, width));
+        GroupPart { codec: AnyCodec::LowRank(codec), class, width }
+    });
+    Ok(LayerFormat { heads: l.kv_heads, groups: vec![group] })
 }
 
 /// A layer of codecs that need nothing but rows of one head.

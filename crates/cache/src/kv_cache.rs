@@ -10,6 +10,7 @@ use crate::error::{CacheError, Result};
 use crate::format::{FormatId, FormatKind, Formats, RecipeFormats, Shapes};
 use crate::frame::Frame;
 use crate::geometry::Geometry;
+use crate::offline::Tables;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
 use crate::seal::SharingCounts;
@@ -31,6 +32,8 @@ pub struct CacheConfig {
     pub recipe: Recipe,
     /// What joint recipes code against. Their bytes are taken from the budget.
     pub statistics: Option<Arc<Statistics>>,
+    /// What methods need that say so ([`Recipe::needs_table`]).
+    pub tables: Tables,
     /// Which blocks are shared beside equal prefixes.
     pub sharing: Sharing,
     /// What products of attention are of; [`Recipe::F32`] always has exact ones.
@@ -59,6 +62,7 @@ pub struct KvCache {
     /// Those that were prepared.
     recipes: Vec<Recipe>,
     /// Until the first joint recipe takes what it needs of them.
+    tables: Tables,
     statistics: Option<Arc<Statistics>>,
     fingerprint: [u8; 32],
     pub(crate) budget_bytes: usize,
@@ -101,6 +105,7 @@ impl KvCache {
             ropes,
             recipe,
             statistics,
+            tables,
             sharing,
             products,
             budget_bytes,
@@ -122,6 +127,10 @@ impl KvCache {
         let mut slot_bytes = head_rows * 4;
         if statistics.is_some() {
             slot_bytes = slot_bytes.max(widest.min(layer_rows));
+        }
+        if !tables.is_empty() {
+            // Latents of all heads in one slot, in f32 at most.
+            slot_bytes = slot_bytes.max(layer_rows * 4);
         }
         let row = vec![0.0; geometry.layers().iter().map(|l| l.head_dim).max().unwrap_or(0)];
         let statistics_bytes = statistics.as_ref().map_or(0, |s| s.num_bytes());
@@ -146,6 +155,7 @@ impl KvCache {
             recipes: Vec::new(),
             fingerprint: statistics.as_ref().map(|s| s.fingerprint).unwrap_or_default(),
             statistics,
+            tables,
             budget_bytes,
             max_chunk: usize::MAX,
             sequences: Vec::new(),
@@ -185,6 +195,7 @@ impl KvCache {
             geometry: &self.geometry,
             frame: &self.frame,
             statistics: self.statistics.as_deref(),
+            tables: &self.tables,
         };
         self.formats.prepare_ladder(recipe.ladder(), shapes, &mut self.pool)?;
         let ladder = !recipe.ladder().is_empty();

@@ -63,6 +63,9 @@ impl Recipe {
             (Some(select), None) if self.is_coded() => {
                 Err(format!("{select} replaces tokens one by one, which coded blocks do not allow"))
             }
+            (_, Some(Project::LowRank(project))) if self.codec.is_joint() => {
+                Err(format!("{} has a basis of its own, and {project} another", self.codec))
+            }
             (_, Some(project)) if self.ladder => {
                 Err(format!("auto's rates are for all channels, and {project} leaves some out"))
             }
@@ -134,6 +137,8 @@ mod tests {
             "think:0.6+kivi4",
             "snapkv:0.5+think:0.6+int8",
             "think:0.5+joint3",
+            "lorc:0.5",
+            "snapkv:0.5+recalkv:rank=96+kivi4",
         ] {
             assert_eq!(name.parse::<Recipe>().unwrap().to_string(), name);
         }
@@ -168,6 +173,9 @@ mod tests {
                 "h2o:0.5+think:0.6",
                 "h2o:0.5 replaces tokens one by one, and think:0.6 chooses channels for all of them at once",
             ),
+            ("lorc:0.5+joint3", "joint3 has a basis of its own, and lorc:0.5 another"),
+            ("lorc:2", "'2' is not a share above 0 and at most 1"),
+            ("lorc:rank=0", "'0' is not rank from 1 to 65535"),
             ("think:0.6+auto", "auto's rates are for all channels, and think:0.6 leaves some out"),
             ("think:0.6+rotation3", "think:0.6 leaves out channels that rotation3 mixes"),
             ("int8+kivi4", "int8 and kivi4 are both codecs"),
@@ -184,7 +192,8 @@ mod tests {
             message,
             "unknown KV cache recipe 'f15' (known: f16, f32, int8, joint4, joint3, joint2, auto, kivi4, \
              kivi2, gear:4, gear:2, rotation4, rotation3, rotation2, joint:BITS, \
-             gear[:BITS][:rank=2][:outliers=20]; before them, with a +: think:SHARE; before those: \
+             gear[:BITS][:rank=2][:outliers=20]; before them, with a +: think:SHARE, \
+             lorc:SHARE or lorc:rank=N, recalkv:SHARE or recalkv:rank=N; before those: \
              streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Random, layer, sharing_cache};
+use kvasir_cache::offline::Tables;
 use kvasir_cache::{
     AttentionScratch, BatchSlice, CacheConfig, CacheError, Geometry, KvCache, Recipe, SequenceId,
     Sharing, SharingMode,
@@ -130,6 +131,7 @@ fn a_representative_is_the_mean_of_directions() {
     l.rope = None;
     let geometry = Geometry::new(vec![l; LAYERS], TOKENS).unwrap();
     let mut cache = KvCache::new(CacheConfig {
+        tables: Tables::default(),
         geometry,
         ropes: Vec::new(),
         recipe: Recipe::F32,
@@ -254,7 +256,9 @@ fn sequences_leave_in_any_order() {
 
 #[test]
 fn coded_recipes_are_refused_and_other_modes_fuse_nothing() {
-    for recipe in Recipe::all().into_iter().filter(|r| !r.needs_statistics()) {
+    for recipe in
+        Recipe::all().into_iter().filter(|r| !r.needs_statistics() && r.needs_table().is_none())
+    {
         let mut cache = cache(Recipe::F16, 0.7);
         let prepared = cache.prepare(recipe);
         if [Recipe::F16, Recipe::F32].contains(&recipe) {

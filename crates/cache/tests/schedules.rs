@@ -20,6 +20,13 @@ fn recipes() -> Vec<Recipe> {
         "streaming:tokens=20+kivi2",
         "h2o:0.3",
         "compactor:0.3:chunk=20+joint3",
+        "snapkv:0.5:window=8+think:0.5+kivi4",
+        "streaming:0.5+think:0.3+int8",
+        "think:0.5+joint3",
+        "lorc:0.3+kivi4",
+        "recalkv:rank=3+f32",
+        "chunkkv:0.5:chunk=5:window=8+recalkv:0.5+int8",
+        "streaming:0.5+lorc:0.5",
     ];
     Recipe::all().into_iter().chain(composed.map(|name| name.parse().unwrap())).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvasir_cache::offline::Tables;
 use kvasir_cache::stats::Statistics;
 use kvasir_cache::{Recipe, Sharing};
 
@@ -16,6 +17,8 @@ pub struct EngineConfig {
     pub kv_sharing: Sharing,
     /// What joint recipes code against; without them they are refused.
     pub statistics: Option<Arc<Statistics>>,
+    /// What methods need that say so; recipes whose method has none are refused.
+    pub tables: Tables,
     /// Budget of the block pool in bytes (`--kv-cache-memory`).
     pub kv_cache_memory: usize,
     /// Tokens per block: 16, 32 or 64 (`--block-size`).
@@ -64,6 +67,7 @@ impl Default for EngineConfig {
             kv_cache: Recipe::F16,
             kv_sharing: Sharing::OFF,
             statistics: None,
+            tables: Tables::default(),
             kv_cache_memory: 256 << 20,
             block_size: 32,
             max_num_seqs: 128,

@@ -104,6 +104,7 @@ impl Engine {
             budget_bytes: config.kv_cache_memory,
             prefix_caching: config.enable_prefix_caching,
             statistics,
+            tables: std::mem::take(&mut config.tables),
             sharing: config.kv_sharing,
         })?;
         cache.set_max_chunk(config.max_num_batched_tokens);

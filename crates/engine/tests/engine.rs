@@ -5,7 +5,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{config, empty, engine, generate, greedy, model, prompt, request, run, statistics};
+use common::{
+    config, empty, engine, generate, greedy, model, prompt, request, run, statistics, tables,
+};
 use kvasir_cache::{Sharing, SharingMode};
 use kvasir_engine::{
     Engine, EngineConfig, EngineError, FinishReason, Recipe, Request, RequestId, SamplingParams,
@@ -69,6 +71,7 @@ fn every_recipe_runs_a_crowd_and_coded_ones_hold_more() {
         let mut engine = engine(EngineConfig {
             kv_cache: recipe,
             statistics: recipe.needs_statistics().then(statistics),
+            tables: tables(),
             kv_cache_memory: 300 << 10,
             max_num_batched_tokens: 64,
             enable_prefix_caching: false,
@@ -369,6 +372,7 @@ proptest! {
         let mut engine = engine(EngineConfig {
             kv_cache_memory: (memory_kib << 10) + statistics.num_bytes(),
             statistics: Some(statistics),
+            tables: tables(),
             max_num_batched_tokens,
             max_num_seqs,
             enable_prefix_caching,

@@ -25,6 +25,7 @@ mod elementwise;
 mod gemm;
 mod isa;
 mod linear;
+mod low_rank;
 mod norm;
 mod peak;
 mod rope;
@@ -48,6 +49,7 @@ pub use isa::Isa;
 pub use linear::{
     ActivationKind, Activations, CodeFormat, GROUP, GroupCodes, Linear, forward_all, forward_gated,
 };
+pub use low_rank::{BackMatrix, FromLatents, RowElement, rows_from_latents};
 pub use norm::{rms_norm, rms_norm_rows};
 pub use peak::{Product, peak_operations, peak_read_bytes};
 pub use rope::{RopeScaling, RopeTable, rotate, rotate_into};

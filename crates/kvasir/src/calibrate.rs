@@ -6,9 +6,10 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 use kvasir_cache::CacheError;
+use kvasir_cache::offline::Method;
 use kvasir_cache::stats::{PartStatistics, Statistics};
 use kvasir_eval::corpus::Corpus;
-use kvasir_model::{Calibration, CorpusInfo, ModelError};
+use kvasir_model::{Calibration, CorpusInfo, Model, ModelError};
 use serde::Serialize;
 
 use crate::options::{ModelArgs, parse_block_size};
@@ -16,9 +17,10 @@ use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::load_model;
 use crate::statistics;
+use crate::tables;
 use crate::units::{format_bytes, parse_tokens};
 
-/// Measure the statistics that joint recipes code against, and keep them
+/// Measure what joint recipes, or other methods, need to know of a model, and keep it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Joint recipes measure what they need at the first start, on texts that come with the program. This
@@ -28,11 +30,18 @@ and block size, or named there with --kv-statistics.
 A .txt file is one text; a .jsonl file has an object a line with its text in `context` or `text`. Of
 each text the first --tokens-per-text tokens are measured, without its first block.
 
+--method lorc and recalkv make the axes that those recipes project on. Such a table is found in the same
+way, or named with --kv-table.
+
 Examples:
   kvasir calibrate
+  kvasir calibrate --method recalkv --corpus articles.jsonl
   kvasir calibrate --model gemma3-270m --corpus articles.jsonl --tokens-per-text 1k
   kvasir calibrate --block-size 16 --out smollm2.kvstats --json")]
 pub(crate) struct CalibrateCommand {
+    /// What to make: statistics of joint recipes, or the table of a method
+    #[arg(long, value_name = "METHOD", default_value = "joint", value_parser = parse_method)]
+    method: Target,
     /// The corpus: `embedded`, or a .txt or .jsonl file
     #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
     corpus: Corpus,
@@ -53,6 +62,33 @@ pub(crate) struct CalibrateCommand {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+/// What is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Joint,
+    Table(Method),
+}
+
+fn parse_method(name: &str) -> Result<Target, String> {
+    let methods = || Method::ALL.map(Method::name).join(", ");
+    match Method::by_name(name) {
+        Some(method) => Ok(Target::Table(method)),
+        None if name == "joint" => Ok(Target::Joint),
+        None => Err(format!("take joint, {}", methods())),
+    }
+}
+
+/// What `--json` prints of a table.
+#[derive(Debug, Serialize)]
+struct TableReport {
+    path: PathBuf,
+    bytes: usize,
+    method: &'static str,
+    corpus: String,
+    seconds: f64,
+    block_size: usize,
 }
 
 /// What `--json` prints.
@@ -93,6 +129,9 @@ pub(crate) fn execute(command: &CalibrateCommand) -> Result<()> {
     }
     let calibration =
         Calibration { texts: &texts, tokens_per_text, block_size: command.block_size };
+    if let Target::Table(method) = command.method {
+        return make_table(command, method, &model, &model_path, &calibration);
+    }
     let path =
         command.out.clone().unwrap_or_else(|| statistics::file_of(&model_path, command.block_size));
     let start = Instant::now();
@@ -112,6 +151,37 @@ pub(crate) fn execute(command: &CalibrateCommand) -> Result<()> {
         first_quarter_energy: energy(&statistics),
     };
     if command.json { print_json(&report) } else { print_report(&report) }
+}
+
+fn make_table(
+    command: &CalibrateCommand,
+    method: Method,
+    model: &Model,
+    model_path: &Path,
+    calibration: &Calibration<'_>,
+) -> Result<()> {
+    let default = || tables::file_of(model_path, command.block_size, method);
+    let path = command.out.clone().unwrap_or_else(default);
+    let start = Instant::now();
+    let table = tables::make(model, method, calibration, command.threads, Progress::stderr())
+        .map_err(|error| too_short(error, command, calibration))?;
+    let seconds = start.elapsed().as_secs_f64();
+    let corpus = CorpusInfo::of(&command.corpus.to_string(), calibration);
+    let bytes = model.save_table(&path, &table, command.block_size, &corpus)?;
+    let report = TableReport {
+        path,
+        bytes,
+        method: method.name(),
+        corpus: corpus.name,
+        seconds,
+        block_size: command.block_size,
+    };
+    if command.json {
+        return print_json(&report);
+    }
+    let size = format_bytes(report.bytes as u64);
+    print_line(&format!("file    {} ({size})", report.path.display()))?;
+    print_line(&format!("table   of {}, in {:.1} s, on {}", method, seconds, report.corpus))
 }
 
 /// A place that cannot be written should be told before minutes of work.
@@ -134,12 +204,13 @@ fn too_short(
     calibration: &Calibration<'_>,
 ) -> anyhow::Error {
     match error.downcast_ref() {
-        Some(ModelError::Cache(CacheError::Statistics { .. })) => error.context(format!(
-            "cannot calibrate on corpus {} (texts: {}; tokens measured of each: at most {})",
-            command.corpus,
-            calibration.texts.len(),
-            calibration.tokens_per_text.saturating_sub(calibration.block_size)
-        )),
+        Some(ModelError::Cache(CacheError::Statistics { .. } | CacheError::Table { .. })) => error
+            .context(format!(
+                "cannot calibrate on corpus {} (texts: {}; tokens measured of each: at most {})",
+                command.corpus,
+                calibration.texts.len(),
+                calibration.tokens_per_text.saturating_sub(calibration.block_size)
+            )),
         _ => error,
     }
 }

@@ -14,6 +14,7 @@ use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::{load_engine, load_model};
 use crate::statistics::{self, Wanted};
+use crate::tables;
 
 /// Measure quality
 #[derive(Debug, Args)]
@@ -82,6 +83,9 @@ struct QualityCommand {
     /// File of the statistics that joint recipes need [default: the one beside the model]
     #[arg(long, value_name = "FILE")]
     kv_statistics: Option<PathBuf>,
+    /// File of a table that a method needs; may be given several times [default: those beside the model]
+    #[arg(long, value_name = "FILE")]
+    kv_table: Vec<PathBuf>,
     /// Form of the control's weights [default: as --dtype]
     #[arg(long, value_name = "DTYPE")]
     control_dtype: Option<DtypeArg>,
@@ -220,9 +224,11 @@ fn quality(command: &QualityCommand) -> Result<()> {
         recipes: &command.recipe,
         block_size: command.block_size,
         file: command.kv_statistics.as_deref(),
+        tables: &command.kv_table,
         threads: command.threads,
     };
     let statistics = statistics::load_or_calibrate(&model, &path, &wanted, progress)?;
+    let tables = tables::load_or_make(&model, &path, &wanted, progress)?;
     let mut runner = Runner::new(Threads::new(command.threads)?);
     let bar = progress.steps("measuring");
     let mut on_step = |done: usize, total: usize| {
@@ -236,6 +242,7 @@ fn quality(command: &QualityCommand) -> Result<()> {
     let caches = quality::Caches {
         recipes: &command.recipe,
         statistics,
+        tables,
         sharing: command.sharing,
         control: control.as_deref(),
     };

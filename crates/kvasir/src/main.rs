@@ -19,6 +19,7 @@ mod run;
 mod serve;
 mod session;
 mod statistics;
+mod tables;
 mod units;
 
 use std::process::ExitCode;

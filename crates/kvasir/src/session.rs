@@ -10,6 +10,7 @@ use kvasir_model::{Dtype, LoadOptions, Model};
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
 use crate::statistics::{self, Wanted};
+use crate::tables;
 
 /// Fetches the model if need be, loads it and puts an engine on top.
 pub(crate) fn load_engine(
@@ -36,9 +37,11 @@ pub(crate) fn with_statistics(
         recipes: &[config.kv_cache],
         block_size: config.block_size,
         file: cache.statistics_file(),
+        tables: cache.table_files(),
         threads: config.threads,
     };
     config.statistics = statistics::load_or_calibrate(model, path, &wanted, progress)?;
+    config.tables = tables::load_or_make(model, path, &wanted, progress)?;
     Ok(config)
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) block_size: usize,
     /// `--kv-statistics`.
     pub(crate) file: Option<&'a Path>,
+    /// `--kv-table`.
+    pub(crate) tables: &'a [PathBuf],
     /// Threads to measure with, 0 for all cores.
     pub(crate) threads: usize,
 }
@@ -144,7 +146,8 @@ mod tests {
 
         fn load(&self, recipe: &str, file: Option<&Path>) -> Result<Option<Arc<Statistics>>> {
             let recipes = [recipe.parse().unwrap()];
-            let wanted = Wanted { recipes: &recipes, block_size: 16, file, threads: 1 };
+            let wanted =
+                Wanted { recipes: &recipes, block_size: 16, file, tables: &[], threads: 1 };
             load_or_calibrate(&self.model, &self.model_path(), &wanted, Progress::silent())
         }
 

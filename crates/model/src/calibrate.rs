@@ -3,7 +3,7 @@
 use kvasir_cache::stats::{Moments, STATISTICS_VERSION, Statistics};
 use kvasir_cache::{BatchSlice, Recipe};
 
-use crate::decoder::{ForwardBatch, Runner};
+use crate::decoder::{ForwardBatch, ForwardObserver, Runner};
 use crate::error::Result;
 use crate::model::{CacheOptions, Model};
 
@@ -88,13 +88,28 @@ impl Model {
         runner: &mut Runner,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Statistics> {
+        let (geometry, ropes) = self.cache_shapes(calibration.block_size)?;
+        let mut moments = Moments::new(geometry.clone(), ropes)?;
+        self.observe(calibration, runner, &mut moments, progress)?;
+        let statistics = moments.finish(self.statistics_fingerprint(calibration))?;
+        statistics.check(&geometry)?;
+        Ok(statistics)
+    }
+
+    /// Runs the texts through the model and shows an observer the queries, keys and values of every layer.
+    pub(crate) fn observe(
+        &self,
+        calibration: &Calibration<'_>,
+        runner: &mut Runner,
+        observer: &mut (dyn ForwardObserver + Send),
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<()> {
         let block_size = calibration.block_size;
-        let (geometry, ropes) = self.cache_shapes(block_size)?;
+        let (geometry, _) = self.cache_shapes(block_size)?;
         let budget_bytes = 4
             * geometry.logical_bytes_per_token()
             * calibration.tokens_per_text.next_multiple_of(block_size)
             + (64 << 20);
-        let mut moments = Moments::new(geometry.clone(), ropes)?;
         let options = CacheOptions { block_size, budget_bytes, ..CacheOptions::of(Recipe::F16) };
         let mut cache = self.new_cache(options)?;
         for (done, text) in calibration.texts.iter().enumerate() {
@@ -108,13 +123,11 @@ impl Model {
             cache.reserve(sequence, tokens.len())?;
             let slices = [BatchSlice { sequence, row: 0, start: 0, len: tokens.len() }];
             let batch = ForwardBatch { tokens: &tokens, slices: &slices };
-            self.decoder().forward(batch, &mut cache, runner, Some(&mut moments))?;
+            self.decoder().forward(batch, &mut cache, runner, Some(&mut *observer))?;
             cache.commit(sequence, &tokens)?;
             cache.remove_sequence(sequence)?;
         }
         progress(calibration.texts.len(), calibration.texts.len());
-        let statistics = moments.finish(self.statistics_fingerprint(calibration))?;
-        statistics.check(&geometry)?;
-        Ok(statistics)
+        Ok(())
     }
 }

@@ -1,15 +1,34 @@
 //! HOT PATH. The forward pass: one flat batch of tokens of many sequences through all layers.
 
+use kvasir_cache::offline::Squares;
 use kvasir_cache::stats::Moments;
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache};
 use kvasir_kernels::{
-    Activations, Linear, Threads, add_assign, forward_all, forward_gated, rms_norm_rows,
+    Activations, Linear, Threads, add_assign, forward_all, forward_gated, gemm_nt, rms_norm_rows,
     scale_in_place, soft_cap,
 };
 
 use crate::arch::DecoderSpec;
 use crate::error::{ModelError, Result};
 use crate::weights::Weights;
+
+/// Is shown the queries, keys and values of every layer, not rotated.
+pub(crate) trait ForwardObserver {
+    /// Rows of one sequence in one layer, the first of them at position `start`: `[rows, heads, head_dim]` each.
+    fn observe(&mut self, layer: usize, start: usize, q: &[f32], k: &[f32], v: &[f32]);
+}
+
+impl ForwardObserver for Moments {
+    fn observe(&mut self, layer: usize, start: usize, q: &[f32], k: &[f32], v: &[f32]) {
+        Self::observe(self, layer, start, q, k, v);
+    }
+}
+
+impl ForwardObserver for Squares {
+    fn observe(&mut self, layer: usize, _start: usize, _q: &[f32], k: &[f32], v: &[f32]) {
+        Self::observe(self, layer, k, v);
+    }
+}
 
 /// One step's tokens.
 #[derive(Debug, Clone, Copy)]
@@ -68,14 +87,14 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// Runs all layers over the batch, writing keys and values into the cache (the caller reserved them
-    /// and commits them). Leaves the hidden states of every row in the runner. `moments` are
+    /// and commits them). Leaves the hidden states of every row in the runner. `observer` is
     /// shown the queries, keys and values of every layer.
     pub(crate) fn forward(
         &self,
         batch: ForwardBatch<'_>,
         cache: &mut KvCache,
         runner: &mut Runner,
-        mut moments: Option<&mut Moments>,
+        mut observer: Option<&mut (dyn ForwardObserver + Send)>,
     ) -> Result<()> {
         let Runner { threads, attention, hidden, inputs, ffn, q, k, v, mixed, between } = runner;
         let s = &self.spec;
@@ -117,13 +136,13 @@ impl Decoder {
                         rms_norm_rows(between, norm, s.norm_eps, rows);
                     }
                 }
-                if let Some(moments) = &mut moments {
+                if let Some(observer) = &mut observer {
                     let (query, kv) = (s.query_heads * s.head_dim, s.kv_heads * s.head_dim);
                     for slice in batch.slices {
                         let rows =
                             |width: usize| slice.row * width..(slice.row + slice.len) * width;
                         let (q, k, v) = (&q[rows(query)], &k[rows(kv)], &v[rows(kv)]);
-                        moments.observe(layer, slice.start, q, k, v);
+                        observer.observe(layer, slice.start, q, k, v);
                     }
                 }
                 cache.write(layer, batch.slices, k, v)?;
@@ -140,6 +159,21 @@ impl Decoder {
                 add_output(&w.down, ffn, norm, s.norm_eps, hidden, between);
             }
             Ok(())
+        })
+    }
+
+    /// `W·Wᵀ` of a layer's keys and of its values, `[width, width]` each. Weights are read as they are held.
+    pub(crate) fn weight_squares(&self, layer: usize) -> [Vec<f64>; 2] {
+        let weights = &self.weights.layers[layer];
+        [&weights.k, &weights.v].map(|linear| {
+            let (width, inputs) = (linear.out_features(), linear.in_features());
+            let mut rows = vec![0.0; width * inputs];
+            for (r, row) in rows.chunks_exact_mut(inputs).enumerate() {
+                linear.row_into(r, row);
+            }
+            let mut squares = vec![0.0; width * width];
+            gemm_nt((width, width, inputs), &rows, inputs, &rows, inputs, &mut squares, width);
+            squares.into_iter().map(f64::from).collect()
         })
     }
 

@@ -20,6 +20,7 @@ mod model;
 mod safetensors_dir;
 mod source;
 mod statistics_file;
+mod tables;
 pub mod testkit;
 pub mod tokenizer;
 mod weights;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kvasir_cache::offline::Tables;
 use kvasir_cache::stats::Statistics;
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{Products, RopeTable, Threads};
@@ -51,6 +52,8 @@ pub struct CacheOptions {
     pub prefix_caching: bool,
     /// What joint recipes need.
     pub statistics: Option<Arc<Statistics>>,
+    /// What methods need that say so.
+    pub tables: Tables,
     /// Which blocks are shared beside equal prefixes.
     pub sharing: Sharing,
 }
@@ -64,6 +67,7 @@ impl CacheOptions {
             budget_bytes: 256 << 20,
             prefix_caching: false,
             statistics: None,
+            tables: Tables::default(),
             sharing: Sharing::OFF,
         }
     }
@@ -199,13 +203,15 @@ impl Model {
     /// Shapes or a block size that the cache cannot hold; a recipe that needs statistics without them.
     pub fn new_cache(&self, options: CacheOptions) -> Result<KvCache> {
         let (geometry, ropes) = self.cache_shapes(options.block_size)?;
-        let CacheOptions { recipe, budget_bytes, prefix_caching, statistics, sharing, .. } =
-            options;
+        let CacheOptions {
+            recipe, budget_bytes, prefix_caching, statistics, tables, sharing, ..
+        } = options;
         Ok(KvCache::new(CacheConfig {
             geometry,
             ropes,
             recipe,
             statistics,
+            tables,
             sharing,
             products: self.products,
             budget_bytes,

@@ -305,6 +305,11 @@ impl KvCache {
             // Whole blocks: attention reads 32 rows at a time.
             halves.resize(tokens * dim, f16::ZERO);
             let rows = &mut halves[..filled * dim];
+            if let Some(codec) = found.parts[part].low_rank() {
+                codec.decode_head(bytes, tokens, found.head, rows);
+                tile.decode_nanos += clock.elapsed().as_nanos() as u64;
+                return true;
+            }
             if found.parts[part].codec().decode_halves(bytes, tokens, dim, rows) {
                 tile.decode_nanos += clock.elapsed().as_nanos() as u64;
                 return true;
@@ -312,7 +317,12 @@ impl KvCache {
         }
         let out = if part == 0 { keys } else { values };
         let out = &mut out[..filled * dim];
-        if let Some(codec) = found.parts[part].joint() {
+        if let Some(codec) = found.parts[part].low_rank() {
+            codec.decode_head(bytes, tokens, found.head, out);
+            if gain != 1.0 {
+                scale_in_place(out, gain);
+            }
+        } else if let Some(codec) = found.parts[part].joint() {
             if ByteIsa::best() == ByteIsa::Vnni && filled == tokens {
                 rows[part].load(codec.basis(), dim);
                 let place = (found.head, dim, tokens);

@@ -11,6 +11,7 @@ mod gear;
 mod int8;
 mod joint;
 mod kivi;
+mod low_rank;
 mod pack;
 mod raw;
 
@@ -19,6 +20,8 @@ pub use int8::Int8;
 pub use joint::JointCodec;
 pub(crate) use joint::{Basis, LevelScratch};
 pub use kivi::{KiviKeys, KiviValues};
+pub use low_rank::LowRankCodec;
+pub(crate) use low_rank::Turns;
 pub use raw::{RawF16, RawF32};
 
 use half::f16;

@@ -129,7 +129,7 @@ impl KvCache {
     /// Whether blocks of a format know the positions of their tokens.
     fn has_positions(&self, format: FormatId, layer: usize) -> bool {
         let layer = &self.formats.get(format).layers[layer];
-        layer.groups.first().is_some_and(|parts| parts[0].joint().is_some())
+        layer.groups.first().is_some_and(|parts| parts[0].is_relative())
     }
 
     /// Slots for what a policy may keep of a prompt, by class, and the metadata of them.

@@ -55,6 +55,11 @@ impl<'a> Options<'a> {
         self.number.is_some()
     }
 
+    /// Whether a named option is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.options.iter().any(|(n, _)| *n == name)
+    }
+
     /// A named option, taken out.
     pub(crate) fn take(&mut self, name: &str) -> Option<&'a str> {
         let at = self.options.iter().position(|(n, _)| *n == name)?;

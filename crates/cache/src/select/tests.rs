@@ -14,6 +14,7 @@ use super::{Select, dbudget::DBudget};
 use crate::attention::{AttentionScratch, BatchSlice};
 use crate::geometry::{Geometry, tests::layer};
 use crate::kv_cache::{CacheConfig, KvCache};
+use crate::offline::Tables;
 use crate::sequence::{Sequence, SequenceId};
 use crate::sharing::Sharing;
 
@@ -82,6 +83,7 @@ impl Prompt {
             ropes: vec![RopeTable::new(dim, 10_000.0, &RopeScaling::None, 1)],
             recipe: recipe.parse().unwrap(),
             statistics: None,
+            tables: Tables::default(),
             sharing: Sharing::OFF,
             products: Products::F32,
             budget_bytes: 64 << 20,

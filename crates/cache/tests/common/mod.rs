@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use kvasir_cache::offline::{LowRankTable, Method, Squares, Table, Tables};
 use kvasir_cache::stats::{Moments, Statistics};
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{Products, RopeScaling, RopeTable};
@@ -56,6 +57,7 @@ pub fn scaled_cache(l: &LayerGeometry, rope: RopeTable) -> KvCache {
         ropes: vec![rope],
         recipe: Recipe::F32,
         statistics: None,
+        tables: Tables::default(),
         sharing: Sharing::OFF,
         products: Products::Bf16,
         budget_bytes: 8 << 20,
@@ -76,6 +78,22 @@ pub fn statistics(geometry: &Geometry, head_dim: usize) -> Statistics {
         moments.observe(layer, 0, &q, &k, &v);
     }
     moments.finish([7; 32]).unwrap()
+}
+
+/// Tables of uniform random numbers, for methods that need some.
+pub fn tables(geometry: &Geometry) -> Tables {
+    let mut squares = Squares::new(geometry.clone());
+    let mut random = Random::new(4);
+    for (layer, l) in geometry.layers().iter().enumerate() {
+        let rows = 512 * l.kv_heads * l.head_dim;
+        let (k, v) = (random.values(rows), random.values(rows));
+        squares.observe(layer, &k, &v);
+    }
+    let squares = squares.finish(Method::ReCalKv).unwrap();
+    let mut tables = Tables::default();
+    tables.add(Table::Lorc(LowRankTable::lorc(&squares, geometry).into()));
+    tables.add(Table::ReCalKv(LowRankTable::recalkv(&squares, geometry).into()));
+    tables
 }
 
 pub fn cache(
@@ -103,6 +121,7 @@ pub fn sharing_cache(
         ropes: ropes(head_dim),
         recipe,
         statistics: recipe.needs_statistics().then(|| Arc::new(statistics(&geometry, head_dim))),
+        tables: recipe.needs_table().map_or_else(Tables::default, |_| tables(&geometry)),
         sharing,
         products: Products::Bf16,
         budget_bytes,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use kvasir_cache::offline::{Method, Tables};
 use kvasir_cache::stats::Statistics;
 use kvasir_engine::{Engine, EngineConfig, Request, SamplingParams, SequenceOutput};
 use kvasir_model::testkit::tiny_model;
@@ -25,6 +26,24 @@ pub fn statistics() -> Arc<Statistics> {
         Arc::new(model().calibrate(&calibration, &mut runner, &mut |_, _| {}).unwrap())
     };
     Arc::clone(STATISTICS.get_or_init(measure))
+}
+
+/// The same for the tables of all methods.
+pub fn tables() -> Tables {
+    static TABLES: OnceLock<Tables> = OnceLock::new();
+    let make = || {
+        let texts: Vec<&str> = corpus::embedded().iter().take(2).map(|t| t.text).collect();
+        let block_size = config().block_size;
+        let calibration = Calibration { texts: &texts, tokens_per_text: 200, block_size };
+        let mut runner = Runner::new(Threads::new(1).unwrap());
+        let mut tables = Tables::default();
+        for method in Method::ALL {
+            let table = model().make_table(method, &calibration, &mut runner, &mut |_, _| {});
+            tables.add(table.unwrap());
+        }
+        tables
+    };
+    TABLES.get_or_init(make).clone()
 }
 
 pub fn config() -> EngineConfig {

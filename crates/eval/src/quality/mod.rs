@@ -14,6 +14,7 @@ pub use workload::{Encode, Workload};
 
 use std::sync::Arc;
 
+use kvasir_cache::offline::Tables;
 use kvasir_cache::stats::Statistics;
 use kvasir_cache::{Recipe, Sharing};
 use kvasir_model::{CacheOptions, Model, Runner};
@@ -57,6 +58,8 @@ pub struct Caches<'a> {
     pub recipes: &'a [Recipe],
     /// What joint recipes code against.
     pub statistics: Option<Arc<Statistics>>,
+    /// What methods need that say so.
+    pub tables: Tables,
     /// Which blocks they share.
     pub sharing: Sharing,
     /// The model of the control, if it is another one: the same weights in another form.
@@ -139,7 +142,9 @@ pub fn measure(
     let control_model = caches.control.unwrap_or(model);
     let lane = |model: &Model, recipe: Recipe, sharing: Sharing| {
         let statistics = caches.statistics.clone();
-        let cache = CacheOptions { block_size, statistics, sharing, ..CacheOptions::of(recipe) };
+        let tables = caches.tables.clone();
+        let cache =
+            CacheOptions { block_size, statistics, tables, sharing, ..CacheOptions::of(recipe) };
         Lane::new(model, &cache, contexts.len(), context_len + continuation)
     };
     let mut control = lane(control_model, Recipe::F16, Sharing::OFF)?;

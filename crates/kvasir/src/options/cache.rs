@@ -24,6 +24,10 @@ pub(crate) struct CacheArgs {
     /// one beside the model; measured where a recipe needs it and it is not there]
     #[arg(long, value_name = "FILE")]
     kv_statistics: Option<PathBuf>,
+    /// File of a table that a method needs, such as lorc's (see `kvasir calibrate --help`); may be given several times
+    /// [default: those beside the model; made where a recipe needs one and it is not there]
+    #[arg(long, value_name = "FILE")]
+    kv_table: Vec<PathBuf>,
     /// Memory of the KV cache, such as 256MiB or 1GiB
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     kv_cache_memory: usize,
@@ -65,6 +69,11 @@ impl CacheArgs {
             threads: self.threads(),
             ..EngineConfig::default()
         }
+    }
+
+    /// `--kv-table`.
+    pub(crate) fn table_files(&self) -> &[PathBuf] {
+        &self.kv_table
     }
 
     /// `--kv-statistics`.

@@ -253,7 +253,7 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Writes beside `path` and renames, so that no reader sees half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (mut file, part) = create_part(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     drop(file);
