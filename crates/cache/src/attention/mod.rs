@@ -7,7 +7,8 @@
 //! on the other rows of the step or on how the prompt was cut: masked keys contribute exact zeros.
 //!
 //! Two paths: [`plain`] reads rows as they are stored, or turns a tile to rows first, which pays where many
-//! queries meet it (prefill), and always where its codec knows no other way; [`coded`] reads jointly coded tiles in
+//! queries meet it (prefill), and always where its codec knows no other way ([`latent`]: values that are summed as latents);
+//! [`coded`] reads jointly coded tiles in
 //! their own basis, for few queries (decode), of several sequences side by side.
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use kvasir_kernels::{OnlineSoftmax, merge_rows, num_threads, parallel_for, scale_in_place};
 
+use crate::codec::LowRankCodec;
 use crate::error::Result;
 use crate::frame::Frame;
 use crate::geometry::LayerGeometry;
@@ -25,6 +27,7 @@ use crate::sequence::{Sequence, SequenceId};
 use crate::table::{KeptBlock, Stays};
 
 mod coded;
+mod latent;
 mod observe;
 mod plain;
 mod plan;
@@ -245,14 +248,20 @@ impl Step<'_> {
     /// Normalises a job's rows and puts them in their places.
     fn finish(&self, job: &Job, works: &[Work<'_>], sums: &mut Sums, tile: &mut Tile) {
         let dim = self.l.head_dim;
+        let stride = job.stride(self.l);
         let mut mixed = if job.coded {
             self.cache.finish_coded(works, sums, tile);
             &tile.mixed[..]
         } else {
-            for (state, row) in sums.states.iter().zip(sums.values.chunks_exact_mut(dim)) {
+            for (state, row) in sums.states.iter().zip(sums.values.chunks_exact_mut(stride)) {
                 scale_in_place(row, state.normaliser());
             }
-            &sums.values[..]
+            if stride > dim {
+                self.cache.finish_latents(works, sums, tile);
+                &tile.mixed[..]
+            } else {
+                &sums.values[..]
+            }
         };
         let parts = &self.plan.parts[job.parts.0..job.parts.1];
         let mut out = lock(&self.out);
@@ -315,6 +324,8 @@ struct Work<'a> {
     heads: usize,
     /// A query at position m sees keys at m - window + 1 ..= m.
     window: Option<usize>,
+    /// Latents of values; none if rows are read.
+    latents: usize,
     /// What a policy kept of the prompt: blocks are counted from there. As many for all heads.
     kept: &'a [KeptBlock],
     /// From the first query token's row: `[.., query_heads, head_dim]`.
@@ -358,6 +369,7 @@ impl<'a> Work<'a> {
             kv_head,
             heads,
             window: [l.window, recent].into_iter().flatten().min(),
+            latents: cache.value_latents(layer, sequence).map_or(0, LowRankCodec::rank),
             kept: &sequence.tables[cache.geometry.group(layer, kv_head)].kept,
             queries: &queries[(slice.row + first) * l.query_heads * l.head_dim..],
         }
@@ -371,6 +383,11 @@ impl<'a> Work<'a> {
     /// Query rows of a KV head.
     fn rows(&self) -> usize {
         self.len * self.group
+    }
+
+    /// From one row of sums to the next.
+    fn stride(&self) -> usize {
+        self.l.head_dim + self.latents
     }
 
     /// A block, if any query sees any of it.

@@ -12,7 +12,7 @@ use kvasir_kernels::{
 
 use super::tile::{Sums, Tile};
 use super::{Visible, Work};
-use crate::codec::CodecKind;
+use crate::codec::{CodecKind, LowRankCodec};
 use crate::config::KeyFrame;
 use crate::format::GroupPart;
 use crate::kv_cache::KvCache;
@@ -28,7 +28,7 @@ impl KvCache {
     }
 
     /// Some blocks of the plain job that was begun; those up to `until` will follow. `sums`: `[len · group,
-    /// head_dim]`, to which they are added.
+    /// [`Work::stride`]]`, to which they are added.
     pub(super) fn attend_plain(
         &self,
         work: &Work<'_>,
@@ -37,14 +37,14 @@ impl KvCache {
         sums: &mut Sums,
         tile: &mut Tile,
     ) {
-        let (dim, block_size) = (work.l.head_dim, self.geometry.block_size());
+        let (stride, block_size) = (work.stride(), self.geometry.block_size());
         let mut found = (blocks.0 < blocks.1).then(|| self.find(work, work.kv_head, blocks.0));
         for block in blocks.0..blocks.1 {
             let next = (block + 1 < until).then(|| self.find(work, work.kv_head, block + 1));
             if let (Some(v), Some(found)) = (work.visible(block, block_size), &found) {
                 let fetch = next.as_ref().map_or([&[][..]; 2], |next| next.bytes);
                 let Sums { states, values } = &mut *sums;
-                self.attend_found(work, &v, found, fetch, states, values, dim, tile);
+                self.attend_found(work, &v, found, fetch, states, values, stride, tile);
             }
             found = next;
         }
@@ -150,8 +150,9 @@ impl KvCache {
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
         let [mut own_keys, mut own_values] = [0, 1].map(|part| found.stored(part, dim));
         let mut halves = [false; 2];
+        let latents = found.parts[1].low_rank().filter(|_| work.latents > 0);
         for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
-            if stored.is_none() {
+            if stored.is_none() && (part == 0 || latents.is_none()) {
                 halves[part] = self.decode(found, part, v.filled, dim, tile);
             }
         }
@@ -164,10 +165,15 @@ impl KvCache {
             self.turn_kept(l.rope, positions, dim, tile);
         }
         let Tile { keys, values, halves: held, queries, absolute, block, .. } = tile;
-        for (part, own) in [&mut own_keys, &mut own_values].into_iter().enumerate() {
-            if halves[part] {
-                *own = Some(StoredRows::F16(&held[part]));
-            }
+        let [held_keys, held_values] = held;
+        if halves[0] {
+            own_keys = Some(StoredRows::F16(held_keys));
+        }
+        if let Some(codec) = latents {
+            let how = (v.filled, found.entries[1].gain.to_f32());
+            own_values = Some(self.read_latents(codec, found.bytes[1], how, held_values));
+        } else if halves[1] {
+            own_values = Some(StoredRows::F16(held_values));
         }
         let from = work.start + v.t0;
         let from = match found.kept {
@@ -192,6 +198,8 @@ impl KvCache {
         let kv = KvBlock {
             keys: own_keys.unwrap_or(StoredRows::F32(keys)),
             values: own_values.unwrap_or(StoredRows::F32(values)),
+            value_dim: latents.map_or(dim, LowRankCodec::rank),
+            at: latents.map_or(0, |_| dim),
             filled: v.filled,
             next: [&[]; 2],
         };

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::coded::{Affinity, Stride};
 use super::{BatchSlice, CODED_QUERY_TOKENS, QUERY_TOKENS};
+use crate::codec::LowRankCodec;
 use crate::error::Result;
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
@@ -46,6 +47,8 @@ pub(super) struct Job {
     /// One on the plain path.
     pub(super) heads: usize,
     pub(super) coded: bool,
+    /// Latents of values, which follow the channels in a row of sums.
+    latents: usize,
     /// Blocks that any of its queries sees.
     pub(super) blocks: (usize, usize),
     /// Its items: one for all ranges, or one a range.
@@ -57,7 +60,7 @@ pub(super) struct Job {
 impl Job {
     /// Elements of a row's sum.
     pub(super) fn stride(&self, l: &LayerGeometry) -> usize {
-        if self.coded { Stride::new(l.head_dim, self.heads).row } else { l.head_dim }
+        if self.coded { Stride::new(l.head_dim, self.heads).row } else { l.head_dim + self.latents }
     }
 }
 
@@ -182,12 +185,15 @@ impl Plan {
     ) -> Result<()> {
         let l = &cache.geometry.layers()[layer];
         let group = l.query_heads / l.kv_heads;
-        let (mut from, mut to, mut cost, mut rows) = (usize::MAX, 0, 0, 0);
+        let (mut from, mut to, mut cost, mut rows, mut latents) = (usize::MAX, 0, 0, 0, 0);
         for part in &self.parts[parts.0..parts.1] {
             let slice = &slices[part.slice];
             let sequence = cache.sequence(slice.sequence)?;
             let tokens = (slice.start + part.first, part.len);
             let blocks = visible_blocks(cache, layer, heads.start, sequence, tokens);
+            if !coded {
+                latents = cache.value_latents(layer, sequence).map_or(0, LowRankCodec::rank);
+            }
             // Reading a block costs about as much as three rows that meet it.
             rows += part.len * group * heads.len();
             cost += (blocks.len() * (part.len * group + 3) * heads.len()) as u64;
@@ -198,6 +204,7 @@ impl Plan {
             kv_head: heads.start,
             heads: heads.len(),
             coded,
+            latents,
             blocks: (from, to),
             items: (0, 0),
             cost,
@@ -234,5 +241,6 @@ impl Plan {
 
 /// Query tokens of a plain job of a sequence.
 fn query_tokens(cache: &KvCache, layer: usize, sequence: &Sequence) -> usize {
-    if cache.is_coded(layer, sequence) { CODED_QUERY_TOKENS } else { QUERY_TOKENS }
+    let costly = cache.is_coded(layer, sequence) || cache.value_latents(layer, sequence).is_some();
+    if costly { CODED_QUERY_TOKENS } else { QUERY_TOKENS }
 }

@@ -8,7 +8,8 @@ use std::cell::RefCell;
 
 use half::f16;
 use kvasir_kernels::{
-    BackMatrix, FromLatents, RowElement, f16_to_f32, gemm_nn_acc, rows_from_latents,
+    BackMatrix, FromLatents, RowElement, StoredRows, f16_to_f32, f32_to_f16, gemm_nn_acc,
+    rows_from_latents,
 };
 
 use super::{Codec, CodecKind, GearCodec, Part};
@@ -149,6 +150,31 @@ impl LowRankCodec {
             turn: self.turns.as_ref().map(|turns| (&turns.cos[..], &turns.sin[..])),
         };
         rows_from_latents(&job, tokens, out, pitch);
+    }
+
+    /// Latents as they are stored, `[tokens, rank]`, if they are numbers that attention reads.
+    pub(crate) fn stored_latents<'a>(&self, slot: &'a [u8]) -> Option<StoredRows<'a>> {
+        self.inner().stored_rows(slot, self.rank)
+    }
+
+    /// The first latents of a block of `tokens` rows, times `gain`, rounded to f16: `[n, rank]`.
+    pub(crate) fn decode_latents(&self, slot: &[u8], tokens: usize, gain: f32, out: &mut [f16]) {
+        if gain == 1.0 && self.inner().decode_halves(slot, tokens, self.rank, out) {
+            return;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.latents(slot, tokens, out.len() / self.rank, scratch);
+            scratch.latents.iter_mut().for_each(|z| *z *= gain);
+            f32_to_f16(&scratch.latents, out);
+        });
+    }
+
+    /// Rows of one head of sums of latents, a row of them every `stride`; of values, which are not turned. `out`:
+    /// `[n, head_dim]`.
+    pub(crate) fn rows_of_sums(&self, head: usize, sums: &[f32], stride: usize, out: &mut [f32]) {
+        let Head { first, back } = &self.heads[head];
+        let job = FromLatents { latents: &sums[*first..], stride, back, turn: None };
+        rows_from_latents(&job, out.len() / self.head_dim, out, self.head_dim);
     }
 
     /// Plain rows of one head of a block of `tokens` rows, in f16 or f32: `[n, head_dim]`.

@@ -178,9 +178,9 @@ impl LowRankTable {
     }
 
     /// Ranks by layer, part and group that keep `share` of all channels and most of the energy, each layer's counted as a
-    /// share of its own: eight axes at a time go where they add most.
+    /// share of its own: sixteen axes at a time go where they add most.
     pub(crate) fn by_energy(&self, share: f64) -> Vec<[Vec<usize>; 2]> {
-        const STEP: usize = 8;
+        const STEP: usize = 16;
         let mut ranks: Vec<[Vec<usize>; 2]> = self
             .layers
             .iter()
@@ -384,7 +384,8 @@ mod tests {
             assert!((ranks.iter().sum::<f64>() / 6.0 - share).abs() < 1e-6, "{ranks:?}");
             let ranks = table.by_energy(share);
             let sum: usize = ranks.iter().flatten().flatten().sum();
-            assert_eq!(sum, (share * 384.0) as usize);
+            // Sixteen of each of twelve at least.
+            assert_eq!(sum, ((share * 384.0) as usize).max(192));
         }
         assert!(table.by_energy(1.0).iter().flatten().flatten().all(|rank| *rank == 32));
     }

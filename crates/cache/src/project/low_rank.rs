@@ -85,7 +85,13 @@ impl LowRank {
                 let shares = table.progressive(share);
                 let layers = layers.zip(shares).zip(geometry.layers());
                 let rank = |share: f64, l: &LayerGeometry| {
-                    (share * (l.kv_heads * l.head_dim) as f64).round() as usize
+                    let rank = share * (l.kv_heads * l.head_dim) as f64;
+                    // Sixteen at a time, as vectors hold them.
+                    if rank < 16.0 {
+                        rank.round() as usize
+                    } else {
+                        (rank / 16.0).round() as usize * 16
+                    }
                 };
                 layers.map(|((parts, s), l)| [0, 1].map(|p| even(rank(s, l), &parts[p]))).collect()
             }

@@ -133,6 +133,8 @@ mod tests {
                 StoredRows::F32(&wide[block])
             },
             values: StoredRows::F32(&wide[block]),
+            value_dim: dim,
+            at: 0,
             filled,
             next: [&[]; 2],
         };

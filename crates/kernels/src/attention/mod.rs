@@ -77,8 +77,12 @@ pub enum Products {
 pub struct KvBlock<'a> {
     /// `[capacity, dim]`.
     pub keys: StoredRows<'a>,
-    /// `[capacity, dim]`.
+    /// `[capacity, value_dim]`.
     pub values: StoredRows<'a>,
+    /// Channels of a value: those of a key, or latents.
+    pub value_dim: usize,
+    /// Where in a row of sums they are added.
+    pub at: usize,
     /// Leading rows that hold tokens; the others may hold anything. Room for 32 or 64 tokens is read fastest.
     pub filled: usize,
     /// Bytes that will be read after this block, to be fetched meanwhile; may be empty.
@@ -162,8 +166,8 @@ impl BlockScratch {
 }
 
 /// Takes one block into the online softmax of every query row: `states` (one a row) and
-/// `sums` (`[rows, stride]`) become those over all blocks so far, not normalised. Values are added to the first
-/// `dim` elements of a row; what stands behind them is brought to the new maximum with them.
+/// `sums` (`[rows, stride]`) become those over all blocks so far, not normalised. Values are added to the `value_dim`
+/// elements of a row from `at` on; the others are brought to the new maximum with them.
 ///
 /// # Panics
 /// If a slice is shorter than its shape says.
@@ -192,8 +196,10 @@ fn attend_block_on(
     if rows == 0 || filled == 0 {
         return;
     }
-    assert!(filled <= block.values.len() / dim, "{filled} tokens of values");
-    assert!(stride >= dim && sums.len() >= rows * stride, "sums are {}", sums.len());
+    let (at, value_dim) = (block.at, block.value_dim);
+    assert!(filled <= block.values.len() / value_dim, "{filled} tokens of values");
+    assert!(stride >= at + value_dim, "{value_dim} channels at {at} of {stride}");
+    assert!(sums.len() >= rows * stride, "sums are {}", sums.len());
     assert!(states.len() >= rows);
     let isa = check(isa, queries, block);
     let tokens = filled.next_multiple_of(LANES);
@@ -225,12 +231,14 @@ fn attend_block_on(
         let mut factors = [1.0; ROWS];
         weigh(isa, &plan, &part, &visible, scores, &mut states[first..first + n], &mut factors);
         let sums = &mut sums[first * stride..(first + n) * stride];
-        if stride > dim {
+        if stride > value_dim {
             for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
-                scale_in_place(&mut row[dim..], factor);
+                scale_in_place(&mut row[..at], factor);
+                scale_in_place(&mut row[at + value_dim..], factor);
             }
         }
-        mix(isa, &plan, &part, block, &factors, scratch, sums, stride);
+        let part = Part { dim: value_dim, ..part };
+        mix(isa, &plan, &part, block, &factors, scratch, &mut sums[at..], stride);
     }
 }
 
@@ -245,7 +253,7 @@ fn check(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Isa {
         assert!(dim.is_multiple_of(2) && cos.len() >= needed && sin.len() >= needed, "rotations");
     }
     // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
-    let whole = dim.is_multiple_of(LANES) && filled <= 64;
+    let whole = dim.is_multiple_of(LANES) && block.value_dim.is_multiple_of(LANES) && filled <= 64;
     if whole { isa } else { isa.max(Isa::Avx2) }
 }
 

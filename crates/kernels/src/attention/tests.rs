@@ -79,7 +79,14 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
             cap,
             products,
         };
-        let block = KvBlock { keys: part(0), values: part(1), filled, next: [&[0; 100], &[]] };
+        let block = KvBlock {
+            keys: part(0),
+            values: part(1),
+            value_dim: dim,
+            at: 0,
+            filled,
+            next: [&[0; 100], &[]],
+        };
         attend_block_on(isa, &queries, &block, &mut states, &mut sums, stride, &mut scratch);
     }
     for (row, state) in
@@ -287,6 +294,8 @@ fn speed() {
                 let block = KvBlock {
                     keys: StoredRows::F16(slot(2 * i)),
                     values: StoredRows::F16(slot(2 * i + 1)),
+                    value_dim: dim,
+                    at: 0,
                     filled: capacity,
                     next: [bytes(slot(2 * next)), bytes(slot(2 * next + 1))],
                 };
@@ -301,5 +310,60 @@ fn speed() {
             flops as f64 / best,
             (4 * capacity * dim) as f64 / best
         );
+    }
+}
+
+/// Values of another width, somewhere in a row of sums: the same bits as their parts alone, and what stands around them is
+/// brought to the new maximum.
+#[test]
+fn values_may_have_another_width_and_place() {
+    let (dim, value_dim, at, stride, rows, tokens) = (32, 96, 40, 150, 6, 32);
+    let wave =
+        |n: usize, by: f32| -> Vec<f32> { (0..n).map(|i| ((i as f32 + 1.0) * by).sin()).collect() };
+    let halves = |x: Vec<f32>| -> Vec<f16> { x.into_iter().map(f16::from_f32).collect() };
+    let q = wave(rows * dim, 0.37);
+    let (keys, values) = (halves(wave(tokens * dim, 0.11)), halves(wave(tokens * value_dim, 0.23)));
+    for (isa, products) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| [Products::F32, Products::Bf16].map(|products| (isa, products)))
+    {
+        let queries = QueryRows {
+            rows: &q,
+            dim,
+            group: rows,
+            turn: None,
+            offset: 40,
+            window: None,
+            cap: None,
+            products,
+        };
+        let run = |values: &[f16], value_dim: usize, at: usize, stride: usize| {
+            let mut states = vec![OnlineSoftmax { max: -3.0, sum: 2.0 }; rows];
+            let mut sums = vec![1.0; rows * stride];
+            let mut scratch = BlockScratch::default();
+            let (keys, values) = (StoredRows::F16(&keys), StoredRows::F16(values));
+            let block = KvBlock { keys, values, value_dim, at, filled: tokens, next: [&[]; 2] };
+            attend_block_on(isa, &queries, &block, &mut states, &mut sums, stride, &mut scratch);
+            sums
+        };
+        let all = run(&values, value_dim, at, stride);
+        for first in (0..value_dim).step_by(dim) {
+            let part: Vec<f16> = values
+                .chunks_exact(value_dim)
+                .flat_map(|row| row[first..first + dim].to_vec())
+                .collect();
+            let part = run(&part, dim, 0, dim);
+            for (all, part) in all.chunks_exact(stride).zip(part.chunks_exact(dim)) {
+                assert_eq!(&all[at + first..at + first + dim], part, "{isa} {products:?} {first}");
+            }
+        }
+        for row in all.chunks_exact(stride) {
+            let beside: Vec<f32> =
+                row[..at].iter().chain(&row[at + value_dim..]).copied().collect();
+            assert!(
+                beside.iter().all(|x| *x == beside[0]) && beside[0] < 1.0,
+                "{isa} {products:?}"
+            );
+        }
     }
 }

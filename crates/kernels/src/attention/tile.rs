@@ -76,7 +76,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
-        let capacity = (block.keys.len() / queries.dim).min(block.values.len() / queries.dim);
+        let capacity = (block.keys.len() / queries.dim).min(block.values.len() / block.value_dim);
         let few = isa == Isa::Avx512 && queries.num() <= FEW_ROWS;
         let halves = |rows| matches!(rows, StoredRows::F16(_));
         // Keys are read 32 at a time.
@@ -117,11 +117,12 @@ pub(super) fn prepare(
         return;
     }
     let BlockScratch { keys, values, rows, .. } = scratch;
-    let filled = block.filled * dim;
     if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
+        let filled = block.filled * block.value_dim;
         values.resize(filled);
         widen(isa, &stored[..filled], values.as_mut_slice());
     }
+    let filled = block.filled * dim;
     if plan.keys_in_registers {
         return;
     }
@@ -152,7 +153,8 @@ fn prepare_pairs(plan: &Plan, block: &KvBlock<'_>, dim: usize, scratch: &mut Blo
     let BlockScratch { keys, values, rows, .. } = scratch;
     let (shape, tokens) = ((block.filled, dim), block.filled.next_multiple_of(LANES));
     if !plan.values_in_registers {
-        values.resize(block.filled.div_ceil(2) * dim);
+        let shape = (block.filled, block.value_dim);
+        values.resize(block.filled.div_ceil(2) * block.value_dim);
         match block.values {
             StoredRows::F16(stored) => pair_values(stored, shape, values.words_mut()),
             StoredRows::F32(stored) => pair_values(stored, shape, values.words_mut()),
