@@ -35,6 +35,14 @@ impl KvCache {
         let formats = self.formats_of(recipe).or_else(|_| self.formats_of(self.recipe));
         let Ok(formats) = formats else { return (Vec::new(), 0) };
         let RecipeFormats { tail, sealed, narrow } = formats;
+        let owners = self.owners_of(recipe).ok().flatten();
+        let owns = |group: usize| match &owners {
+            Some(owners) => {
+                let layer = self.geometry.layer_of(group).0;
+                owners[layer] == layer
+            }
+            None => true,
+        };
         let new = blocks.saturating_sub(first);
         // A chunk may begin and end inside a block.
         let open = new.min(self.geometry.blocks_for(self.max_chunk).saturating_add(1));
@@ -51,7 +59,7 @@ impl KvCache {
         if let Some(policy) = chooses {
             let prompt = blocks * self.geometry.block_size();
             metadata = self.column_bytes(recipe, prompt);
-            let room = self.room_for_choice(policy, prompt, formats);
+            let room = self.room_for_choice(policy, prompt, formats, owners.as_ref());
             metadata += room.metadata;
             for class in room.classes {
                 add_class(&mut slots, class, 1);
@@ -60,7 +68,8 @@ impl KvCache {
         let coded = sealed;
         let sealed = if chooses.is_some() { [tail; 2] } else { sealed };
         let kept = coded != [tail; 2] && recipe.keeps_residual();
-        for classes in self.tail_classes(tail).iter().filter(|_| new > 0) {
+        let tails = self.tail_classes(tail).iter().enumerate();
+        for (_, classes) in tails.filter(|(group, _)| new > 0 && owns(*group)) {
             for class in &classes[smallest..whole] {
                 add_class(&mut slots, *class, 2);
             }
@@ -69,8 +78,8 @@ impl KvCache {
             }
         }
         let mut add = |format: FormatId, blocks: usize| {
-            for (class, n) in &self.formats.get(format).slots {
-                add_class(&mut slots, *class, n * blocks);
+            for (class, n) in self.formats.get(format).slots_of(owners.as_ref()) {
+                add_class(&mut slots, class, n * blocks);
             }
         };
         if sealed == [tail; 2] {

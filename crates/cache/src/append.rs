@@ -7,7 +7,7 @@ use crate::codec::TailCodec;
 use crate::config::KeyFrame;
 use crate::error::{CacheError, Result};
 use crate::format::{Format, FormatId, Formats, add_class};
-use crate::kv_cache::{KvCache, find};
+use crate::kv_cache::{KvCache, find, own_groups};
 use crate::pool::ClassId;
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
@@ -67,7 +67,8 @@ impl KvCache {
             }
             for block in growth.tails.clone() {
                 let capacity = cache.tail_capacity(block, growth.end);
-                for group in 0..sequence.tables.len() {
+                let own: Vec<usize> = own_groups(&cache.geometry, sequence).collect();
+                for group in own {
                     let class = cache.tail_class(sequence.tail_format, group, capacity);
                     let [key, value] = [cache.pool.allocate(class)?, cache.pool.allocate(class)?];
                     let table = &mut sequence.tables[group];
@@ -79,8 +80,10 @@ impl KvCache {
             // Slots for the blocks that these tokens will fill are taken now: sealing must not fail.
             for block in growth.filled {
                 let Self { formats, pool, .. } = &mut *cache;
-                let parts =
-                    new_format(formats, sequence, block).into_iter().flat_map(Format::parts);
+                let layers =
+                    new_format(formats, sequence, block).into_iter().flat_map(|f| &f.layers);
+                let own = layers.enumerate().filter(|(layer, _)| sequence.owns(*layer));
+                let parts = own.flat_map(|(_, l)| l.groups.iter().flatten());
                 let slots = parts.map(|part| pool.allocate(part.class));
                 sequence.seal_slots.push_back(slots.collect::<Result<_>>()?);
             }
@@ -119,15 +122,16 @@ impl KvCache {
         let mut slots = Vec::new();
         let tails = growth.tails.clone().map(|block| self.tail_capacity(block, growth.end));
         for capacity in growth.last.into_iter().chain(tails) {
-            for group in 0..sequence.tables.len() {
+            for group in own_groups(&self.geometry, sequence) {
                 let class = self.tail_class(sequence.tail_format, group, capacity);
                 add_class(&mut slots, class, 2);
             }
         }
         for block in growth.filled.clone() {
             let format = new_format(&self.formats, sequence, block);
-            for (class, n) in format.into_iter().flat_map(|f| &f.slots) {
-                add_class(&mut slots, *class, *n);
+            for (class, n) in format.into_iter().flat_map(|f| f.slots_of(sequence.owners.as_ref()))
+            {
+                add_class(&mut slots, class, n);
             }
         }
         slots
@@ -149,7 +153,8 @@ impl KvCache {
     /// there.
     fn grow_tail(&mut self, sequence: &mut Sequence, capacity: usize) -> Result<()> {
         let last = sequence.num_held() - 1;
-        for group in 0..sequence.tables.len() {
+        let own: Vec<usize> = own_groups(&self.geometry, sequence).collect();
+        for group in own {
             let class = self.tail_class(sequence.tail_format, group, capacity);
             let table = &mut sequence.tables[group];
             for entry in [&mut table.keys[last], &mut table.values[last]] {
@@ -193,6 +198,9 @@ impl KvCache {
             let tail: &dyn TailCodec = sequence.recipe.tail();
             let relative = sequence.frame() == KeyFrame::BlockRelative;
             let begin = sequence.origin + sequence.released * block_size;
+            if !sequence.owns(layer) {
+                continue;
+            }
             for head in 0..heads {
                 let table = &sequence.tables[first_group + head];
                 for t in 0..slice.len {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use rustc_hash::FxHashSet;
 
 use crate::error::{CacheError, Result};
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, own_groups};
 use crate::seal::SharingCounts;
 use crate::sequence::SequenceId;
 use crate::sharing::online::SharingIndex;
@@ -90,7 +90,8 @@ impl KvCache {
                 _ => (sequence.released..sequence.num_blocks(), tokens),
             };
             let held = range.start - sequence.released..range.end - sequence.released;
-            for table in &sequence.tables {
+            for group in own_groups(&self.geometry, sequence) {
+                let table = &sequence.tables[group];
                 let open = table.keys[held.clone()].iter().chain(&table.values[held.clone()]);
                 let kept = table.kept.iter().flat_map(|block| &block.entries);
                 for entry in open.chain(kept) {
@@ -100,7 +101,8 @@ impl KvCache {
                 }
             }
             if !sealed_only {
-                let residual = sequence.residual.values.iter().filter(|e| seen.insert(e.slot));
+                let residual = sequence.residual.values.iter().flatten();
+                let residual = residual.filter(|e| seen.insert(e.slot));
                 physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
             }
             physical += range.len() * self.geometry.table_bytes_per_block();
@@ -129,7 +131,7 @@ impl KvCache {
                         }
                     }
                     let residual = sequence.residual.values.iter().skip(first).take(l.kv_heads);
-                    let residual = residual.filter(|e| seen.insert(e.slot));
+                    let residual = residual.flatten().filter(|e| seen.insert(e.slot));
                     physical += residual.map(|e| self.pool.size_of(e.slot)).sum::<usize>();
                 }
                 (2 * 2 * tokens * l.kv_heads * l.head_dim, physical)

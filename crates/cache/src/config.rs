@@ -3,7 +3,7 @@
 use crate::codec::{CodecKind, Gear, Rate, RawF16, RawF32, TailCodec};
 use crate::format::FormatKind;
 use crate::offline::Method;
-use crate::project::{LowRank, Project, RECENT, Think};
+use crate::project::{KvSharer, LowRank, Project, RECENT, Think};
 use crate::select::{Policy, Select, Whole};
 
 /// The frame keys are stored in.
@@ -15,11 +15,12 @@ pub enum KeyFrame {
     Absolute,
 }
 
-/// How a sequence is encoded: which tokens stay, the codec of sealed blocks, that of its first block, and the frame its
+/// How a sequence is encoded: which tokens stay, which layers store, the codec of sealed blocks, that of its first block, and the frame its
 /// keys are in. As text, stages are joined by `+`, tokens first, then channels: `snapkv:0.5+think:0.6+kivi4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recipe {
     pub(crate) select: Option<Select>,
+    pub(crate) layers: Option<KvSharer>,
     pub(crate) project: Option<Project>,
     pub(crate) codec: CodecKind,
     pub(crate) first: CodecKind,
@@ -80,12 +81,18 @@ impl Recipe {
     pub fn all() -> Vec<Self> {
         let policies = Select::ALL.into_iter().map(|select| Self::F16.selecting(select));
         let projections = Project::ALL.into_iter().map(|project| Self::F16.projecting(project));
-        Self::CODECS.into_iter().chain(policies).chain(projections).collect()
+        let fewer_layers = Self::F16.sharing_layers(KvSharer::USUAL);
+        Self::CODECS.into_iter().chain(policies).chain(projections).chain([fewer_layers]).collect()
     }
 
     /// The same with a policy that chooses which tokens stay.
     pub const fn selecting(self, select: Select) -> Self {
         Self { select: Some(select), ..self }
+    }
+
+    /// The same where some layers read another's keys and values.
+    pub const fn sharing_layers(self, layers: KvSharer) -> Self {
+        Self { layers: Some(layers), ..self }
     }
 
     /// The same with a projection of what is stored of every row.
@@ -94,7 +101,15 @@ impl Recipe {
     }
 
     pub(crate) const fn of(codec: CodecKind, frame: KeyFrame) -> Self {
-        Self { select: None, project: None, codec, first: codec, frame, ladder: false }
+        Self {
+            select: None,
+            layers: None,
+            project: None,
+            codec,
+            first: codec,
+            frame,
+            ladder: false,
+        }
     }
 
     /// A sequence's first tokens are like no others (attention sinks) and every query meets them: coded
@@ -149,9 +164,15 @@ impl Recipe {
         }
     }
 
-    /// The method whose table of the model it needs.
-    pub fn needs_table(&self) -> Option<Method> {
-        self.low_rank().map(LowRank::method)
+    /// Which layers read another's; `None` if none does.
+    pub(crate) fn kv_sharer(&self) -> Option<KvSharer> {
+        self.layers
+    }
+
+    /// The methods whose tables of the model it needs.
+    pub fn needs_tables(&self) -> impl Iterator<Item = Method> {
+        let layers = self.layers.map(|_| Method::KvSharer);
+        self.low_rank().map(LowRank::method).into_iter().chain(layers)
     }
 
     /// What full blocks are made of.
@@ -171,8 +192,8 @@ impl Recipe {
     /// How a prompt is stored until it is complete; the recipe itself if that makes no difference.
     pub(crate) fn before_choice(self) -> Self {
         match self.waits_for_prompt() {
-            true if self.codec == CodecKind::F32 => Self::F32,
-            true => Self::F16,
+            true if self.codec == CodecKind::F32 => Self { layers: self.layers, ..Self::F32 },
+            true => Self { layers: self.layers, ..Self::F16 },
             false => self,
         }
     }

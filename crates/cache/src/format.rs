@@ -12,7 +12,7 @@ use crate::frame::Frame;
 use crate::geometry::{Geometry, LayerGeometry};
 use crate::offline::Tables;
 use crate::pool::{BlockPool, ClassId};
-use crate::project::{LowRank, Project, Think};
+use crate::project::{LowRank, Owners, Project, Think};
 use crate::stats::{PartStatistics, Statistics, group_heads};
 
 /// Names a format in a [`crate::KvCache`].
@@ -130,6 +130,17 @@ pub(crate) struct Format {
 }
 
 impl Format {
+    /// Slots of one block of tokens, of the layers that store their own.
+    pub(crate) fn slots_of(&self, owners: Option<&Owners>) -> Vec<(ClassId, usize)> {
+        let Some(owners) = owners else { return self.slots.clone() };
+        let mut slots = Vec::new();
+        let own = self.layers.iter().enumerate().filter(|(layer, _)| owners[*layer] == *layer);
+        for part in own.flat_map(|(_, l)| l.groups.iter().flatten()) {
+            add_class(&mut slots, part.class, 1);
+        }
+        slots
+    }
+
     /// Key and value parts in the order of their slots: by layer, then head group.
     pub(crate) fn parts(&self) -> impl Iterator<Item = &GroupPart> {
         self.layers.iter().flat_map(|l| &l.groups).flatten()

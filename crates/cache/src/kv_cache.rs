@@ -13,6 +13,7 @@ use crate::geometry::Geometry;
 use crate::offline::Tables;
 use crate::pool::{BlockPool, ClassId};
 use crate::prefix::{BlockHash, PrefixCache};
+use crate::project::{KvSharer, Owners};
 use crate::seal::SharingCounts;
 use crate::select::Selection;
 use crate::sequence::{Sequence, SequenceId};
@@ -187,10 +188,12 @@ impl KvCache {
             return Err(CacheError::TooManyRecipes { most: MOST_RECIPES });
         }
         // A mean of coded blocks would have to be coded again.
-        let plain = !recipe.is_coded() && !recipe.waits_for_prompt();
+        let plain =
+            !recipe.is_coded() && !recipe.waits_for_prompt() && recipe.kv_sharer().is_none();
         if self.sharing.mode == SharingMode::Tree && !plain {
             return Err(CacheError::TreeRecipe { recipe: recipe.to_string() });
         }
+        self.owners_of(recipe)?;
         let shapes = Shapes {
             geometry: &self.geometry,
             frame: &self.frame,
@@ -221,6 +224,12 @@ impl KvCache {
             self.recipes.push(recipe);
         }
         Ok(RecipeFormats { tail, sealed, narrow })
+    }
+
+    /// Whose keys and values every layer of a recipe's sequences reads, if not its own.
+    pub(crate) fn owners_of(&self, recipe: Recipe) -> Result<Option<Owners>> {
+        let owners = |sharer: KvSharer| sharer.owners(self.tables.kv_sharer()?, &self.geometry);
+        recipe.kv_sharer().map(owners).transpose()
     }
 
     /// Classes of tails, `[groups][log2 of their tokens]`.
@@ -274,8 +283,10 @@ impl KvCache {
             SharingMode::Tree => recipe.in_frame(KeyFrame::Absolute),
             _ => recipe,
         };
+        let owners = self.owners_of(recipe)?;
         let groups = self.geometry.num_groups();
         let mut sequence = Sequence::new(groups, recipe, tail, sealed, tenant, self.prefix_caching);
+        sequence.owners = owners;
         if recipe.waits_for_prompt() {
             // Until the policy has chosen, the prompt is stored as f16 does, and shares its prefixes.
             sequence.sealed_formats = [tail; 2];
@@ -357,7 +368,9 @@ impl KvCache {
                     break;
                 }
                 let entries = cache.prefix.entries(node)?;
-                for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
+                let own: Vec<usize> = own_groups(&cache.geometry, sequence).collect();
+                for (group, pair) in own.into_iter().zip(entries.chunks_exact(2)) {
+                    let table = &mut sequence.tables[group];
                     table.keys.push(pair[0]);
                     table.values.push(pair[1]);
                 }
@@ -422,6 +435,14 @@ impl KvCache {
         self.sketch_index.sweep(&mut self.pool);
         Ok(before - self.pool.physical_bytes())
     }
+}
+
+/// Groups whose tables a sequence fills, in order.
+pub(crate) fn own_groups<'a>(
+    geometry: &'a Geometry,
+    sequence: &'a Sequence,
+) -> impl Iterator<Item = usize> + 'a {
+    (0..sequence.tables.len()).filter(|group| sequence.owns_group(geometry, *group))
 }
 
 /// The sequence of an id; a function of fields, so that others stay free to borrow.

@@ -48,7 +48,7 @@ pub use geometry::{Geometry, LayerGeometry};
 pub use kv_cache::{CacheConfig, KvCache};
 pub use pool::{BlockPool, ClassId, SlotId};
 pub use prefix::BlockHash;
-pub use project::{LowRank, Project, Think};
+pub use project::{KvSharer, LowRank, Project, Think};
 pub use seal::SharingCounts;
 pub use select::{Budget, ChunkKv, Compactor, DBudget, H2o, Select, SnapKv, Streaming};
 pub use sequence::SequenceId;

@@ -3,7 +3,7 @@
 use crate::codec::{CodecKind, Gear};
 use crate::config::{KeyFrame, Recipe};
 use crate::error::{CacheError, Result};
-use crate::project::Project;
+use crate::project::{KvSharer, Project};
 use crate::select::{Options, Select};
 
 impl std::str::FromStr for Recipe {
@@ -13,6 +13,7 @@ impl std::str::FromStr for Recipe {
         let mut recipe: Option<Self> = None;
         let mut select = None;
         let mut project: Option<Project> = None;
+        let mut layers: Option<KvSharer> = None;
         for stage in name.split('+') {
             let combination =
                 |what: String| CacheError::Combination { name: name.to_owned(), what };
@@ -20,9 +21,22 @@ impl std::str::FromStr for Recipe {
                 if let Some(first) = select.replace(policy) {
                     return Err(combination(format!("{first} and {policy} both choose tokens")));
                 }
-                if recipe.is_some() || project.is_some() {
+                if recipe.is_some() || project.is_some() || layers.is_some() {
                     return Err(combination(format!(
                         "{policy} chooses tokens before anything else is done to them"
+                    )));
+                }
+                continue;
+            }
+            let options = Options::new(stage);
+            if options.name() == KvSharer::NAME {
+                let sharer = KvSharer::parse(options)?;
+                if let Some(first) = layers.replace(sharer) {
+                    return Err(combination(format!("{first} and {sharer} both share layers")));
+                }
+                if recipe.is_some() || project.is_some() {
+                    return Err(combination(format!(
+                        "{sharer} comes before what is done to the layers that store"
                     )));
                 }
                 continue;
@@ -46,7 +60,7 @@ impl std::str::FromStr for Recipe {
                 return Err(combination(format!("{first} and {codec} are both codecs")));
             }
         }
-        let recipe = Self { select, project, ..recipe.unwrap_or(Self::F16) };
+        let recipe = Self { select, layers, project, ..recipe.unwrap_or(Self::F16) };
         recipe.check().map_err(|what| CacheError::Combination { name: name.to_owned(), what })?;
         Ok(recipe)
     }
@@ -56,6 +70,18 @@ impl Recipe {
     /// What keeps its stages from working together.
     fn check(&self) -> Result<(), String> {
         let one_by_one = self.select.filter(|select| !select.policy().can_be_coded());
+        if let Some(layers) = self.layers {
+            if let Some(select) = one_by_one {
+                return Err(format!(
+                    "{select} replaces tokens of every layer apart, and by {layers} some have none"
+                ));
+            }
+            if self.ladder {
+                return Err(format!(
+                    "auto recodes blocks of every layer, and by {layers} some have none"
+                ));
+            }
+        }
         match (one_by_one, self.project) {
             (Some(select), Some(project)) => Err(format!(
                 "{select} replaces tokens one by one, and {project} chooses channels for all of them at once"
@@ -94,8 +120,9 @@ impl Recipe {
         let policies = Select::KNOWN.join(", ");
         let projections = Project::KNOWN.join(", ");
         let known = format!(
-            "{codecs}, joint:BITS, {}; before them, with a +: {projections}; before those: {policies}",
-            Gear::USAGE
+            "{codecs}, joint:BITS, {}; before them, with a +: {projections}; before those: {}; before all: {policies}",
+            Gear::USAGE,
+            KvSharer::USAGE
         );
         CacheError::UnknownRecipe { name: name.to_owned(), known }
     }
@@ -104,7 +131,11 @@ impl Recipe {
 impl std::fmt::Display for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let codec = if self.ladder { "auto".to_owned() } else { self.codec.to_string() };
-        let stages = [self.select.map(|s| s.to_string()), self.project.map(|p| p.to_string())];
+        let stages = [
+            self.select.map(|s| s.to_string()),
+            self.layers.map(|l| l.to_string()),
+            self.project.map(|p| p.to_string()),
+        ];
         let mut stages: Vec<String> = stages.into_iter().flatten().collect();
         if stages.is_empty() || self.codec != CodecKind::F16 {
             stages.push(codec);
@@ -138,6 +169,7 @@ mod tests {
             "snapkv:0.5+think:0.6+int8",
             "think:0.5+joint3",
             "lorc:0.5",
+            "snapkv:0.5+kvsharer:0.75+think:0.6+kivi4",
             "snapkv:0.5+recalkv:rank=96+kivi4",
         ] {
             assert_eq!(name.parse::<Recipe>().unwrap().to_string(), name);
@@ -174,6 +206,18 @@ mod tests {
                 "h2o:0.5 replaces tokens one by one, and think:0.6 chooses channels for all of them at once",
             ),
             ("lorc:0.5+joint3", "joint3 has a basis of its own, and lorc:0.5 another"),
+            (
+                "h2o:0.5+kvsharer:0.5",
+                "h2o:0.5 replaces tokens of every layer apart, and by kvsharer:0.5 some have none",
+            ),
+            (
+                "kvsharer:0.5+auto",
+                "auto recodes blocks of every layer, and by kvsharer:0.5 some have none",
+            ),
+            (
+                "joint3+kvsharer:0.5",
+                "kvsharer:0.5 comes before what is done to the layers that store",
+            ),
             ("lorc:2", "'2' is not a share above 0 and at most 1"),
             ("lorc:rank=0", "'0' is not rank from 1 to 65535"),
             ("think:0.6+auto", "auto's rates are for all channels, and think:0.6 leaves some out"),
@@ -193,7 +237,7 @@ mod tests {
             "unknown KV cache recipe 'f15' (known: f16, f32, int8, joint4, joint3, joint2, auto, kivi4, \
              kivi2, gear:4, gear:2, rotation4, rotation3, rotation2, joint:BITS, \
              gear[:BITS][:rank=2][:outliers=20]; before them, with a +: think:SHARE, \
-             lorc:SHARE or lorc:rank=N, recalkv:SHARE or recalkv:rank=N; before those: \
+             lorc:SHARE or lorc:rank=N, recalkv:SHARE or recalkv:rank=N; before those: kvsharer:SHARE; before all: \
              streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \

@@ -15,8 +15,8 @@ use crate::table::Entry;
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Residual {
-    /// Values of the last sealed block by group; empty if they are read as stored.
-    pub(crate) values: Vec<Entry>,
+    /// Values of the last sealed block by group, none of those that store nothing; empty if they are read as stored.
+    pub(crate) values: Vec<Option<Entry>>,
     /// Rows that are as stored.
     faded: usize,
 }
@@ -25,16 +25,20 @@ impl KvCache {
     /// Keeps the values of the block that is about to be sealed, if its recipe wants that, instead of those of
     /// the block before it.
     pub(crate) fn keep_residual(&mut self, sequence: &mut Sequence, block: usize) -> Result<()> {
-        for entry in std::mem::take(&mut sequence.residual).values {
+        for entry in std::mem::take(&mut sequence.residual).values.into_iter().flatten() {
             self.pool.release(entry.slot)?;
         }
         if sequence.keeps_residual() {
             let values = sequence
                 .tables
                 .iter()
-                .map(|t| t.values[block - sequence.released])
+                .enumerate()
+                .map(|(group, table)| {
+                    let owns = sequence.owns_group(&self.geometry, group);
+                    owns.then(|| table.values[block - sequence.released])
+                })
                 .collect::<Vec<_>>();
-            for entry in &values {
+            for entry in values.iter().flatten() {
                 self.pool.retain(entry.slot)?;
             }
             sequence.residual.values = values;
@@ -53,6 +57,7 @@ impl KvCache {
         let block_size = self.geometry.block_size();
         let mut rows = std::mem::take(&mut self.residual_rows);
         for (group, kept) in sequence.residual.values.iter().enumerate() {
+            let Some(kept) = kept else { continue };
             let (layer, kv_head) = self.geometry.layer_of(group);
             let dim = self.geometry.layers()[layer].head_dim;
             let stored = sequence.tables[group].values[block - sequence.released];

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::error::Result;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, own_groups};
 use crate::pool::SlotId;
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::Entry;
@@ -60,7 +60,9 @@ impl KvCache {
             self.prefix.acquire(node, &mut self.pool)?;
             let entries = self.prefix.entries(node)?;
             let mut old: Vec<SlotId> = Vec::with_capacity(entries.len());
-            for (table, pair) in sequence.tables.iter_mut().zip(entries.chunks_exact(2)) {
+            let own: Vec<usize> = own_groups(&self.geometry, sequence).collect();
+            for (group, pair) in own.into_iter().zip(entries.chunks_exact(2)) {
+                let table = &mut sequence.tables[group];
                 old.push(std::mem::replace(&mut table.keys[at], pair[0]).slot);
                 old.push(std::mem::replace(&mut table.values[at], pair[1]).slot);
             }
@@ -69,8 +71,8 @@ impl KvCache {
             }
             sequence.nodes.push(node);
         } else {
-            let entries: Box<[Entry]> =
-                sequence.tables.iter().flat_map(|t| [t.keys[at], t.values[at]]).collect();
+            let own = own_groups(&self.geometry, sequence).map(|group| &sequence.tables[group]);
+            let entries: Box<[Entry]> = own.flat_map(|t| [t.keys[at], t.values[at]]).collect();
             if let Some(node) = self.prefix.publish(hash, block, entries, &mut self.pool)? {
                 sequence.nodes.push(node);
             }

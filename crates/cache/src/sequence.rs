@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use crate::config::{KeyFrame, Recipe};
 use crate::format::FormatId;
+use crate::geometry::Geometry;
 use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
+use crate::project::Owners;
 use crate::residual::Residual;
 use crate::select::{Kept, Selection};
 use crate::table::{BlockTable, Entry};
@@ -52,6 +54,8 @@ pub(crate) struct Sequence {
     pub(crate) seal_slots: VecDeque<Vec<SlotId>>,
     /// How it is encoded.
     pub(crate) recipe: Recipe,
+    /// If some layers read another's keys and values.
+    pub(crate) owners: Option<Owners>,
     /// Format of the tail.
     pub(crate) tail_format: FormatId,
     /// Formats of the first block and of the others, once sealed.
@@ -95,6 +99,7 @@ impl Sequence {
             tail_tokens: Vec::new(),
             seal_slots: VecDeque::new(),
             recipe,
+            owners: None,
             tail_format,
             sealed_formats,
             tail_capacity: 0,
@@ -115,6 +120,23 @@ impl Sequence {
         if self.selection.is_some() { KeyFrame::BlockRelative } else { self.recipe.frame() }
     }
 
+    /// The layer whose keys and values a layer reads.
+    #[inline]
+    pub(crate) fn owner(&self, layer: usize) -> usize {
+        self.owners.as_ref().map_or(layer, |owners| owners[layer])
+    }
+
+    /// Whether a layer stores its own.
+    #[inline]
+    pub(crate) fn owns(&self, layer: usize) -> bool {
+        self.owner(layer) == layer
+    }
+
+    /// Whether the tables of this sequence are empty in a layer.
+    pub(crate) fn owns_group(&self, geometry: &Geometry, group: usize) -> bool {
+        self.owners.is_none() || self.owns(geometry.layer_of(group).0)
+    }
+
     /// Whether values of the last sealed block stay exact for a while.
     pub(crate) fn keeps_residual(&self) -> bool {
         self.selection.is_none() && self.recipe.keeps_residual()
@@ -129,14 +151,17 @@ impl Sequence {
     #[inline]
     pub(crate) fn entry(&self, group: usize, part: usize, block: usize) -> Entry {
         match self.residual.values.get(group) {
-            Some(values) if part == 1 && block + 1 == self.num_sealed => *values,
+            Some(Some(values)) if part == 1 && block + 1 == self.num_sealed => *values,
             _ => self.tables[group].part(part)[block - self.released],
         }
     }
 
     /// Every reference to a slot that it holds, but for [`Self::slots_to_come`].
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.tables.iter().flat_map(BlockTable::entries).chain(&self.residual.values)
+        self.tables
+            .iter()
+            .flat_map(BlockTable::entries)
+            .chain(self.residual.values.iter().flatten())
     }
 
     /// Blocks so far, the tail included, those that were released and those of the prompt's choice not.

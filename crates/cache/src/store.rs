@@ -89,7 +89,7 @@ impl KvCache {
         };
         let tokens = self.geometry.block_size();
         let content = sharing.then(|| sequence.tenant.child(&sequence.tail_tokens[..tokens]));
-        let units = self.units(format, slots);
+        let units = self.units(sequence, format, slots);
         if sharing && self.sharing.mode == SharingMode::Sketch {
             let layers = self.geometry.layers().iter();
             let widest = layers.map(|l| l.kv_heads * l.head_dim).max().unwrap_or(0);
@@ -132,9 +132,12 @@ impl KvCache {
         Ok(())
     }
 
-    fn units(&self, format: FormatId, slots: &[SlotId]) -> Vec<Unit> {
+    fn units(&self, sequence: &Sequence, format: FormatId, slots: &[SlotId]) -> Vec<Unit> {
         let mut units = Vec::new();
         for (layer, l) in self.formats.get(format).layers.iter().enumerate() {
+            if !sequence.owns(layer) {
+                continue;
+            }
             for group in 0..l.groups.len() {
                 let table = self.geometry.group(layer, group * l.heads);
                 for part in 0..2 {

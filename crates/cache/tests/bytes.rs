@@ -11,9 +11,9 @@ use kvasir_cache::{AttentionScratch, BatchSlice};
 #[test]
 fn bytes_are_the_methods() {
     const N: usize = 2000;
-    let (layers, heads, dim) = (1, 3, 64);
+    let (heads, dim) = (3, 64);
     let (row, left) = (2.0 * dim as f64, (N % 32) as f64);
-    // Bytes of a token in one KV head, and of a KV head whatever its tokens.
+    // Bytes of a token in one KV head of a layer, and of a KV head whatever its tokens.
     for (recipe, token, head) in [
         ("snapkv:0.5", row, 0.0),
         ("chunkkv:0.5", row, 0.0),
@@ -24,7 +24,13 @@ fn bytes_are_the_methods() {
         // What does not fill a block is not coded.
         ("think:0.5+kivi4", (0.5 * row + row) * 5.0 / 16.0, dim as f64 / 8.0 + left * 2.0 * row),
         ("snapkv:0.5+think:0.6", (0.6 * row + row) / 2.0, dim as f64 / 8.0),
+        ("lorc:0.5", row, left * row),
+        ("recalkv:0.5", row, left * row),
+        ("kvsharer:0.5", row, 0.0),
+        ("kvsharer:0.5+recalkv:0.5", row / 2.0, left * row / 2.0),
     ] {
+        // Half of two layers is one.
+        let layers = if recipe.starts_with("kvsharer") { 2 } else { 1 };
         let shape = vec![layer(9, heads, dim); layers];
         let mut cache = cache(shape, 32, recipe.parse().unwrap(), 256 << 20, false);
         let mut scratch = AttentionScratch::default();

@@ -256,8 +256,9 @@ fn sequences_leave_in_any_order() {
 
 #[test]
 fn coded_recipes_are_refused_and_other_modes_fuse_nothing() {
-    for recipe in
-        Recipe::all().into_iter().filter(|r| !r.needs_statistics() && r.needs_table().is_none())
+    for recipe in Recipe::all()
+        .into_iter()
+        .filter(|r| !r.needs_statistics() && r.needs_tables().next().is_none())
     {
         let mut cache = cache(Recipe::F16, 0.7);
         let prepared = cache.prepare(recipe);

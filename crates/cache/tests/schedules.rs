@@ -27,6 +27,10 @@ fn recipes() -> Vec<Recipe> {
         "recalkv:rank=3+f32",
         "chunkkv:0.5:chunk=5:window=8+recalkv:0.5+int8",
         "streaming:0.5+lorc:0.5",
+        "kvsharer:0.5+kivi4",
+        "snapkv:0.5:window=8+kvsharer:0.5+think:0.5",
+        "compactor:0.5:chunk=20+kvsharer:0.7+joint3",
+        "kvsharer:0.5+recalkv:0.5",
     ];
     Recipe::all().into_iter().chain(composed.map(|name| name.parse().unwrap())).collect()
 }

@@ -30,8 +30,8 @@ and block size, or named there with --kv-statistics.
 A .txt file is one text; a .jsonl file has an object a line with its text in `context` or `text`. Of
 each text the first --tokens-per-text tokens are measured, without its first block.
 
---method lorc and recalkv make the axes that those recipes project on. Such a table is found in the same
-way, or named with --kv-table.
+--method lorc and recalkv make the axes that those recipes project on; --method kvsharer searches layers
+that may read another's keys and values. Such a table is found in the same way, or named with --kv-table.
 
 Examples:
   kvasir calibrate

@@ -44,7 +44,10 @@ pub(crate) fn load_or_make(
         if tables.get(method).is_some() {
             continue;
         }
-        let needed = wanted.recipes.iter().any(|recipe| recipe.needs_table() == Some(method));
+        let needed = wanted
+            .recipes
+            .iter()
+            .any(|recipe| recipe.needs_tables().any(|needed| needed == method));
         let path = file_of(model_path, wanted.block_size, method);
         let consequence = if needed { "making it anew" } else { "not used" };
         match model.load_table(&path, Some(method), wanted.block_size) {

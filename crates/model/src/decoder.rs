@@ -72,6 +72,11 @@ impl Runner {
         }
     }
 
+    /// Hidden states of every row of the last forward pass, before the last norm: `[rows, hidden]`.
+    pub(crate) fn hidden(&self) -> &[f32] {
+        &self.hidden
+    }
+
     /// The thread pool.
     pub fn threads(&self) -> &Threads {
         &self.threads
@@ -128,8 +133,14 @@ impl Decoder {
         threads.run(|| {
             for (layer, w) in self.weights.layers.iter().enumerate() {
                 inputs.set_normed(w.q.activation_kind(), hidden, &w.attention_norm, s.norm_eps);
-                forward_all([&w.q, &w.k, &w.v], inputs, [q, k, v]);
-                for (rows, norm) in [(&mut *q, &w.q_norm), (&mut *k, &w.k_norm)] {
+                // Layers that read another's keys and values need queries only.
+                let alone = cache.reads_others(layer, batch.slices)?;
+                match alone {
+                    true => w.q.forward(inputs, q),
+                    false => forward_all([&w.q, &w.k, &w.v], inputs, [q, k, v]),
+                }
+                let keys = (&mut *k, w.k_norm.as_ref().filter(|_| !alone));
+                for (rows, norm) in [(&mut *q, w.q_norm.as_ref()), keys] {
                     if let Some(norm) = norm {
                         between.clear();
                         between.extend_from_slice(rows);

@@ -18,6 +18,7 @@ mod file_bytes;
 pub mod gguf;
 mod model;
 mod safetensors_dir;
+mod share_layers;
 mod source;
 mod statistics_file;
 mod tables;

@@ -48,6 +48,7 @@ impl Model {
                 progress(layers, layers);
                 Table::Lorc(LowRankTable::lorc(&weights, &geometry).into())
             }
+            Method::KvSharer => self.search_shared_layers(calibration, runner, progress)?,
             Method::ReCalKv => {
                 let mut squares = Squares::new(geometry.clone());
                 self.observe(calibration, runner, &mut squares, progress)?;

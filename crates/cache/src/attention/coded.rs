@@ -73,6 +73,7 @@ struct Batch<'a> {
 
 impl KvCache {
     fn joint_keys(&self, layer: usize, sequence: &Sequence) -> Option<(usize, &JointCodec)> {
+        let layer = sequence.owner(layer);
         let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
         Some((format.heads, format.groups.first()?[0].joint()?))
     }
@@ -85,7 +86,7 @@ impl KvCache {
         query_rows: usize,
     ) -> Option<Affinity> {
         let (heads, codec) = self.joint_keys(layer, sequence)?;
-        let table = &sequence.tables[self.geometry.group(layer, 0)];
+        let table = &sequence.tables[self.geometry.group(sequence.owner(layer), 0)];
         (query_rows <= CODED_QUERY_ROWS).then(|| Affinity {
             basis: std::sync::Arc::as_ptr(codec.basis()) as usize,
             heads,

@@ -17,6 +17,7 @@ const WHOLE: usize = 16;
 impl KvCache {
     /// The codec of a sequence's values, if they are summed as latents.
     pub(super) fn value_latents(&self, layer: usize, sequence: &Sequence) -> Option<&LowRankCodec> {
+        let layer = sequence.owner(layer);
         let format = &self.formats.get(sequence.sealed_formats[1]).layers[layer];
         let codec = format.groups.first()?[1].low_rank()?;
         codec.rank().is_multiple_of(WHOLE).then_some(codec)

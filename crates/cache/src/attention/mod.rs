@@ -357,6 +357,7 @@ impl<'a> Work<'a> {
         (first, len): (usize, usize),
         (kv_head, heads): (usize, usize),
     ) -> Self {
+        let layer = sequence.owner(layer);
         let l = &cache.geometry.layers()[layer];
         let recent = sequence.kept.recent.map(|recent| recent.window);
         Self {

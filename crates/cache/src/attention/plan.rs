@@ -106,6 +106,7 @@ fn visible_blocks(
     sequence: &Sequence,
     (start, len): (usize, usize),
 ) -> Range<usize> {
+    let layer = sequence.owner(layer);
     let (l, block_size) = (&cache.geometry.layers()[layer], cache.geometry.block_size());
     // What a policy kept comes first. All of it is walked: there is little.
     let kept = sequence.tables[cache.geometry.group(layer, kv_head)].kept.len();

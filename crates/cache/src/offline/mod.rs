@@ -1,8 +1,10 @@
 //! What methods need of a model before they can serve it: made once, kept in a file, the same for all requests.
 
+mod kv_sharer;
 mod low_rank;
 mod squares;
 
+pub use kv_sharer::KvSharerTable;
 pub use low_rank::{Axes, HeadGroup, LowRankTable};
 pub use squares::Squares;
 
@@ -21,11 +23,13 @@ pub enum Method {
     Lorc,
     /// ReCalKV: axes of keys and values over a corpus.
     ReCalKv,
+    /// KVSharer: layers that may read another's keys and values.
+    KvSharer,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Lorc, Self::ReCalKv];
+    pub const ALL: [Self; 3] = [Self::Lorc, Self::ReCalKv, Self::KvSharer];
 
     /// The method of a name.
     pub fn by_name(name: &str) -> Option<Self> {
@@ -37,6 +41,7 @@ impl Method {
         match self {
             Self::Lorc => "lorc",
             Self::ReCalKv => "recalkv",
+            Self::KvSharer => "kvsharer",
         }
     }
 }
@@ -65,6 +70,8 @@ pub enum Table {
     Lorc(Arc<LowRankTable>),
     /// Of [`Method::ReCalKv`].
     ReCalKv(Arc<LowRankTable>),
+    /// Of [`Method::KvSharer`].
+    KvSharer(Arc<KvSharerTable>),
 }
 
 impl Table {
@@ -73,6 +80,7 @@ impl Table {
         match self {
             Self::Lorc(_) => Method::Lorc,
             Self::ReCalKv(_) => Method::ReCalKv,
+            Self::KvSharer(_) => Method::KvSharer,
         }
     }
 
@@ -80,6 +88,7 @@ impl Table {
     pub fn to_tensors(&self) -> Vec<Tensor> {
         match self {
             Self::Lorc(table) | Self::ReCalKv(table) => table.to_tensors(),
+            Self::KvSharer(table) => table.to_tensors(),
         }
     }
 
@@ -97,9 +106,18 @@ impl Table {
         match method {
             Method::Lorc => low_rank().map(Self::Lorc),
             Method::ReCalKv => low_rank().map(Self::ReCalKv),
+            Method::KvSharer => KvSharerTable::from_tensors(geometry, &source)
+                .map(|table| Self::KvSharer(table.into())),
         }
         .map_err(wrong)
     }
+}
+
+fn missing(method: Method) -> CacheError {
+    let method = method.name();
+    let what =
+        format!("there is none of this model; `kvasir calibrate --method {method}` makes one");
+    CacheError::Table { method, what }
 }
 
 /// Tensors by name.
@@ -149,13 +167,18 @@ impl Tables {
     pub(crate) fn low_rank(&self, method: Method) -> Result<&Arc<LowRankTable>> {
         match self.get(method) {
             Some(Table::Lorc(table) | Table::ReCalKv(table)) => Ok(table),
-            None => {
-                let name = method.name();
-                let what = format!(
-                    "there is none of this model; `kvasir calibrate --method {name}` makes one"
-                );
-                Err(CacheError::Table { method: method.name(), what })
-            }
+            _ => Err(missing(method)),
+        }
+    }
+
+    /// Layers that may read another's.
+    ///
+    /// # Errors
+    /// [`CacheError::Table`] if that is not known.
+    pub(crate) fn kv_sharer(&self) -> Result<&Arc<KvSharerTable>> {
+        match self.get(Method::KvSharer) {
+            Some(Table::KvSharer(table)) => Ok(table),
+            _ => Err(missing(Method::KvSharer)),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! What of every row is stored: one file a method.
 //!
 //! A projection makes rows shorter before a codec sees them. [`Think`] drops channels of a prompt's keys, which ones
-//! is chosen for each prompt; [`LowRank`] keeps some axes of keys and values that were found once for the model.
+//! is chosen for each prompt; [`LowRank`] keeps some axes of keys and values that were found once for the model. [`KvSharer`]
+//! stores nothing of some layers, and goes with the others.
 
+mod kv_sharer;
 mod low_rank;
 mod think;
 
+pub use kv_sharer::KvSharer;
+pub(crate) use kv_sharer::Owners;
 pub use low_rank::LowRank;
 pub use think::Think;
 pub(crate) use think::{Channels, RECENT};

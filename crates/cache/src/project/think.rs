@@ -161,6 +161,9 @@ impl KvCache {
             let sequence = self.sequence(slice.sequence)?;
             let prompt = sequence.selection.as_ref().and_then(|selection| selection.prompt);
             let (Some(prompt), Some(_)) = (prompt, sequence.recipe.think()) else { continue };
+            if !sequence.owns(layer) {
+                continue;
+            }
             let first = (prompt.saturating_sub(RECENT)).saturating_sub(slice.start).min(slice.len);
             if first == slice.len {
                 continue;

@@ -40,7 +40,9 @@ impl PromptRows for LayerRows<'_> {
 impl KvCache {
     /// Notes how much of a prompt stays, over the layers that attend to everything.
     pub(super) fn count_kept(&mut self, choices: &[Choice], prompt: usize) {
-        let layers = choices.iter().zip(self.geometry.layers()).filter(|(_, l)| l.window.is_none());
+        let layers = choices.iter().zip(self.geometry.layers());
+        // A layer that reads another's has no choice.
+        let layers = layers.filter(|(choice, l)| l.window.is_none() && !choice.heads.is_empty());
         let rows = layers.map(|(choice, _)| choice.heads.first().map_or(0, Vec::len));
         let (layers, kept) = rows.fold((0, 0), |(layers, kept), rows| (layers + 1, kept + rows));
         let tenths = (10 * kept).div_ceil((layers * prompt).max(1)).clamp(1, 10);
@@ -59,14 +61,17 @@ impl KvCache {
         let layers = self.geometry.layers().iter().enumerate();
         // Numbers among the layers that attend to everything.
         let numbers: Vec<usize> = layers
-            .scan(0, |next, (_, l)| {
+            .scan(0, |next, (layer, l)| {
                 let number = *next;
-                *next += usize::from(l.window.is_none());
+                *next += usize::from(l.window.is_none() && sequence.owns(layer));
                 Some(number)
             })
             .collect();
         let choose = |layer: usize, before: &[Choice]| -> Result<Choice> {
             let l = &self.geometry.layers()[layer];
+            if !sequence.owns(layer) {
+                return Ok(Choice::default());
+            }
             if let Some(window) = l.window {
                 let positions = (prompt - window.min(prompt)..prompt).map(|p| p as u32);
                 return Ok(Choice::alike(l.kv_heads, positions.collect()));
@@ -99,7 +104,7 @@ impl KvCache {
         for layer in 0..numbers.len() {
             let choice = choose(layer, &before)?;
             choices.push(choice.clone());
-            if self.geometry.layers()[layer].window.is_none() {
+            if self.geometry.layers()[layer].window.is_none() && sequence.owns(layer) {
                 before.push(choice);
             }
         }

@@ -144,6 +144,9 @@ impl KvCache {
     /// The size of chunks and the length of the prompt, if a policy wants to see chunks.
     fn chunked(&self, layer: usize, slice: &BatchSlice) -> Result<Option<(Chunks, usize)>> {
         let sequence = self.sequence(slice.sequence)?;
+        if !sequence.owns(layer) {
+            return Ok(None);
+        }
         let prompt = sequence.selection.as_ref().and_then(|selection| selection.prompt);
         let observed = sequence.recipe.policy().map(Policy::observed);
         let (Some(prompt), Some(Observed::Chunks(chunks))) = (prompt, observed) else {

@@ -21,7 +21,7 @@ use crate::format::{FormatId, RecipeFormats};
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::pool::{ClassId, SlotId};
-use crate::project::{Channels, RECENT};
+use crate::project::{Channels, Owners, RECENT};
 use crate::sequence::{Sequence, SequenceId};
 use crate::table::{Entry, KeptBlock, Stays};
 
@@ -138,11 +138,15 @@ impl KvCache {
         policy: &dyn Policy,
         prompt: usize,
         formats: RecipeFormats,
+        owners: Option<&Owners>,
     ) -> RoomToChoose {
         let tail = formats.tail;
         let mut room = RoomToChoose::default();
         let block_size = self.geometry.block_size();
         for (layer, l) in self.geometry.layers().iter().enumerate() {
+            if owners.is_some_and(|owners| owners[layer] != layer) {
+                continue;
+            }
             let rows = Self::most_rows(l, policy, prompt);
             let recent = policy.recent(prompt);
             if recent.is_some_and(|recent| recent.scored) && l.window.is_none() {
@@ -213,7 +217,8 @@ impl KvCache {
         });
         selection.columns = Vec::new();
         let mut slots = std::mem::take(&mut selection.slots);
-        let layers: Vec<usize> = (0..self.geometry.layers().len()).collect();
+        let layers = 0..self.geometry.layers().len();
+        let layers: Vec<usize> = layers.filter(|layer| sequence.owns(*layer)).collect();
         // A few layers at a time, so that little is held twice.
         for layers in layers.chunks(rayon::current_num_threads()) {
             let compacted: Vec<Compacted> = layers

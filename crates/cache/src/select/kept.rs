@@ -85,7 +85,7 @@ impl KvCache {
         let last = sequence.num_sealed.saturating_sub(1);
         let gone = (oldest / block_size).min(last).saturating_sub(sequence.released);
         if gone > 0 {
-            for table in &mut sequence.tables {
+            for table in sequence.tables.iter_mut().filter(|table| !table.keys.is_empty()) {
                 for entry in table.keys.drain(..gone).chain(table.values.drain(..gone)) {
                     self.pool.release(entry.slot)?;
                 }

@@ -115,7 +115,8 @@ impl KvCache {
             return Err(CacheError::Integrity { what });
         }
         if end == prompt && selection.slots.is_empty() {
-            room = self.room_for_choice(policy, prompt, selection.formats);
+            room =
+                self.room_for_choice(policy, prompt, selection.formats, sequence.owners.as_ref());
         }
         if selection.charged == 0 {
             room.metadata += self.column_bytes(sequence.recipe, prompt);
@@ -172,7 +173,7 @@ impl KvCache {
         slice: &BatchSlice,
     ) -> Result<Option<std::ops::Range<usize>>> {
         let sequence = self.sequence(slice.sequence)?;
-        if self.geometry.layers()[layer].window.is_some() {
+        if self.geometry.layers()[layer].window.is_some() || !sequence.owns(layer) {
             return Ok(None);
         }
         if sequence.kept.recent.is_some_and(|recent| recent.scored) {

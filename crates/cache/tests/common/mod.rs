@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::offline::{LowRankTable, Method, Squares, Table, Tables};
+use kvasir_cache::offline::{KvSharerTable, LowRankTable, Method, Squares, Table, Tables};
 use kvasir_cache::stats::{Moments, Statistics};
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{Products, RopeScaling, RopeTable};
@@ -92,6 +92,10 @@ pub fn tables(geometry: &Geometry) -> Tables {
     let squares = squares.finish(Method::ReCalKv).unwrap();
     let mut tables = Tables::default();
     tables.add(Table::Lorc(LowRankTable::lorc(&squares, geometry).into()));
+    // Of the last half of all layers each reads the one before it.
+    let layers = geometry.layers().len();
+    let pairs = (layers.div_ceil(2).max(1)..layers).rev().map(|layer| (layer, layer - 1)).collect();
+    tables.add(Table::KvSharer(KvSharerTable { layers, pairs }.into()));
     tables.add(Table::ReCalKv(LowRankTable::recalkv(&squares, geometry).into()));
     tables
 }
@@ -121,7 +125,10 @@ pub fn sharing_cache(
         ropes: ropes(head_dim),
         recipe,
         statistics: recipe.needs_statistics().then(|| Arc::new(statistics(&geometry, head_dim))),
-        tables: recipe.needs_table().map_or_else(Tables::default, |_| tables(&geometry)),
+        tables: match recipe.needs_tables().next() {
+            Some(_) => tables(&geometry),
+            None => Tables::default(),
+        },
         sharing,
         products: Products::Bf16,
         budget_bytes,
