@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 use crate::error::{CacheError, Result};
 use crate::kv_cache::{KvCache, own_groups};
 use crate::seal::SharingCounts;
+use crate::select::Cold;
 use crate::sequence::SequenceId;
 use crate::sharing::online::SharingIndex;
 use crate::sharing::sketch::SketchIndex;
@@ -38,6 +39,8 @@ pub struct CacheStats {
     pub num_lowered: u64,
     /// What the statistics of joint recipes take, beside `physical_bytes`.
     pub statistics_bytes: usize,
+    /// Bytes of rows that are in files, not in `physical_bytes`.
+    pub spilled_bytes: usize,
     /// What the index of sharing takes, in `physical_bytes`.
     pub sharing_index_bytes: usize,
     /// What sharing did.
@@ -169,6 +172,13 @@ impl KvCache {
             num_evicted: self.prefix.num_evicted(),
             num_lowered: self.num_lowered,
             statistics_bytes: self.formats.num_bytes(),
+            spilled_bytes: self
+                .sequences
+                .iter()
+                .flatten()
+                .filter_map(|s| s.kept.cold.as_ref())
+                .map(Cold::spilled_bytes)
+                .sum(),
             sharing_index_bytes: self.sharing_index_bytes(),
             sharing: self.sharing_counts,
             kept_shares: self.kept_shares,

@@ -163,6 +163,7 @@ mod tests {
             "chunkkv:0.3:chunk=20+kivi4",
             "streaming:tokens=512:sinks=2+auto",
             "dbudget:0.05:sinks=apart+int8",
+            "clusterkv:0.25:size=40+joint3",
             "compactor:0.5:blend=30+f32",
             "gear:3:rank=4:outliers=0",
             "think:0.6+kivi4",
@@ -242,7 +243,8 @@ mod tests {
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \
              compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4], \
-             dbudget:THRESHOLD[:sinks=paper|apart])"
+             dbudget:THRESHOLD[:sinks=paper|apart], \
+             clusterkv:SHARE[:size=80][:sinks=16][:whole=2])"
         );
     }
 

@@ -28,6 +28,8 @@ fn recipes() -> Vec<Recipe> {
         "chunkkv:0.5:chunk=5:window=8+recalkv:0.5+int8",
         "streaming:0.5+lorc:0.5",
         "kvsharer:0.5+kivi4",
+        "clusterkv:0.3:whole=0:size=10+kivi4",
+        "clusterkv:0.3:whole=1:size=10+kvsharer:0.5+joint3",
         "snapkv:0.5:window=8+kvsharer:0.5+think:0.5",
         "compactor:0.5:chunk=20+kvsharer:0.7+joint3",
         "kvsharer:0.5+recalkv:0.5",

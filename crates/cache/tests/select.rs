@@ -48,14 +48,48 @@ fn snapkv_keeps_what_the_window_attends_to() {
 #[test]
 fn a_whole_budget_keeps_everything() {
     let all = |tokens: &Tokens| with_kept(tokens, &vec![(0..tokens.prompt).collect(); KV_HEADS]);
-    for policy in ["snapkv:1", "chunkkv:1", "streaming:1", "h2o:1", "dbudget:0", "compactor:1"] {
+    for policy in [
+        "snapkv:1",
+        "chunkkv:1",
+        "streaming:1",
+        "h2o:1",
+        "dbudget:0",
+        "compactor:1",
+        "clusterkv:0.1",
+    ] {
         check(&format!("{policy}+f32"), 8, 20, 2e-5, all);
         check(policy, 8, 20, 3e-2, all);
+    }
+    // Rows in a file are in f16, whatever the rest.
+    for recipe in ["clusterkv:1:whole=0:size=10+f32", "clusterkv:1:whole=0:sinks=3"] {
+        check(recipe, 8, 20, 3e-2, all);
     }
     // What follows the prompt is in the codec's own frame.
     for (recipe, tolerance) in [("snapkv:1+int8", 0.1), ("chunkkv:1+kivi4", 0.6)] {
         check(recipe, 8, 50, tolerance, all);
     }
+}
+
+/// With clusters of one token each query head attends to exactly the keys that its query has the largest products with.
+#[test]
+fn clusterkv_of_single_tokens_is_the_best_products() {
+    check("clusterkv:0.4:whole=0:size=1:sinks=4+f32", 8, 20, 2e-2, |tokens| {
+        let n = tokens.prompt;
+        let sinks = n.min(4);
+        let budget = budget(0.4, n).saturating_sub(4);
+        (n..tokens.len())
+            .map(|m| {
+                tokens.mix(|head| {
+                    let scores: Vec<f64> =
+                        (sinks..n).map(|t| tokens.score(m, m, head, t, t)).collect();
+                    let best = top(&scores, budget).into_iter().map(|t| t + sinks);
+                    let seen: Vec<usize> = (0..sinks).chain(best).chain(n..=m).collect();
+                    let weights = tokens.weights(m, head, &seen);
+                    (seen, weights)
+                })
+            })
+            .collect()
+    });
 }
 
 #[test]

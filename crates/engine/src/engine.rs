@@ -413,6 +413,7 @@ impl Engine {
             kv_reserved_bytes: cache.reserved_bytes,
             kv_statistics_bytes: cache.statistics_bytes,
             kv_sharing_index_bytes: cache.sharing_index_bytes,
+            kv_spilled_bytes: cache.spilled_bytes,
             kv_clamped_values: cache.num_clamped,
             kv_sharing_sealed: cache.sharing.sealed,
             kv_sharing_shared: cache.sharing.shared,

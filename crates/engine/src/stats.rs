@@ -27,6 +27,8 @@ pub struct EngineStats {
     pub kv_statistics_bytes: usize,
     /// Bytes of the index that finds blocks to share, in `kv_physical_bytes`.
     pub kv_sharing_index_bytes: usize,
+    /// Bytes of rows that are in files and not in `kv_physical_bytes` (`clusterkv`).
+    pub kv_spilled_bytes: usize,
     /// Counter: keys and values that were NaN, infinite or too large to store.
     pub kv_clamped_values: u64,
     /// Counter: keys or values of head groups that were sealed while sharing was on.

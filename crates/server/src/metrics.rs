@@ -272,6 +272,7 @@ mod tests {
             cached_prompt_tokens: 4,
             kv_statistics_bytes: 70,
             kv_sharing_index_bytes: 71,
+            kv_spilled_bytes: 72,
             sequences_by_recipe: vec![(Recipe::F16, 2), (Recipe::JOINT3, 3)],
             ..EngineStats::default()
         };
@@ -284,6 +285,7 @@ mod tests {
         assert_eq!(value(&text, compute), "6");
         assert_eq!(value(&text, &format!("kvasir_kv_statistics_bytes{labels}")), "70");
         assert_eq!(value(&text, &format!("kvasir_kv_sharing_index_bytes{labels}")), "71");
+        assert_eq!(value(&text, &format!("kvasir_kv_spilled_bytes{labels}")), "72");
         let joint =
             r#"kvasir_sequences_by_recipe_total{model_name="m",engine="0",recipe="joint3"}"#;
         assert_eq!(value(&text, joint), "3");

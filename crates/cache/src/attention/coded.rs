@@ -85,6 +85,10 @@ impl KvCache {
         sequence: &Sequence,
         query_rows: usize,
     ) -> Option<Affinity> {
+        // Rows outside the pool are read one KV head at a time.
+        if sequence.kept.cold.is_some() {
+            return None;
+        }
         let (heads, codec) = self.joint_keys(layer, sequence)?;
         let table = &sequence.tables[self.geometry.group(sequence.owner(layer), 0)];
         (query_rows <= CODED_QUERY_ROWS).then(|| Affinity {

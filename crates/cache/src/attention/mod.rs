@@ -27,6 +27,7 @@ use crate::sequence::{Sequence, SequenceId};
 use crate::table::{KeptBlock, Stays};
 
 mod coded;
+mod cold;
 mod latent;
 mod observe;
 mod plain;
@@ -208,11 +209,17 @@ impl Step<'_> {
                     merge(&mut all, &range, stride);
                 }
             }
+            if let (false, [work, ..]) = (job.coded, works) {
+                self.cache.attend_cold(work, &mut all, tile);
+            }
             self.finish(job, works, &mut all, tile);
         } else {
             let mut sums = lock(&self.partial[number]);
             sums.reset(rows, stride);
             self.attend(job, works, item.blocks, item.blocks.1, &mut sums, tile);
+            if let (false, [work, ..], true) = (job.coded, works, number == job.items.0) {
+                self.cache.attend_cold(work, &mut sums, tile);
+            }
             drop(sums);
             // The last one sees what the others have done.
             if self.left[item.job].fetch_sub(1, Ordering::AcqRel) == 1 {

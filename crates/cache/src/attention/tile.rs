@@ -16,13 +16,15 @@ pub(super) struct Tile {
     pub(super) values: Vec<f32>, // the same
     /// Keys and values of codecs that are quick at f16.
     pub(super) halves: [Vec<f16>; 2], // [block_size, head_dim]
+    /// Rows outside the pool that a query attends to.
+    pub(super) ranges: Vec<(usize, usize)>,
     /// Keys of fewer channels.
     pub(super) narrow: Vec<f16>, // [block_size, channels]
     pub(super) queries: Vec<f32>, // [rows, head_dim]
     /// Queries of the whole item at their own positions, once a block asked for them.
     pub(super) absolute: Vec<f32>, // [rows, head_dim]
-    pub(super) folded: Vec<f32>, // [rows, width]
-    pub(super) scores: Vec<f32>, // [rows, block_size]
+    pub(super) folded: Vec<f32>,  // [rows, width]
+    pub(super) scores: Vec<f32>,  // [rows, block_size]
     /// Coded rows before they are turned into plain ones.
     pub(super) coded: Vec<f32>, // [block_size, width]
     /// Bases of keys and of values as f32, kept while items use the same.

@@ -10,6 +10,8 @@ pub struct Budget(u16);
 impl Budget {
     /// Half of them.
     pub const HALF: Self = Self(500);
+    /// A quarter of them.
+    pub(crate) const QUARTER: Self = Self(250);
     /// Three quarters of them.
     pub(crate) const THREE_QUARTERS: Self = Self(750);
     /// Six tenths of them.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use kvasir_kernels::AlignedBytes;
 use rayon::prelude::*;
 
+use super::cold::{ColdBuilder, ColdRows, group_bytes};
 use super::h2o::Scores;
 use super::kept::Kept;
 use super::observe::Selection;
@@ -66,6 +67,8 @@ struct Compacted {
     parts: Vec<Part>,
     /// By KV head, if keys of some blocks have fewer.
     channels: Vec<Channels>,
+    /// By KV head, if rows go outside the pool.
+    cold: Vec<ColdRows>,
 }
 
 impl KvCache {
@@ -152,6 +155,9 @@ impl KvCache {
             if recent.is_some_and(|recent| recent.scored) && l.window.is_none() {
                 room.metadata += l.kv_heads * 4 * (rows + 1);
             }
+            if let Some(clusters) = policy.clusters().filter(|_| l.window.is_none()) {
+                room.metadata += l.kv_heads * group_bytes(clusters, rows, l.head_dim);
+            }
             let mut planned = self.planned(l, recent, rows, formats);
             if formats.narrow.is_some() {
                 room.metadata += l.kv_heads * 4 * l.head_dim.div_ceil(32);
@@ -219,13 +225,18 @@ impl KvCache {
         let mut slots = std::mem::take(&mut selection.slots);
         let layers = 0..self.geometry.layers().len();
         let layers: Vec<usize> = layers.filter(|layer| sequence.owns(*layer)).collect();
+        let mut cold = ColdBuilder::new(self.geometry.num_groups());
         // A few layers at a time, so that little is held twice.
         for layers in layers.chunks(rayon::current_num_threads()) {
             let compacted: Vec<Compacted> = layers
                 .par_iter()
                 .map(|layer| self.compact(sequence, *layer, &choices[*layer], recent, &selection))
                 .collect::<Result<_>>()?;
-            for layer in compacted {
+            for mut layer in compacted {
+                let first = self.geometry.group(layer.layer, 0);
+                for (head, rows) in std::mem::take(&mut layer.cold).into_iter().enumerate() {
+                    cold.add(first + head, rows);
+                }
                 self.move_layer(sequence, layer, &mut slots)?;
             }
         }
@@ -242,7 +253,8 @@ impl KvCache {
             self.prefix.leave(node, &mut self.pool)?;
         }
         self.clamped_blocks.retain(|(owner, _)| *owner != id);
-        sequence.kept = Kept { recent, scores, metadata_bytes: 0 };
+        let cold = policy.clusters().map(|clusters| cold.finish(clusters, prompt));
+        sequence.kept = Kept { recent, scores, cold, metadata_bytes: 0 };
         sequence.kept.metadata_bytes = sequence.kept.count(&sequence.tables);
         self.pool.charge_metadata(sequence.kept.metadata_bytes)?;
         sequence.origin = prompt;
@@ -294,7 +306,25 @@ impl KvCache {
                 }
             }
         }
-        Ok(Compacted { layer, planned, positions: choice.heads.clone(), parts, channels })
+        let cold = self.cold_rows(sequence, layer, choice);
+        Ok(Compacted { layer, planned, positions: choice.heads.clone(), parts, channels, cold })
+    }
+
+    /// Rows of a layer that go outside the pool, by KV head: those after the kept ones.
+    fn cold_rows(&self, sequence: &Sequence, layer: usize, choice: &Choice) -> Vec<ColdRows> {
+        let l = &self.geometry.layers()[layer];
+        let clusters = sequence.recipe.policy().and_then(Policy::clusters);
+        let kept = choice.heads.first().map_or(0, Vec::len);
+        let Some(clusters) = clusters.filter(|_| l.window.is_none() && kept < sequence.num_tokens)
+        else {
+            return Vec::new();
+        };
+        let positions: Vec<u32> = (kept as u32..sequence.num_tokens as u32).collect();
+        let head = |head| {
+            let [keys, values] = self.gather_chosen(sequence, layer, head, &positions);
+            ColdRows::new(clusters, &keys, &values, l.head_dim)
+        };
+        (0..l.kv_heads).map(head).collect()
     }
 
     /// Rows of some heads side by side, `[rows, heads · head_dim]`; keys in the frame they are stored in.
@@ -391,7 +421,7 @@ impl KvCache {
         compacted: Compacted,
         slots: &mut Vec<SlotId>,
     ) -> Result<()> {
-        let Compacted { layer, planned, positions, parts, channels } = compacted;
+        let Compacted { layer, planned, positions, parts, channels, .. } = compacted;
         let first = self.geometry.group(layer, 0);
         let tables = &mut sequence.tables[first..first + positions.len()];
         for entry in tables.iter().flat_map(|t| t.keys.iter().chain(&t.values)) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cold::Cold;
 use super::compact::position_bytes;
 use super::h2o::Scores;
 use super::policy::Recent;
@@ -18,6 +19,8 @@ pub(crate) struct Kept {
     pub(crate) recent: Option<Recent>,
     /// By group, of those that go on scoring.
     pub(crate) scores: Vec<Scores>,
+    /// Rows that are outside the pool.
+    pub(crate) cold: Option<Cold>,
     /// What the books say of all that.
     pub(crate) metadata_bytes: usize,
 }
@@ -27,7 +30,8 @@ impl Kept {
     /// window's scores as many as there are at most.
     pub(crate) fn count(&self, tables: &[BlockTable]) -> usize {
         let window = self.recent.map_or(0, |recent| recent.window);
-        let mut bytes = self.scores.iter().map(|scores| scores.num_bytes(window)).sum();
+        let mut bytes = self.scores.iter().map(|scores| scores.num_bytes(window)).sum::<usize>();
+        bytes += self.cold.as_ref().map_or(0, Cold::num_bytes);
         let mut before: &[KeptBlock] = &[];
         for table in tables {
             bytes += table.channels.as_ref().map_or(0, Channels::num_bytes);

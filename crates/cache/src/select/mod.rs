@@ -7,12 +7,17 @@
 //! coded as always. Policies that go on choosing while tokens are generated say how wide their recent window is
 //! ([`Policy::recent`]).
 //!
+//! [`ClusterKv`] gives nothing up: what does not stay goes to a file, sorted by cluster ([`cold`]), and queries attend to
+//! some of it.
+//!
 //! Layers with a sliding window keep what their window holds, whatever the policy.
 
 mod budget;
 mod choose;
 mod chunkkv;
 mod chunks;
+mod clusterkv;
+mod cold;
 pub(crate) mod compact;
 mod compactor;
 mod dbudget;
@@ -29,6 +34,8 @@ mod tests;
 
 pub use budget::Budget;
 pub use chunkkv::ChunkKv;
+pub use clusterkv::ClusterKv;
+pub(crate) use cold::Cold;
 pub use compactor::Compactor;
 pub use dbudget::DBudget;
 pub use h2o::H2o;
@@ -58,27 +65,31 @@ pub enum Select {
     Compactor(Compactor),
     /// [`DBudget`].
     DBudget(DBudget),
+    /// [`ClusterKv`].
+    ClusterKv(ClusterKv),
 }
 
 impl Select {
     /// Names and parameters, as `--kv-cache` takes them.
-    pub(crate) const KNOWN: [&str; 6] = [
+    pub(crate) const KNOWN: [&str; 7] = [
         Streaming::USAGE,
         H2o::USAGE,
         SnapKv::USAGE,
         ChunkKv::USAGE,
         Compactor::USAGE,
         DBudget::USAGE,
+        ClusterKv::USAGE,
     ];
 
     /// One policy of each kind, with its usual parameters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Streaming(Streaming::HALF),
         Self::H2o(H2o::HALF),
         Self::SnapKv(SnapKv::HALF),
         Self::ChunkKv(ChunkKv::HALF),
         Self::Compactor(Compactor::HALF),
         Self::DBudget(DBudget::USUAL),
+        Self::ClusterKv(ClusterKv::QUARTER),
     ];
 
     /// Reads one stage of a recipe; `None` if its name is not a policy's.
@@ -94,6 +105,7 @@ impl Select {
             ChunkKv::NAME => Self::ChunkKv(ChunkKv::parse(options)?),
             Compactor::NAME => Self::Compactor(Compactor::parse(options)?),
             DBudget::NAME => Self::DBudget(DBudget::parse(options)?),
+            ClusterKv::NAME => Self::ClusterKv(ClusterKv::parse(options)?),
             _ => return Ok(None),
         }))
     }
@@ -107,6 +119,7 @@ impl Select {
             Self::ChunkKv(policy) => policy,
             Self::Compactor(policy) => policy,
             Self::DBudget(policy) => policy,
+            Self::ClusterKv(policy) => policy,
         }
     }
 }

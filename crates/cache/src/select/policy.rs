@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ClusterKv;
 use crate::error::Result;
 use crate::table::Stays;
 
@@ -145,6 +146,11 @@ pub(crate) trait Policy: std::fmt::Display {
     /// Whether it may keep fewer, as the prompt asks for.
     fn varies(&self) -> bool {
         false
+    }
+
+    /// How what does not stay is kept outside the pool, if it is.
+    fn clusters(&self) -> Option<ClusterKv> {
+        None
     }
 
     /// Whether kept tokens may be coded in blocks.

@@ -38,6 +38,7 @@ pub(super) struct EngineMetrics {
     reserved_bytes: Gauge,
     statistics_bytes: Gauge,
     sharing_index_bytes: Gauge,
+    spilled_bytes: Gauge,
     clamped_values: Counter,
     sharing_sealed: Counter,
     sharing_shared: Counter,
@@ -123,6 +124,11 @@ impl EngineMetrics {
             "kvasir_kv_sharing_index_bytes",
             "Bytes of the index that finds blocks to share, in the physical bytes",
             m.sharing_index_bytes.clone(),
+        );
+        r.register(
+            "kvasir_kv_spilled_bytes",
+            "Bytes of rows that are in files, not in the physical bytes (clusterkv)",
+            m.spilled_bytes.clone(),
         );
         r.register(
             "kvasir_kv_clamped_values",
@@ -227,6 +233,7 @@ impl EngineMetrics {
         gauge(&self.reserved_bytes, stats.kv_reserved_bytes);
         gauge(&self.statistics_bytes, stats.kv_statistics_bytes);
         gauge(&self.sharing_index_bytes, stats.kv_sharing_index_bytes);
+        gauge(&self.spilled_bytes, stats.kv_spilled_bytes);
         counter(&self.clamped_values, stats.kv_clamped_values);
         counter(&self.sharing_sealed, stats.kv_sharing_sealed);
         counter(&self.sharing_shared, stats.kv_sharing_shared);
