@@ -313,7 +313,7 @@ impl KvCache {
             // Whole blocks: attention reads 32 rows at a time.
             halves.resize(tokens * dim, f16::ZERO);
             let rows = &mut halves[..filled * dim];
-            if let Some(codec) = found.parts[part].low_rank() {
+            if let Some(codec) = found.parts[part].low_rank().filter(|codec| !codec.is_f32()) {
                 codec.decode_head(bytes, tokens, found.head, rows);
                 tile.decode_nanos += clock.elapsed().as_nanos() as u64;
                 return true;

@@ -109,6 +109,11 @@ impl LowRankCodec {
         self.rank
     }
 
+    /// Whether latents are in f32, and so rows should be.
+    pub(crate) fn is_f32(&self) -> bool {
+        matches!(self.latents, Latents::Stateless(codec) if codec.name() == "f32")
+    }
+
     /// Bytes of its matrices.
     pub(crate) fn num_bytes(&self) -> usize {
         let turns = self.turns.as_ref().map_or(0, |t| t.cos.len() + t.sin.len());

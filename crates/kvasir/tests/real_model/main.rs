@@ -6,6 +6,7 @@
 mod client;
 mod command_line;
 mod golden;
+mod identities;
 mod models;
 mod serving;
 mod speed_does_not_change_tokens;
