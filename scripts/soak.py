@@ -41,7 +41,9 @@ from soak_requests import Maker, chat_path
 
 RECIPES = (
     "none,f16,int8,joint4,joint3,joint:2.75,joint2,auto,kivi4,kivi2,rotation3,gear:4,snapkv:0.5,h2o:0.5,"
-    "streaming:tokens=64,chunkkv:0.5+kivi4,compactor:0.5,dbudget:0.05,snapkv:0.5+joint3"
+    "streaming:tokens=64,chunkkv:0.5+kivi4,compactor:0.5,dbudget:0.05,snapkv:0.5+joint3,"
+    "think:0.6,think:0.6+kivi4,clusterkv:0.25,recalkv:0.8,recalkv:0.5+kivi4,lorc:0.9,kvsharer:0.9,"
+    "snapkv:0.5+kvsharer:0.9+recalkv:0.8+int8"
 )
 
 

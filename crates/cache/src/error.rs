@@ -79,6 +79,14 @@ pub enum CacheError {
         /// What is wrong.
         what: String,
     },
+    /// More different projections than a cache holds matrices for.
+    #[error(
+        "{most} different projections are in use, and this server takes no more of them until it is restarted"
+    )]
+    TooManyProjections {
+        /// How many a cache takes.
+        most: usize,
+    },
     /// A rank that a layer does not have.
     #[error("{stage}: rank {rank} is above the {most} channels of layer {layer}")]
     Rank {

@@ -147,6 +147,9 @@ impl Format {
     }
 }
 
+/// Most formats with matrices of their own. Clients bring recipes.
+const MOST_PROJECTIONS: usize = 16;
+
 /// By layer, head group and part.
 type Bases = Vec<Vec<[Arc<Basis>; 2]>>;
 
@@ -249,6 +252,7 @@ impl Formats {
         if let Some(found) = self.find(kind, on_ladder) {
             return Ok(found);
         }
+        self.check_room(kind)?;
         if self.formats.len() > usize::from(u8::MAX) {
             let what = "256 different codecs in one cache are too many".to_owned();
             return Err(CacheError::Statistics { what });
@@ -316,6 +320,21 @@ impl Formats {
         }
         self.formats.push(Format { kind, on_ladder, lower: None, layers, slots });
         Ok(FormatId(self.formats.len() as u8 - 1))
+    }
+
+    /// Projections hold matrices of all layers, which are not part of the budget: there is an end to them.
+    fn check_room(&self, kind: FormatKind) -> Result<()> {
+        let holds = |kind: &FormatKind| match kind.project {
+            Some(Project::LowRank(_)) => true,
+            Some(Project::Think(_)) => kind.codec.is_joint(),
+            None => false,
+        };
+        let held = self.formats.iter().filter(|f| holds(&f.kind));
+        let full = held.count() >= MOST_PROJECTIONS;
+        match holds(&kind) && full {
+            true => Err(CacheError::TooManyProjections { most: MOST_PROJECTIONS }),
+            false => Ok(()),
+        }
     }
 
     /// Those of all channels, or of those of keys that `think` leaves.

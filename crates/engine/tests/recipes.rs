@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{config, empty, engine, generate, greedy, prompt, request, run, statistics};
+use common::{config, empty, engine, generate, greedy, prompt, request, run, statistics, tables};
 use kvasir_engine::{Engine, EngineConfig, EngineError, Recipe, Request, SamplingParams};
 
 /// Enough for decode steps that read sealed blocks.
@@ -204,6 +204,31 @@ fn policies_choose_the_same_in_a_crowd() {
         );
         empty(&mut many);
     }
+}
+
+/// Projections hold matrices, so there is an end to them long before.
+#[test]
+fn different_projections_have_an_end() {
+    let mut engine = engine(EngineConfig { tables: tables(), ..config() });
+    let (prompt, mut taken) = (prompt(20, 1), 0);
+    for i in 1..60 {
+        let method = ["lorc", "recalkv"][i % 2];
+        let recipe: Recipe = format!("{method}:0.{i:03}").parse().unwrap();
+        match engine.add_request(own(&i.to_string(), &prompt, greedy(20), recipe)) {
+            Ok(()) => taken += 1,
+            Err(EngineError::Recipe { source, .. }) => {
+                assert!(source.to_string().contains("16 different projections"), "{source}");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(taken, 16);
+    // Those that were met go on, and others that need no matrices.
+    for (id, recipe) in [("again", "lorc:0.002"), ("other", "think:0.5")] {
+        engine.add_request(own(id, &prompt, greedy(20), recipe.parse().unwrap())).unwrap();
+    }
+    assert_eq!(run(&mut engine).len(), 18);
+    empty(&mut engine);
 }
 
 /// Parameters make recipes without end; a client's must not take the memory of all.
