@@ -33,7 +33,7 @@ pub struct CacheConfig {
     pub recipe: Recipe,
     /// What joint recipes code against. Their bytes are taken from the budget.
     pub statistics: Option<Arc<Statistics>>,
-    /// What methods need that say so ([`Recipe::needs_table`]).
+    /// What methods need that say so ([`Recipe::needs_tables`]).
     pub tables: Tables,
     /// Which blocks are shared beside equal prefixes.
     pub sharing: Sharing,
