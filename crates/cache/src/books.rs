@@ -56,6 +56,13 @@ pub struct CacheStats {
 }
 
 impl KvCache {
+    /// Bytes of networks, if a recipe in use has them.
+    fn network_bytes(&self) -> usize {
+        let used = self.recipes.iter().any(|recipe| recipe.remembers());
+        let table = self.tables.less().ok().filter(|_| used);
+        table.map_or(0, |table| table.num_bytes())
+    }
+
     /// Logical and physical bytes of one sequence, blocks it shares with others counted whole.
     ///
     /// # Errors
@@ -171,7 +178,7 @@ impl KvCache {
             num_clamped: self.num_clamped,
             num_evicted: self.prefix.num_evicted(),
             num_lowered: self.num_lowered,
-            statistics_bytes: self.formats.num_bytes(),
+            statistics_bytes: self.formats.num_bytes() + self.network_bytes(),
             spilled_bytes: self
                 .sequences
                 .iter()

@@ -137,6 +137,11 @@ impl Recipe {
         }
     }
 
+    /// Whether what is given up of a prompt is remembered as sums.
+    pub(crate) fn remembers(&self) -> bool {
+        self.select.is_some_and(|select| select.policy().remembers())
+    }
+
     /// Whether a prompt is computed whole, uncompressed, before it is stored as the recipe says.
     pub fn waits_for_prompt(&self) -> bool {
         self.policy().is_some()
@@ -172,7 +177,8 @@ impl Recipe {
     /// The methods whose tables of the model it needs.
     pub fn needs_tables(&self) -> impl Iterator<Item = Method> {
         let layers = self.layers.map(|_| Method::KvSharer);
-        self.low_rank().map(LowRank::method).into_iter().chain(layers)
+        let remembers = self.remembers().then_some(Method::Less);
+        self.low_rank().map(LowRank::method).into_iter().chain(layers).chain(remembers)
     }
 
     /// What full blocks are made of.

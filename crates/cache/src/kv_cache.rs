@@ -61,9 +61,9 @@ pub struct KvCache {
     pub(crate) prefix_caching: bool,
     pub(crate) formats: Formats,
     /// Those that were prepared.
-    recipes: Vec<Recipe>,
+    pub(crate) recipes: Vec<Recipe>,
+    pub(crate) tables: Tables,
     /// Until the first joint recipe takes what it needs of them.
-    tables: Tables,
     statistics: Option<Arc<Statistics>>,
     fingerprint: [u8; 32],
     pub(crate) budget_bytes: usize,
@@ -194,6 +194,9 @@ impl KvCache {
             return Err(CacheError::TreeRecipe { recipe: recipe.to_string() });
         }
         self.owners_of(recipe)?;
+        if recipe.remembers() {
+            self.tables.less()?;
+        }
         let shapes = Shapes {
             geometry: &self.geometry,
             frame: &self.frame,

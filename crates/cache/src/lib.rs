@@ -50,7 +50,9 @@ pub use pool::{BlockPool, ClassId, SlotId};
 pub use prefix::BlockHash;
 pub use project::{KvSharer, LowRank, Project, Think};
 pub use seal::SharingCounts;
-pub use select::{Budget, ChunkKv, ClusterKv, Compactor, DBudget, H2o, Select, SnapKv, Streaming};
+pub use select::{
+    Budget, ChunkKv, ClusterKv, Compactor, DBudget, H2o, Less, Select, SnapKv, Streaming,
+};
 pub use sequence::SequenceId;
 pub use sharing::{FusionReport, LayerFusion, Sharing, SharingMode};
 pub use table::{BlockTable, Entry};

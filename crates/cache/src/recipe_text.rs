@@ -71,6 +71,11 @@ impl Recipe {
     fn check(&self) -> Result<(), String> {
         let one_by_one = self.select.filter(|select| !select.policy().can_be_coded());
         if let Some(layers) = self.layers {
+            if let Some(select) = self.select.filter(|_| self.remembers()) {
+                return Err(format!(
+                    "{select} was trained on every layer's own keys, and by {layers} some read others'"
+                ));
+            }
             if let Some(select) = one_by_one {
                 return Err(format!(
                     "{select} replaces tokens of every layer apart, and by {layers} some have none"
@@ -87,7 +92,7 @@ impl Recipe {
                 "{select} replaces tokens one by one, and {project} chooses channels for all of them at once"
             )),
             (Some(select), None) if self.is_coded() => {
-                Err(format!("{select} replaces tokens one by one, which coded blocks do not allow"))
+                Err(format!("{select} gives up tokens one by one, which coded blocks do not allow"))
             }
             (_, Some(Project::LowRank(project))) if self.codec.is_joint() => {
                 Err(format!("{} has a basis of its own, and {project} another", self.codec))
@@ -191,7 +196,7 @@ mod tests {
             ("gear:9", "'9' is not bits from 1 to 8"),
             (
                 "h2o:0.5+joint3",
-                "h2o:0.5 replaces tokens one by one, which coded blocks do not allow",
+                "h2o:0.5 gives up tokens one by one, which coded blocks do not allow",
             ),
             ("snapkv:0.5+h2o:0.5", "snapkv:0.5 and h2o:0.5 both choose tokens"),
             ("joint3+snapkv:0.5", "snapkv:0.5 chooses tokens before anything else is done to them"),

@@ -20,6 +20,9 @@ fn bytes_are_the_methods() {
         ("compactor:0.5", row, 0.0),
         ("streaming:0.5", row, 0.0),
         ("h2o:0.5", row + 2.0, 0.0),
+        // The sums are in f32.
+        ("less:0.5", row + 2.0, 8.0 * 4.0 * (dim + 1) as f64),
+        ("less:0.5:over=snapkv", row, 8.0 * 4.0 * (dim + 1) as f64),
         ("think:0.6", 0.6 * row + row, dim as f64 / 8.0),
         // What does not fill a block is not coded.
         ("think:0.5+kivi4", (0.5 * row + row) * 5.0 / 16.0, dim as f64 / 8.0 + left * 2.0 * row),

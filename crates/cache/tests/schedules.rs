@@ -33,6 +33,9 @@ fn recipes() -> Vec<Recipe> {
         "snapkv:0.5:window=8+kvsharer:0.5+think:0.5",
         "compactor:0.5:chunk=20+kvsharer:0.7+joint3",
         "kvsharer:0.5+recalkv:0.5",
+        "less:0.3",
+        "less:0.3:over=streaming",
+        "less:0.3:over=snapkv+think:0.5+kivi4",
     ];
     Recipe::all().into_iter().chain(composed.map(|name| name.parse().unwrap())).collect()
 }

@@ -35,7 +35,7 @@ mod threads;
 mod transform;
 pub mod trellis;
 
-pub use activation::Activation;
+pub use activation::{Activation, gelu, gelu_with_slopes};
 pub use aligned::AlignedBytes;
 pub use arena::Arena;
 pub use attention::{

@@ -73,6 +73,12 @@ impl Default for OnlineSoftmax {
 }
 
 impl OnlineSoftmax {
+    /// Of one token.
+    #[inline]
+    pub const fn of_one(score: f32) -> Self {
+        Self { max: score, sum: 1.0 }
+    }
+
     /// Turns a tile's scores (masked ones are -inf) into weights relative to the new running
     /// maximum, rescales `acc` if the maximum moved, and returns whether any score was visible.
     /// If none was, scores are set to 0 and nothing else changes.

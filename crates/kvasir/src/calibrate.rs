@@ -31,7 +31,9 @@ A .txt file is one text; a .jsonl file has an object a line with its text in `co
 each text the first --tokens-per-text tokens are measured, without its first block.
 
 --method lorc and recalkv make the axes that those recipes project on; --method kvsharer searches layers
-that may read another's keys and values. Such a table is found in the same way, or named with --kv-table.
+that may read another's keys and values; --method less trains networks that remember what a policy gives
+up, on texts that are joined where they are short. Such a table is found in the same way, or named with
+--kv-table.
 
 Examples:
   kvasir calibrate
@@ -45,7 +47,7 @@ pub(crate) struct CalibrateCommand {
     /// The corpus: `embedded`, or a .txt or .jsonl file
     #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
     corpus: Corpus,
-    /// Most tokens of each text [default: 384, or the model's context if that is less]
+    /// Most tokens of each text [default: 384, for less 2176, or the model's context if that is less]
     #[arg(long, value_name = "TOKENS", value_parser = parse_tokens)]
     tokens_per_text: Option<usize>,
     /// Tokens per block of the caches that will use the statistics: 16, 32 or 64
@@ -122,7 +124,10 @@ pub(crate) fn execute(command: &CalibrateCommand) -> Result<()> {
     let model_path = resolve_model(&command.model.model)?;
     let model = load_model(&model_path, command.model.dtype.into(), command.threads, progress)?;
     let context = model.spec().context_length;
-    let default = statistics::default_tokens_per_text(&model);
+    let default = match command.method {
+        Target::Joint => statistics::default_tokens_per_text(&model),
+        Target::Table(method) => tables::tokens_per_text(&model, method),
+    };
     let tokens_per_text = command.tokens_per_text.unwrap_or(default);
     if tokens_per_text > context {
         bail!("--tokens-per-text {tokens_per_text}: the model's context is {context} tokens");

@@ -65,6 +65,14 @@ pub(crate) fn load_or_make(
     Ok(tables)
 }
 
+/// Tokens of each text that a method's table is made on, unless somebody says otherwise.
+pub(crate) fn tokens_per_text(model: &Model, method: Method) -> usize {
+    match method {
+        Method::Less => Calibration::LESS_TOKENS_PER_TEXT.min(model.spec().context_length),
+        _ => default_tokens_per_text(model),
+    }
+}
+
 fn make_and_keep(
     model: &Model,
     path: &Path,
@@ -75,7 +83,7 @@ fn make_and_keep(
     let texts: Vec<&str> = corpus::embedded().iter().map(|text| text.text).collect();
     let calibration = Calibration {
         texts: &texts,
-        tokens_per_text: default_tokens_per_text(model),
+        tokens_per_text: tokens_per_text(model, method),
         block_size: wanted.block_size,
     };
     let table = make(model, method, &calibration, wanted.threads, progress)?;

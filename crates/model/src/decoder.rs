@@ -1,6 +1,6 @@
 //! HOT PATH. The forward pass: one flat batch of tokens of many sequences through all layers.
 
-use kvasir_cache::offline::Squares;
+use kvasir_cache::offline::{LessTraining, Squares};
 use kvasir_cache::stats::Moments;
 use kvasir_cache::{AttentionScratch, BatchSlice, KvCache};
 use kvasir_kernels::{
@@ -21,6 +21,12 @@ pub(crate) trait ForwardObserver {
 impl ForwardObserver for Moments {
     fn observe(&mut self, layer: usize, start: usize, q: &[f32], k: &[f32], v: &[f32]) {
         Self::observe(self, layer, start, q, k, v);
+    }
+}
+
+impl ForwardObserver for LessTraining {
+    fn observe(&mut self, layer: usize, _start: usize, q: &[f32], k: &[f32], v: &[f32]) {
+        Self::observe(self, layer, q, k, v);
     }
 }
 
@@ -186,6 +192,20 @@ impl Decoder {
             gemm_nt((width, width, inputs), &rows, inputs, &rows, inputs, &mut squares, width);
             squares.into_iter().map(f64::from).collect()
         })
+    }
+
+    /// `WᵀW` of a layer's output projection, `[query_heads · head_dim]` squared.
+    pub(crate) fn output_squares(&self, layer: usize) -> Vec<f32> {
+        let linear = &self.weights.layers[layer].o;
+        let (outputs, width) = (linear.out_features(), linear.in_features());
+        let (mut columns, mut row) = (vec![0.0; width * outputs], vec![0.0; width]);
+        for r in 0..outputs {
+            linear.row_into(r, &mut row);
+            row.iter().enumerate().for_each(|(c, x)| columns[c * outputs + r] = *x);
+        }
+        let mut squares = vec![0.0; width * width];
+        gemm_nt((width, width, outputs), &columns, outputs, &columns, outputs, &mut squares, width);
+        squares
     }
 
     /// Shows some bytes of every layer's weights, which tell models apart.

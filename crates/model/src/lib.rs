@@ -24,6 +24,7 @@ mod statistics_file;
 mod tables;
 pub mod testkit;
 pub mod tokenizer;
+mod train_less;
 mod weights;
 
 pub use calibrate::{Calibration, CorpusInfo};

@@ -43,7 +43,7 @@ impl Model {
         &self,
         calibration: &Calibration<'_>,
         runner: &mut Runner,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut (dyn FnMut(usize, usize) + Send),
     ) -> Result<Table> {
         let (geometry, _) = self.cache_shapes(calibration.block_size)?;
         let layers = geometry.layers().len();

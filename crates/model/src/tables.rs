@@ -34,7 +34,7 @@ impl Model {
         method: Method,
         calibration: &Calibration<'_>,
         runner: &mut Runner,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut (dyn FnMut(usize, usize) + Send),
     ) -> Result<Table> {
         let (geometry, _) = self.cache_shapes(calibration.block_size)?;
         Ok(match method {
@@ -48,6 +48,7 @@ impl Model {
                 progress(layers, layers);
                 Table::Lorc(LowRankTable::lorc(&weights, &geometry).into())
             }
+            Method::Less => self.train_less(calibration, runner, progress)?,
             Method::KvSharer => self.search_shared_layers(calibration, runner, progress)?,
             Method::ReCalKv => {
                 let mut squares = Squares::new(geometry.clone());

@@ -86,7 +86,7 @@ impl KvCache {
         query_rows: usize,
     ) -> Option<Affinity> {
         // Rows outside the pool are read one KV head at a time.
-        if sequence.kept.cold.is_some() {
+        if sequence.kept.cold.is_some() || sequence.kept.memory.is_some() {
             return None;
         }
         let (heads, codec) = self.joint_keys(layer, sequence)?;

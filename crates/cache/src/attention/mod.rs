@@ -32,11 +32,13 @@ mod latent;
 mod observe;
 mod plain;
 mod plan;
+mod state;
 mod tile;
 
 pub(crate) use coded::GROUP_TOKENS;
 pub(crate) use observe::Observer;
 use plan::{Item, Job, MAX_PARTS, Part, Plan, ranges};
+use state::QueryFeatures;
 use tile::{Sums, Tile};
 
 /// Query tokens of a plain job: with three query heads to a KV head, 192 rows whose queries
@@ -72,6 +74,7 @@ pub struct AttentionScratch {
     left: Vec<AtomicUsize>,
     /// The finished softmax of every row, if somebody observes any; else empty.
     states: Vec<OnlineSoftmax>, // [rows, query_heads]
+    features: QueryFeatures,
 }
 
 /// What the threads of a step share.
@@ -86,6 +89,7 @@ struct Step<'a> {
     plan: &'a Plan,
     partial: &'a [Mutex<Sums>],
     left: &'a [AtomicUsize],
+    features: &'a QueryFeatures,
 }
 
 /// Where finished rows go.
@@ -119,7 +123,7 @@ impl KvCache {
     ) -> Result<()> {
         let clock = Instant::now();
         let threads = num_threads();
-        let AttentionScratch { plan, tiles, partial, left, states } = scratch;
+        let AttentionScratch { plan, tiles, partial, left, states, features } = scratch;
         plan.make(self, layer, slices, threads)?;
         if tiles.len() < threads {
             tiles.resize_with(threads, Mutex::default);
@@ -140,8 +144,10 @@ impl KvCache {
         }
         let all = if observed { out.len() / l.head_dim } else { 0 };
         states.resize(all, OnlineSoftmax::default());
+        self.query_features(layer, slices, queries, features)?;
         let out = Mutex::new(Finished { rows: out, states });
-        let step = Step { cache: self, layer, l, slices, queries, out, plan, partial, left };
+        let step =
+            Step { cache: self, layer, l, slices, queries, out, plan, partial, left, features };
         let next = AtomicUsize::new(0);
         let run = |tile: &Mutex<Tile>| {
             let mut tile = lock(tile);
@@ -210,7 +216,7 @@ impl Step<'_> {
                 }
             }
             if let (false, [work, ..]) = (job.coded, works) {
-                self.cache.attend_cold(work, &mut all, tile);
+                self.beside(job, work, &mut all, tile);
             }
             self.finish(job, works, &mut all, tile);
         } else {
@@ -218,7 +224,7 @@ impl Step<'_> {
             sums.reset(rows, stride);
             self.attend(job, works, item.blocks, item.blocks.1, &mut sums, tile);
             if let (false, [work, ..], true) = (job.coded, works, number == job.items.0) {
-                self.cache.attend_cold(work, &mut sums, tile);
+                self.beside(job, work, &mut sums, tile);
             }
             drop(sums);
             // The last one sees what the others have done.
@@ -232,6 +238,13 @@ impl Step<'_> {
         }
         tile.sums = [all, range];
         Ok(())
+    }
+
+    /// What a job attends to beside blocks.
+    fn beside(&self, job: &Job, work: &Work<'_>, sums: &mut Sums, tile: &mut Tile) {
+        self.cache.attend_cold(work, sums, tile);
+        let part = &self.plan.parts[job.parts.0];
+        self.cache.attend_state(work, (part.slice, part.first), self.features, sums, tile);
     }
 
     /// Some blocks of a job; those up to `until` will follow.

@@ -18,6 +18,8 @@ pub(super) struct Tile {
     pub(super) halves: [Vec<f16>; 2], // [block_size, head_dim]
     /// Rows outside the pool that a query attends to.
     pub(super) ranges: Vec<(usize, usize)>,
+    /// What a query sees of tokens that are gone.
+    pub(super) seen: Vec<f32>, // [stride]
     /// Keys of fewer channels.
     pub(super) narrow: Vec<f16>, // [block_size, channels]
     pub(super) queries: Vec<f32>, // [rows, head_dim]

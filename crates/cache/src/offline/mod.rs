@@ -1,10 +1,13 @@
 //! What methods need of a model before they can serve it: made once, kept in a file, the same for all requests.
 
 mod kv_sharer;
+mod less;
 mod low_rank;
 mod squares;
 
 pub use kv_sharer::KvSharerTable;
+pub(crate) use less::{FEATURES, Features};
+pub use less::{LessOptions, LessSamples, LessTable, LessTraining};
 pub use low_rank::{Axes, HeadGroup, LowRankTable};
 pub use squares::Squares;
 
@@ -25,11 +28,13 @@ pub enum Method {
     ReCalKv,
     /// KVSharer: layers that may read another's keys and values.
     KvSharer,
+    /// LESS: networks whose products are weights of attention.
+    Less,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Lorc, Self::ReCalKv, Self::KvSharer];
+    pub const ALL: [Self; 4] = [Self::Lorc, Self::ReCalKv, Self::KvSharer, Self::Less];
 
     /// The method of a name.
     pub fn by_name(name: &str) -> Option<Self> {
@@ -42,6 +47,7 @@ impl Method {
             Self::Lorc => "lorc",
             Self::ReCalKv => "recalkv",
             Self::KvSharer => "kvsharer",
+            Self::Less => "less",
         }
     }
 }
@@ -72,6 +78,8 @@ pub enum Table {
     ReCalKv(Arc<LowRankTable>),
     /// Of [`Method::KvSharer`].
     KvSharer(Arc<KvSharerTable>),
+    /// Of [`Method::Less`].
+    Less(Arc<LessTable>),
 }
 
 impl Table {
@@ -81,6 +89,7 @@ impl Table {
             Self::Lorc(_) => Method::Lorc,
             Self::ReCalKv(_) => Method::ReCalKv,
             Self::KvSharer(_) => Method::KvSharer,
+            Self::Less(_) => Method::Less,
         }
     }
 
@@ -89,6 +98,7 @@ impl Table {
         match self {
             Self::Lorc(table) | Self::ReCalKv(table) => table.to_tensors(),
             Self::KvSharer(table) => table.to_tensors(),
+            Self::Less(table) => table.to_tensors(),
         }
     }
 
@@ -108,6 +118,9 @@ impl Table {
             Method::ReCalKv => low_rank().map(Self::ReCalKv),
             Method::KvSharer => KvSharerTable::from_tensors(geometry, &source)
                 .map(|table| Self::KvSharer(table.into())),
+            Method::Less => {
+                LessTable::from_tensors(geometry, &source).map(|table| Self::Less(table.into()))
+            }
         }
         .map_err(wrong)
     }
@@ -179,6 +192,17 @@ impl Tables {
         match self.get(Method::KvSharer) {
             Some(Table::KvSharer(table)) => Ok(table),
             _ => Err(missing(Method::KvSharer)),
+        }
+    }
+
+    /// Networks of LESS.
+    ///
+    /// # Errors
+    /// [`CacheError::Table`] if there are none.
+    pub(crate) fn less(&self) -> Result<&Arc<LessTable>> {
+        match self.get(Method::Less) {
+            Some(Table::Less(table)) => Ok(table),
+            _ => Err(missing(Method::Less)),
         }
     }
 }

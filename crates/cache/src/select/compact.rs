@@ -16,6 +16,7 @@ use super::h2o::Scores;
 use super::kept::Kept;
 use super::observe::Selection;
 use super::policy::{Choice, Policy, Recent};
+use super::state::{Memory, State};
 use crate::append::tail_capacity;
 use crate::error::{CacheError, Result};
 use crate::format::{FormatId, RecipeFormats};
@@ -69,6 +70,8 @@ struct Compacted {
     channels: Vec<Channels>,
     /// By KV head, if rows go outside the pool.
     cold: Vec<ColdRows>,
+    /// By KV head, if what goes is remembered.
+    states: Vec<State>,
 }
 
 impl KvCache {
@@ -158,6 +161,9 @@ impl KvCache {
             if let Some(clusters) = policy.clusters().filter(|_| l.window.is_none()) {
                 room.metadata += l.kv_heads * group_bytes(clusters, rows, l.head_dim);
             }
+            if policy.remembers() && l.window.is_none() {
+                room.metadata += l.kv_heads * State::num_bytes(l.head_dim);
+            }
             let mut planned = self.planned(l, recent, rows, formats);
             if formats.narrow.is_some() {
                 room.metadata += l.kv_heads * 4 * l.head_dim.div_ceil(32);
@@ -226,6 +232,7 @@ impl KvCache {
         let layers = 0..self.geometry.layers().len();
         let layers: Vec<usize> = layers.filter(|layer| sequence.owns(*layer)).collect();
         let mut cold = ColdBuilder::new(self.geometry.num_groups());
+        let mut states = vec![State::default(); self.geometry.num_groups()];
         // A few layers at a time, so that little is held twice.
         for layers in layers.chunks(rayon::current_num_threads()) {
             let compacted: Vec<Compacted> = layers
@@ -236,6 +243,9 @@ impl KvCache {
                 let first = self.geometry.group(layer.layer, 0);
                 for (head, rows) in std::mem::take(&mut layer.cold).into_iter().enumerate() {
                     cold.add(first + head, rows);
+                }
+                for (head, state) in std::mem::take(&mut layer.states).into_iter().enumerate() {
+                    states[first + head] = state;
                 }
                 self.move_layer(sequence, layer, &mut slots)?;
             }
@@ -254,7 +264,15 @@ impl KvCache {
         }
         self.clamped_blocks.retain(|(owner, _)| *owner != id);
         let cold = policy.clusters().map(|clusters| cold.finish(clusters, prompt));
-        sequence.kept = Kept { recent, scores, cold, metadata_bytes: 0 };
+        let memory = match policy.remembers() {
+            true => {
+                let window = recent.map_or(0, |recent| recent.window);
+                let next = prompt.saturating_sub(window);
+                Some(Memory::new(Arc::clone(self.tables.less()?), states, next))
+            }
+            false => None,
+        };
+        sequence.kept = Kept { recent, scores, cold, memory, metadata_bytes: 0 };
         sequence.kept.metadata_bytes = sequence.kept.count(&sequence.tables);
         self.pool.charge_metadata(sequence.kept.metadata_bytes)?;
         sequence.origin = prompt;
@@ -307,7 +325,9 @@ impl KvCache {
             }
         }
         let cold = self.cold_rows(sequence, layer, choice);
-        Ok(Compacted { layer, planned, positions: choice.heads.clone(), parts, channels, cold })
+        let states = self.states_of(sequence, layer, choice)?;
+        let positions = choice.heads.clone();
+        Ok(Compacted { layer, planned, positions, parts, channels, cold, states })
     }
 
     /// Rows of a layer that go outside the pool, by KV head: those after the kept ones.

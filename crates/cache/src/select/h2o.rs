@@ -14,6 +14,7 @@ use super::Budget;
 use super::options::Options;
 use super::policy::{Choice, LayerView, Observed, Policy, Recent};
 use super::rank;
+use super::state::Memory;
 use crate::append::clamp;
 use crate::error::{CacheError, Result};
 use crate::kv_cache::KvCache;
@@ -31,6 +32,11 @@ impl H2o {
     pub(crate) const USAGE: &str = "h2o:SHARE";
     /// Half of a prompt.
     pub const HALF: Self = Self { budget: Budget::HALF };
+
+    /// Of a budget.
+    pub(super) const fn of(budget: Budget) -> Self {
+        Self { budget }
+    }
 
     pub(crate) fn parse(mut options: Options<'_>) -> Result<Self> {
         let budget = Budget::parse(&mut options)?;
@@ -151,12 +157,19 @@ impl KvCache {
         };
         let oldest = (sequence.num_tokens + 1).saturating_sub(recent.window);
         let mut all = std::mem::take(&mut sequence.kept.scores);
+        let mut memory = sequence.kept.memory.take();
         let block_size = self.geometry.block_size();
         let mut row = std::mem::take(&mut self.residual_rows);
         for (group, scores) in all.iter_mut().enumerate() {
             while let Some((position, taken)) = scores.leave(oldest) {
-                let Some(to) = taken else { continue };
                 let (layer, _) = self.geometry.layer_of(group);
+                if let Some(memory) = &mut memory {
+                    match taken {
+                        Some(row) => self.remember_heavy(sequence, memory, group, row)?,
+                        None => self.remember(sequence, memory, group, position)?,
+                    }
+                }
+                let Some(to) = taken else { continue };
                 row.resize(self.geometry.layers()[layer].head_dim, 0.0);
                 for part in 0..2 {
                     self.read_row(sequence, group, part, position, &mut row)?;
@@ -170,11 +183,36 @@ impl KvCache {
         }
         self.residual_rows = row;
         sequence.kept.scores = all;
+        sequence.kept.memory = memory;
+        Ok(())
+    }
+
+    /// Remembers the heavy hitter in a row that another token is about to take.
+    fn remember_heavy(
+        &self,
+        sequence: &Sequence,
+        memory: &mut Memory,
+        group: usize,
+        row: usize,
+    ) -> Result<()> {
+        let (layer, _) = self.geometry.layer_of(group);
+        let dim = self.geometry.layers()[layer].head_dim;
+        let block_size = self.geometry.block_size();
+        let (tail, block) =
+            (sequence.recipe.tail(), &sequence.tables[group].kept[row / block_size]);
+        let mut rows = [vec![0.0; dim], vec![0.0; dim]];
+        let len = tail.slot_bytes(1, dim);
+        for (entry, out) in block.entries.iter().zip(&mut rows) {
+            // Rows stand one after another in tails.
+            let stored = &self.pool.bytes(entry.slot)[row % block_size * len..][..len];
+            tail.decode(stored, 1, dim, out);
+        }
+        self.remember_rows(memory, group, &rows);
         Ok(())
     }
 
     /// A key, turned by its position, or a value of a token that is in the window.
-    fn read_row(
+    pub(super) fn read_row(
         &self,
         sequence: &Sequence,
         group: usize,

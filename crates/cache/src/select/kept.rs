@@ -6,6 +6,7 @@ use super::cold::Cold;
 use super::compact::position_bytes;
 use super::h2o::Scores;
 use super::policy::Recent;
+use super::state::Memory;
 use crate::error::Result;
 use crate::kv_cache::KvCache;
 use crate::project::Channels;
@@ -21,6 +22,8 @@ pub(crate) struct Kept {
     pub(crate) scores: Vec<Scores>,
     /// Rows that are outside the pool.
     pub(crate) cold: Option<Cold>,
+    /// Sums over what is gone.
+    pub(crate) memory: Option<Memory>,
     /// What the books say of all that.
     pub(crate) metadata_bytes: usize,
 }
@@ -32,6 +35,7 @@ impl Kept {
         let window = self.recent.map_or(0, |recent| recent.window);
         let mut bytes = self.scores.iter().map(|scores| scores.num_bytes(window)).sum::<usize>();
         bytes += self.cold.as_ref().map_or(0, Cold::num_bytes);
+        bytes += self.memory.as_ref().map_or(0, Memory::num_bytes);
         let mut before: &[KeptBlock] = &[];
         for table in tables {
             bytes += table.channels.as_ref().map_or(0, Channels::num_bytes);

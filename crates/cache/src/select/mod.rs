@@ -23,11 +23,13 @@ mod compactor;
 mod dbudget;
 mod h2o;
 mod kept;
+mod less;
 mod observe;
 mod options;
 mod policy;
 mod rank;
 mod snapkv;
+mod state;
 mod streaming;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ pub use compactor::Compactor;
 pub use dbudget::DBudget;
 pub use h2o::H2o;
 pub(crate) use kept::Kept;
+pub use less::Less;
 pub(crate) use observe::Selection;
 pub(crate) use options::Options;
 pub(crate) use policy::{Policy, Whole};
@@ -67,11 +70,13 @@ pub enum Select {
     DBudget(DBudget),
     /// [`ClusterKv`].
     ClusterKv(ClusterKv),
+    /// [`Less`].
+    Less(Less),
 }
 
 impl Select {
     /// Names and parameters, as `--kv-cache` takes them.
-    pub(crate) const KNOWN: [&str; 7] = [
+    pub(crate) const KNOWN: [&str; 8] = [
         Streaming::USAGE,
         H2o::USAGE,
         SnapKv::USAGE,
@@ -79,10 +84,11 @@ impl Select {
         Compactor::USAGE,
         DBudget::USAGE,
         ClusterKv::USAGE,
+        Less::USAGE,
     ];
 
     /// One policy of each kind, with its usual parameters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Streaming(Streaming::HALF),
         Self::H2o(H2o::HALF),
         Self::SnapKv(SnapKv::HALF),
@@ -90,6 +96,7 @@ impl Select {
         Self::Compactor(Compactor::HALF),
         Self::DBudget(DBudget::USUAL),
         Self::ClusterKv(ClusterKv::QUARTER),
+        Self::Less(Less::HALF),
     ];
 
     /// Reads one stage of a recipe; `None` if its name is not a policy's.
@@ -106,6 +113,7 @@ impl Select {
             Compactor::NAME => Self::Compactor(Compactor::parse(options)?),
             DBudget::NAME => Self::DBudget(DBudget::parse(options)?),
             ClusterKv::NAME => Self::ClusterKv(ClusterKv::parse(options)?),
+            Less::NAME => Self::Less(Less::parse(options)?),
             _ => return Ok(None),
         }))
     }
@@ -120,6 +128,7 @@ impl Select {
             Self::Compactor(policy) => policy,
             Self::DBudget(policy) => policy,
             Self::ClusterKv(policy) => policy,
+            Self::Less(policy) => policy,
         }
     }
 }

@@ -87,7 +87,9 @@ impl KvCache {
     /// [`CacheError::UnknownSequence`].
     pub fn most_next(&self, id: SequenceId) -> Result<usize> {
         let sequence = self.sequence(id)?;
-        if sequence.kept.recent.is_some_and(|recent| recent.scored) {
+        // Tokens that leave a window leave between steps.
+        let kept = &sequence.kept;
+        if kept.recent.is_some_and(|recent| recent.scored || kept.memory.is_some()) {
             return Ok(1);
         }
         let prompt = sequence.selection.as_ref().and_then(|selection| selection.prompt);
@@ -161,6 +163,7 @@ impl KvCache {
         }
         if sequence.origin > 0 {
             self.replace_lesser(sequence)?;
+            self.remember_leaving(sequence)?;
             self.release_unseen(sequence)?;
         }
         Ok(())

@@ -153,6 +153,11 @@ pub(crate) trait Policy: std::fmt::Display {
         None
     }
 
+    /// Whether what goes is remembered as sums.
+    fn remembers(&self) -> bool {
+        false
+    }
+
     /// Whether kept tokens may be coded in blocks.
     fn can_be_coded(&self) -> bool {
         !self.recent(usize::MAX / 2).is_some_and(|recent| recent.scored)

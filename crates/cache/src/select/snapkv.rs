@@ -24,6 +24,11 @@ impl SnapKv {
     /// Half of a prompt, with kvpress' window and pool.
     pub const HALF: Self = Self { budget: Budget::HALF, window: 64, kernel: 5 };
 
+    /// Of a budget, with the usual parameters.
+    pub(super) const fn of(budget: Budget) -> Self {
+        Self { budget, ..Self::HALF }
+    }
+
     pub(crate) fn parse(mut options: Options<'_>) -> Result<Self> {
         let budget = Budget::parse(&mut options)?;
         let window = options.whole("window", Self::HALF.window, 1..=4096)?;

@@ -32,6 +32,11 @@ impl Streaming {
     /// Half of a prompt.
     pub const HALF: Self = Self { size: Size::Share(Budget::HALF), sinks: 4 };
 
+    /// Of a budget, with the usual parameters.
+    pub(super) const fn of(budget: Budget) -> Self {
+        Self { size: Size::Share(budget), ..Self::HALF }
+    }
+
     pub(crate) fn parse(mut options: Options<'_>) -> Result<Self> {
         let sinks = options.whole("sinks", Self::HALF.sinks, 0..=32)?;
         let size = match options.has_number() {

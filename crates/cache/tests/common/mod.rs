@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::offline::{KvSharerTable, LowRankTable, Method, Squares, Table, Tables};
+use kvasir_cache::offline::{
+    KvSharerTable, LessTable, LowRankTable, Method, Squares, Table, Tables,
+};
 use kvasir_cache::stats::{Moments, Statistics};
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
 use kvasir_kernels::{Products, RopeScaling, RopeTable};
@@ -96,6 +98,7 @@ pub fn tables(geometry: &Geometry) -> Tables {
     let layers = geometry.layers().len();
     let pairs = (layers.div_ceil(2).max(1)..layers).rev().map(|layer| (layer, layer - 1)).collect();
     tables.add(Table::KvSharer(KvSharerTable { layers, pairs }.into()));
+    tables.add(Table::Less(LessTable::untrained(geometry, 24).into()));
     tables.add(Table::ReCalKv(LowRankTable::recalkv(&squares, geometry).into()));
     tables
 }
@@ -108,6 +111,28 @@ pub fn cache(
     prefix_caching: bool,
 ) -> KvCache {
     sharing_cache(layers, block_size, recipe, budget_bytes, prefix_caching, Sharing::OFF)
+}
+
+/// With tables of somebody's choice.
+pub fn cache_with(
+    layers: Vec<LayerGeometry>,
+    block_size: usize,
+    recipe: Recipe,
+    tables: Tables,
+) -> KvCache {
+    let head_dim = layers[0].head_dim;
+    KvCache::new(CacheConfig {
+        geometry: Geometry::new(layers, block_size).unwrap(),
+        ropes: ropes(head_dim),
+        recipe,
+        statistics: None,
+        tables,
+        sharing: Sharing::OFF,
+        products: Products::Bf16,
+        budget_bytes: 16 << 20,
+        prefix_caching: true,
+    })
+    .unwrap()
 }
 
 pub fn sharing_cache(

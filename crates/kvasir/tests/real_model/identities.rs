@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kvasir_cache::offline::{Method, Tables};
+use kvasir_cache::offline::{KvSharerTable, LessTable, Method, Table, Tables};
 use kvasir_cache::{BatchSlice, Recipe};
 use kvasir_model::{
     CacheOptions, Calibration, Dtype, ForwardBatch, LoadOptions, Model, Runner, Threads, corpus,
@@ -60,8 +60,11 @@ fn nothing_given_up_is_nothing_lost() {
         tables.add(model.make_table(method, &calibration, &mut runner, &mut |_, _| {}).unwrap());
     }
     // No layer is shared, so no search is needed.
-    let none = kvasir_cache::offline::KvSharerTable { layers: 30, pairs: Vec::new() };
-    tables.add(kvasir_cache::offline::Table::KvSharer(none.into()));
+    let none = KvSharerTable { layers: 30, pairs: Vec::new() };
+    tables.add(Table::KvSharer(none.into()));
+    // Nothing is forgotten, so nothing need be learnt.
+    let cache = model.new_cache(CacheOptions::of(Recipe::F16)).unwrap();
+    tables.add(Table::Less(LessTable::untrained(cache.geometry(), 16).into()));
     let text = model.tokenizer().encode(corpus::embedded()[0].text, true).unwrap();
     for prompt in PROMPTS {
         let tokens = &text[..prompt + 3];
@@ -82,6 +85,7 @@ fn nothing_given_up_is_nothing_lost() {
             "lorc:1",
             "recalkv:1",
             "kvsharer:1",
+            "less:1",
         ] {
             // Rows in files are in f16 always.
             let exact = if method.starts_with("clusterkv") { 1e-2 } else { 1e-3 };
