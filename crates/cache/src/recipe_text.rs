@@ -175,6 +175,7 @@ mod tests {
             "snapkv:0.5+think:0.6+int8",
             "think:0.5+joint3",
             "lorc:0.5",
+            "less:0.25:over=snapkv+think:0.5+joint3",
             "snapkv:0.5+kvsharer:0.75+think:0.6+kivi4",
             "snapkv:0.5+recalkv:rank=96+kivi4",
         ] {
@@ -224,6 +225,15 @@ mod tests {
                 "joint3+kvsharer:0.5",
                 "kvsharer:0.5 comes before what is done to the layers that store",
             ),
+            (
+                "less:0.5+kvsharer:0.5",
+                "less:0.5 was trained on every layer's own keys, and by kvsharer:0.5 some read others'",
+            ),
+            (
+                "less:0.5:over=streaming+joint3",
+                "less:0.5:over=streaming gives up tokens one by one, which coded blocks do not allow",
+            ),
+            ("less:0.5:over=chunkkv", "'chunkkv' is not over=h2o or snapkv or streaming"),
             ("lorc:2", "'2' is not a share above 0 and at most 1"),
             ("lorc:rank=0", "'0' is not rank from 1 to 65535"),
             ("think:0.6+auto", "auto's rates are for all channels, and think:0.6 leaves some out"),
@@ -249,7 +259,8 @@ mod tests {
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \
              compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4], \
              dbudget:THRESHOLD[:sinks=paper|apart], \
-             clusterkv:SHARE[:size=80][:sinks=16][:whole=2])"
+             clusterkv:SHARE[:size=80][:sinks=16][:whole=2], \
+             less:SHARE[:over=h2o|snapkv|streaming])"
         );
     }
 

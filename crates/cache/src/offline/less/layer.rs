@@ -214,15 +214,22 @@ impl LayerTraining<'_> {
             }
         }
         let mut slopes = vec![0.0; QUERIES * width];
-        let mut square = |x: &[f32]| -> f64 {
+        let mut squares = |x: &[f32]| -> Vec<f64> {
             gemm_nt((QUERIES, width, width), x, width, self.output, width, &mut slopes, width);
-            x.iter().zip(&slopes).map(|(x, y)| f64::from(x * y)).sum()
+            let rows = x.chunks_exact(width).zip(slopes.chunks_exact(width));
+            rows.map(|(x, y)| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum()).collect()
         };
-        let whole = square(&exact).max(1e-30);
-        let losses = [&wrong[1], &wrong[0]].map(|wrong| square(wrong) / whole);
-        square(&wrong[1]);
-        let by = (2.0 / whole) as f32;
-        slopes.iter_mut().for_each(|x| *x *= by);
+        // Every query counts the same, however long its output is.
+        let whole = squares(&exact);
+        let least = (whole.iter().sum::<f64>() / (20 * QUERIES) as f64).max(1e-30);
+        let by: Vec<f64> = whole.iter().map(|x| 1.0 / (QUERIES as f64 * x.max(least))).collect();
+        let mut loss =
+            |x: &[f32]| squares(x).iter().zip(&by).map(|(square, by)| square * by).sum::<f64>();
+        let policy = loss(&wrong[0]);
+        let losses = [loss(&wrong[1]), policy];
+        for (slopes, by) in slopes.chunks_exact_mut(width).zip(&by) {
+            slopes.iter_mut().for_each(|x| *x *= (2.0 * by) as f32);
+        }
         self.descend(&heads, &groups, &wrong[1], &exact, &slopes);
         losses
     }

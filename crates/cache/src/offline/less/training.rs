@@ -6,7 +6,8 @@
 //! model stays as it is, and a layer's inputs are those of the uncompressed model.
 //!
 //! Differences from the paper: cuts and budgets are drawn anew for each step, where it trains for one budget; positions are
-//! shifted by random distances, which attention cannot tell, and networks over turned rows must learn not to.
+//! shifted by random distances, which attention cannot tell, and networks over turned rows must learn not to; each query's error
+//! is relative to its own output.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
