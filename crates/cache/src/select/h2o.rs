@@ -200,14 +200,14 @@ impl KvCache {
         let block_size = self.geometry.block_size();
         let (tail, block) =
             (sequence.recipe.tail(), &sequence.tables[group].kept[row / block_size]);
-        let mut rows = [vec![0.0; dim], vec![0.0; dim]];
         let len = tail.slot_bytes(1, dim);
-        for (entry, out) in block.entries.iter().zip(&mut rows) {
+        for (entry, out) in block.entries.iter().zip(&mut memory.rows) {
+            out.resize(dim, 0.0);
             // Rows stand one after another in tails.
             let stored = &self.pool.bytes(entry.slot)[row % block_size * len..][..len];
             tail.decode(stored, 1, dim, out);
         }
-        self.remember_rows(memory, group, &rows);
+        self.remember_rows(memory, group);
         Ok(())
     }
 

@@ -24,13 +24,21 @@ impl State {
     }
 
     /// Remembers rows: `keys`, turned by their positions, and `values`, `[n, head_dim]` each. O(n · hidden · head_dim).
-    pub(super) fn add(&mut self, of_keys: &Features, keys: &[f32], values: &[f32]) {
+    fn add(
+        &mut self,
+        of_keys: &Features,
+        keys: &[f32],
+        values: &[f32],
+        scratch: &mut FeatureScratch,
+    ) {
         let dim = of_keys.dim;
         self.sums.resize(FEATURES * (dim + 1), 0.0);
-        let mut hidden = vec![0.0; ROWS.min(keys.len() / dim) * of_keys.hidden];
-        let mut features = [0.0; ROWS * FEATURES];
+        let FeatureScratch { hidden, features } = scratch;
+        let rows = ROWS.min(keys.len() / dim);
+        hidden.resize(rows * of_keys.hidden, 0.0);
+        features.resize(rows * FEATURES, 0.0);
         for (keys, values) in keys.chunks(ROWS * dim).zip(values.chunks(ROWS * dim)) {
-            of_keys.of(keys, &mut hidden, &mut features);
+            of_keys.of(keys, hidden, features);
             for (value, features) in values.chunks_exact(dim).zip(features.chunks_exact(FEATURES)) {
                 for (feature, sums) in features.iter().zip(self.sums.chunks_exact_mut(dim + 1)) {
                     sums.iter_mut().zip(value).for_each(|(sum, v)| *sum += feature * v);
@@ -58,20 +66,30 @@ impl State {
     }
 }
 
+/// What features are made in.
+#[derive(Debug, Default)]
+struct FeatureScratch {
+    hidden: Vec<f32>,   // [n, hidden]
+    features: Vec<f32>, // [n, FEATURES]
+}
+
 /// Those of a sequence.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) table: Arc<LessTable>,
     /// By group.
     states: Vec<State>,
-    /// First position that is not in them, of policies with a window alone.
+    /// First position that is not in them, where tokens go by their position.
     next: usize,
+    scratch: FeatureScratch,
+    /// A key and a value on their way.
+    pub(super) rows: [Vec<f32>; 2],
 }
 
 impl Memory {
-    /// Of a prompt whose newest `window` tokens are seen by the next query but one.
+    /// Of a prompt's `states`; the oldest token that still is to go is at position `next`.
     pub(super) fn new(table: Arc<LessTable>, states: Vec<State>, next: usize) -> Self {
-        Self { table, states, next }
+        Self { table, states, next, scratch: FeatureScratch::default(), rows: Default::default() }
     }
 
     /// Of one KV head, if it has any.
@@ -108,7 +126,7 @@ impl KvCache {
             let [keys, values] = self.gather_chosen(sequence, layer, head, &gone);
             // The sums exist even if nothing went yet, so that their bytes are counted once.
             let mut state = State::default();
-            state.add(of_keys, &keys, &values);
+            state.add(of_keys, &keys, &values, &mut FeatureScratch::default());
             state
         };
         Ok(heads.map(state).collect())
@@ -143,21 +161,20 @@ impl KvCache {
     ) -> Result<()> {
         let (layer, _) = self.geometry.layer_of(group);
         let dim = self.geometry.layers()[layer].head_dim;
-        let mut rows = [vec![0.0; dim], vec![0.0; dim]];
-        for (part, row) in rows.iter_mut().enumerate() {
+        for (part, row) in memory.rows.iter_mut().enumerate() {
+            row.resize(dim, 0.0);
             self.read_row(sequence, group, part, position, row)?;
         }
-        self.remember_rows(memory, group, &rows);
+        self.remember_rows(memory, group);
         Ok(())
     }
 
-    /// Remembers a key, turned by its position, and its value.
-    pub(super) fn remember_rows(&self, memory: &mut Memory, group: usize, rows: &[Vec<f32>; 2]) {
+    /// Remembers what is in `memory.rows`: a key, turned by its position, and its value.
+    pub(super) fn remember_rows(&self, memory: &mut Memory, group: usize) {
         let (layer, head) = self.geometry.layer_of(group);
-        if let (Some(networks), Some(state)) =
-            (&memory.table.layers[layer], memory.states.get_mut(group))
-        {
-            state.add(&networks.keys[head], &rows[0], &rows[1]);
+        let Memory { table, states, scratch, rows: [key, value], .. } = memory;
+        if let (Some(networks), Some(state)) = (&table.layers[layer], states.get_mut(group)) {
+            state.add(&networks.keys[head], key, value, scratch);
         }
     }
 }
