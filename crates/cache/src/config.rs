@@ -142,6 +142,12 @@ impl Recipe {
         self.select.is_some_and(|select| select.policy().remembers())
     }
 
+    /// Whether how a prompt is stored depends on its likelihood, which must be noted while it is computed
+    /// ([`crate::KvCache::note_prompt_nll`]).
+    pub fn needs_prompt_nll(&self) -> bool {
+        self.policy().is_some_and(|policy| policy.quality().is_some())
+    }
+
     /// Whether a prompt is computed whole, uncompressed, before it is stored as the recipe says.
     pub fn waits_for_prompt(&self) -> bool {
         self.policy().is_some()
@@ -178,7 +184,9 @@ impl Recipe {
     pub fn needs_tables(&self) -> impl Iterator<Item = Method> {
         let layers = self.layers.map(|_| Method::KvSharer);
         let remembers = self.remembers().then_some(Method::Less);
-        self.low_rank().map(LowRank::method).into_iter().chain(layers).chain(remembers)
+        let by_nll = self.needs_prompt_nll().then_some(Method::Compactor);
+        let stages = self.low_rank().map(LowRank::method).into_iter().chain(layers);
+        stages.chain(remembers).chain(by_nll)
     }
 
     /// What full blocks are made of.

@@ -197,6 +197,9 @@ impl KvCache {
         if recipe.remembers() {
             self.tables.less()?;
         }
+        if recipe.needs_prompt_nll() {
+            self.tables.compactor()?;
+        }
         let shapes = Shapes {
             geometry: &self.geometry,
             frame: &self.frame,

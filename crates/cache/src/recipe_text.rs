@@ -170,6 +170,7 @@ mod tests {
             "dbudget:0.05:sinks=apart+int8",
             "clusterkv:0.25:size=40+joint3",
             "compactor:0.5:blend=30+f32",
+            "compactor:quality=95:chunk=64+int8",
             "gear:3:rank=4:outliers=0",
             "think:0.6+kivi4",
             "snapkv:0.5+think:0.6+int8",
@@ -194,6 +195,9 @@ mod tests {
             ("dbudget:1", "'1' is not a threshold from 0 to below 1"),
             ("dbudget:0.1:sinks=none", "'none' is not sinks=paper or apart"),
             ("streaming:tokens=4", "'4' is not tokens from 5 to 65535"),
+            ("compactor", "'' is not a share above 0 and at most 1"),
+            ("compactor:quality=0", "'0' is not quality from 1 to 100"),
+            ("compactor:0.5:quality=90", "[:first=8][:last=4] or compactor:quality=PERCENT"),
             ("gear:9", "'9' is not bits from 1 to 8"),
             (
                 "h2o:0.5+joint3",
@@ -257,7 +261,8 @@ mod tests {
              streaming:SHARE[:sinks=4] or streaming:tokens=N[:sinks=4], \
              h2o:SHARE, snapkv:SHARE[:window=64][:kernel=5], \
              chunkkv:SHARE[:chunk=10][:reuse=2][:window=64][:kernel=5], \
-             compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4], \
+             compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4] or \
+             compactor:quality=PERCENT, \
              dbudget:THRESHOLD[:sinks=paper|apart], \
              clusterkv:SHARE[:size=80][:sinks=16][:whole=2], \
              less:SHARE[:over=h2o|snapkv|streaming])"

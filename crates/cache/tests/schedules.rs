@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Random, cache, layer};
+use common::{Random, cache, layer, note_nll};
 use kvasir_cache::{AttentionScratch, BatchSlice, CacheError, Recipe, SequenceId};
 use proptest::prelude::*;
 
@@ -20,6 +20,7 @@ fn recipes() -> Vec<Recipe> {
         "streaming:tokens=20+kivi2",
         "h2o:0.3",
         "compactor:0.3:chunk=20+joint3",
+        "compactor:quality=90:chunk=20+kivi4",
         "snapkv:0.5:window=8+think:0.5+kivi4",
         "streaming:0.5+think:0.3+int8",
         "think:0.5+joint3",
@@ -87,6 +88,8 @@ proptest! {
                                 cache.observe(layer, &slices, &q, &mut scratch).unwrap();
                             }
                             prop_assert!(out.iter().all(|x| x.is_finite()), "{}", recipe);
+                            let nll = 1.0 + random.below(3) as f64;
+                            note_nll(&mut cache, *id, start..start + n, tokens.len(), nll);
                             while tokens.len() < start + n {
                                 tokens.push(random.next() as u32);
                             }
@@ -214,6 +217,7 @@ fn what_fits_alone_can_grow_to_its_length() {
                     cache.attend(layer, &slices, &q, out, &mut scratch).unwrap();
                     cache.observe(layer, &slices, &q, &mut scratch).unwrap();
                 }
+                note_nll(&mut cache, id, start..start + len, prompt, 2.0);
                 cache.commit(id, &vec![3; len]).unwrap();
                 cache.check_integrity().unwrap();
                 start += len;

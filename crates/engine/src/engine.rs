@@ -216,6 +216,7 @@ impl Engine {
         let rows = self.build_batch(&plan.scheduled, &mut output);
         let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
         self.model.forward(batch, &mut self.cache, &mut self.runner)?;
+        self.note_prompt_nll(&plan.scheduled)?;
         let Self { cache, runner, slices, tokens, .. } = self;
         // Blocks that are full now are encoded on all threads.
         runner.threads().install(|| {
@@ -244,6 +245,22 @@ impl Engine {
             self.fuse()?;
         }
         Ok(output)
+    }
+
+    /// Tells the cache how likely the prompts of this step are, where it asks.
+    fn note_prompt_nll(&mut self, scheduled: &[Scheduled]) -> Result<()> {
+        for (Scheduled { key, start, len }, slice) in scheduled.iter().zip(&self.slices) {
+            let Some(sequence) = self.scheduler.sequences.get(key) else { continue };
+            if !sequence.recipe.needs_prompt_nll() {
+                continue;
+            }
+            let known = (start + 1)..(start + len + 1).min(sequence.prompt_len);
+            let next = |p: usize| (slice.row + p - 1 - start, sequence.tokens[p]);
+            let next: Vec<(usize, TokenId)> = known.map(next).collect();
+            let sum = self.model.nll(&next, &mut self.runner);
+            self.cache.note_prompt_nll(slice.sequence, next.len(), sum)?;
+        }
+        Ok(())
     }
 
     /// Fuses the running sequences with complete prompts, if there are several.

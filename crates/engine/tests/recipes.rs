@@ -149,7 +149,9 @@ fn what_can_never_fit_is_refused_and_an_open_end_is_cut() {
 fn policies_choose_the_same_in_a_crowd() {
     // So many that sequences outgrow the room they were admitted to.
     const LONG: usize = 130;
-    for recipe in Recipe::all().into_iter().filter(|recipe| recipe.waits_for_prompt()) {
+    let by_prompt = "compactor:quality=80:chunk=20".parse().unwrap();
+    let policies = Recipe::all().into_iter().filter(|recipe| recipe.waits_for_prompt());
+    for recipe in policies.chain([by_prompt]) {
         let config = |prefixes: bool| EngineConfig {
             kv_cache: recipe,
             enable_prefix_caching: prefixes,

@@ -32,7 +32,8 @@ each text the first --tokens-per-text tokens are measured, without its first blo
 
 --method lorc and recalkv make the axes that those recipes project on; --method kvsharer searches layers
 that may read another's keys and values; --method less trains networks that remember what a policy gives
-up, on texts that are joined where they are short. Such a table is found in the same way, or named with
+up, on texts that are joined where they are short; --method compactor weighs contexts, for budgets that
+follow from the prompt (compactor:quality=95). Such a table is found in the same way, or named with
 --kv-table.
 
 Examples:

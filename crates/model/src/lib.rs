@@ -25,6 +25,7 @@ mod tables;
 pub mod testkit;
 pub mod tokenizer;
 mod train_less;
+mod weigh_contexts;
 mod weights;
 
 pub use calibrate::{Calibration, CorpusInfo};

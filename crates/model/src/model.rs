@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kvasir_cache::offline::Tables;
 use kvasir_cache::stats::Statistics;
 use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
-use kvasir_kernels::{Products, RopeTable, Threads};
+use kvasir_kernels::{Products, RopeTable, Threads, log_sum_exp, parallel_zip};
 
 use crate::arch::{self, Config, DecoderSpec};
 use crate::chat_template::ChatTemplate;
@@ -232,6 +232,31 @@ impl Model {
         runner: &mut Runner,
     ) -> Result<()> {
         self.decoder.forward(batch, cache, runner, None)
+    }
+
+    /// Sum of the negative log likelihoods, in nats, of tokens after rows of the runner's last batch: `(row, token)`.
+    /// O(rows · vocab · hidden).
+    ///
+    /// # Panics
+    /// If a row is not in the last batch, or a token not in the vocabulary.
+    pub fn nll(&self, next: &[(usize, u32)], runner: &mut Runner) -> f64 {
+        // Logits of so many at a time.
+        const ROWS: usize = 64;
+        let vocab_size = self.spec().vocab_size;
+        let (mut sum, mut logits) = (0.0, Vec::new());
+        for next in next.chunks(ROWS) {
+            let rows: Vec<usize> = next.iter().map(|(row, _)| *row).collect();
+            self.logits(&rows, runner, &mut logits);
+            let mut nll = vec![0.0; next.len()];
+            let of = |at: usize, _: usize, logits: &mut [f32], nll: &mut [f64]| {
+                nll[0] = log_sum_exp(logits) - f64::from(logits[next[at].1 as usize]);
+            };
+            runner
+                .threads()
+                .run(|| parallel_zip((&mut logits[..], vocab_size), (&mut nll[..], 1), of));
+            sum += nll.iter().sum::<f64>();
+        }
+        sum
     }
 
     /// Logits of some rows of the runner's last batch. `out`: `[rows.len(), vocab_size]`, resized.

@@ -49,6 +49,7 @@ impl Model {
                 Table::Lorc(LowRankTable::lorc(&weights, &geometry).into())
             }
             Method::Less => self.train_less(calibration, runner, progress)?,
+            Method::Compactor => self.weigh_contexts(calibration, runner, progress)?,
             Method::KvSharer => self.search_shared_layers(calibration, runner, progress)?,
             Method::ReCalKv => {
                 let mut squares = Squares::new(geometry.clone());
@@ -233,7 +234,7 @@ mod tests {
         let corpus = CorpusInfo { name: "mine".to_owned(), hash: [0; 32], tokens_per_text: 200 };
         for method in Method::ALL {
             let path = folder.path().join(method.name());
-            let table = made(&model, method, &[TEXT]).unwrap();
+            let table = made(&model, method, &[TEXT; 2]).unwrap();
             model.save_table(&path, &table, 16, &corpus).unwrap();
             assert_eq!(model.load_table(&path, None, 16).unwrap(), table);
             let refused = |model: &Model, method, block_size, expected: &str| {

@@ -1,10 +1,12 @@
 //! What methods need of a model before they can serve it: made once, kept in a file, the same for all requests.
 
+mod compactor;
 mod kv_sharer;
 mod less;
 mod low_rank;
 mod squares;
 
+pub use compactor::{CompactorTable, ContextWorth};
 pub use kv_sharer::KvSharerTable;
 pub(crate) use less::{FEATURES, Features};
 pub use less::{LessOptions, LessSamples, LessTable, LessTraining};
@@ -30,11 +32,14 @@ pub enum Method {
     KvSharer,
     /// LESS: networks whose products are weights of attention.
     Less,
+    /// Compactor, where the budget follows from the prompt: how much of a context's worth a share of it keeps.
+    Compactor,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Lorc, Self::ReCalKv, Self::KvSharer, Self::Less];
+    pub const ALL: [Self; 5] =
+        [Self::Lorc, Self::ReCalKv, Self::KvSharer, Self::Less, Self::Compactor];
 
     /// The method of a name.
     pub fn by_name(name: &str) -> Option<Self> {
@@ -48,6 +53,7 @@ impl Method {
             Self::ReCalKv => "recalkv",
             Self::KvSharer => "kvsharer",
             Self::Less => "less",
+            Self::Compactor => "compactor",
         }
     }
 }
@@ -80,6 +86,8 @@ pub enum Table {
     KvSharer(Arc<KvSharerTable>),
     /// Of [`Method::Less`].
     Less(Arc<LessTable>),
+    /// Of [`Method::Compactor`].
+    Compactor(CompactorTable),
 }
 
 impl Table {
@@ -90,6 +98,7 @@ impl Table {
             Self::ReCalKv(_) => Method::ReCalKv,
             Self::KvSharer(_) => Method::KvSharer,
             Self::Less(_) => Method::Less,
+            Self::Compactor(_) => Method::Compactor,
         }
     }
 
@@ -99,6 +108,7 @@ impl Table {
             Self::Lorc(table) | Self::ReCalKv(table) => table.to_tensors(),
             Self::KvSharer(table) => table.to_tensors(),
             Self::Less(table) => table.to_tensors(),
+            Self::Compactor(table) => table.to_tensors(),
         }
     }
 
@@ -121,6 +131,7 @@ impl Table {
             Method::Less => {
                 LessTable::from_tensors(geometry, &source).map(|table| Self::Less(table.into()))
             }
+            Method::Compactor => CompactorTable::from_tensors(&source).map(Self::Compactor),
         }
         .map_err(wrong)
     }
@@ -192,6 +203,17 @@ impl Tables {
         match self.get(Method::KvSharer) {
             Some(Table::KvSharer(table)) => Ok(table),
             _ => Err(missing(Method::KvSharer)),
+        }
+    }
+
+    /// How much of a prompt's worth a share of it keeps.
+    ///
+    /// # Errors
+    /// [`CacheError::Table`] if that is not known.
+    pub(crate) fn compactor(&self) -> Result<CompactorTable> {
+        match self.get(Method::Compactor) {
+            Some(Table::Compactor(table)) => Ok(*table),
+            _ => Err(missing(Method::Compactor)),
         }
     }
 

@@ -27,6 +27,14 @@ impl Budget {
         Ok(Self((share * 1000.0).round() as u16))
     }
 
+    /// At least `share` of the tokens, in the steps that there are.
+    pub(crate) fn at_least(share: f64) -> Self {
+        Self((share * 1000.0).ceil().clamp(1.0, 1000.0) as u16)
+    }
+
+    /// Everything.
+    pub(crate) const WHOLE: Self = Self(1000);
+
     /// As a number.
     pub(crate) fn share(self) -> f32 {
         f32::from(self.0) / 1000.0

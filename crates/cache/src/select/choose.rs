@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Budget;
+use super::observe::Selection;
 use super::policy::{Choice, LayerView, Policy, PromptRows};
 use crate::error::{CacheError, Result};
-use crate::format::FormatId;
 use crate::kv_cache::KvCache;
 use crate::sequence::Sequence;
 
@@ -49,15 +50,32 @@ impl KvCache {
         self.kept_shares[tenths - 1] += 1;
     }
 
+    /// What stays of a prompt whose tokens were as likely as `nll` says, if the policy leaves it to that.
+    fn budget(&self, policy: &dyn Policy, prompt: usize, nll: (usize, f64)) -> Result<Budget> {
+        let Some(quality) = policy.quality() else { return Ok(Budget::WHOLE) };
+        let (tokens, sum) = nll;
+        if tokens + 1 != prompt {
+            let what =
+                format!("the likelihood of {tokens} tokens of a prompt of {prompt} is known");
+            return Err(CacheError::Integrity { what });
+        }
+        // Of a single token nothing is known, and there is nothing to give up.
+        if tokens == 0 {
+            return Ok(Budget::WHOLE);
+        }
+        Ok(Budget::at_least(self.tables.compactor()?.share(sum / tokens as f64, quality)))
+    }
+
     /// What the policy chooses for every layer.
     pub(super) fn choices(
         &self,
         policy: &(dyn Policy + Sync),
         sequence: &Sequence,
-        columns: &[Vec<f32>],
-        coded: FormatId,
+        selection: &Selection,
     ) -> Result<Vec<Choice>> {
+        let (columns, coded) = (&selection.columns, selection.formats.sealed[1]);
         let prompt = sequence.num_tokens;
+        let budget = self.budget(policy, prompt, selection.nll)?;
         let layers = self.geometry.layers().iter().enumerate();
         // Numbers among the layers that attend to everything.
         let numbers: Vec<usize> = layers
@@ -85,6 +103,7 @@ impl KvCache {
                 group: l.query_heads / l.kv_heads,
                 columns: columns.get(first..first + l.kv_heads).unwrap_or_default(),
                 before,
+                budget,
                 rows: &LayerRows { cache: self, sequence, layer },
             };
             let choice = policy.choose(&view)?;

@@ -208,7 +208,7 @@ impl KvCache {
         for (energies, (_, l)) in selection.energies.iter_mut().zip(self.geometry.groups()) {
             energies.resize(l.head_dim, 0.0);
         }
-        let choices = self.choices(policy, sequence, &selection.columns, formats.sealed[1])?;
+        let choices = self.choices(policy, sequence, &selection)?;
         self.count_kept(&choices, prompt);
         let recent = policy.recent(prompt);
         let scores = recent.filter(|recent| recent.scored).map_or_else(Vec::new, |recent| {

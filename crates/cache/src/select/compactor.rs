@@ -7,6 +7,9 @@
 //! 1 / √dim, the mean over query heads, times the length of the value, the mean with both neighbours ([`super::chunks`]). Tokens at
 //! both ends always stay and take no part. λ is the share that is given up, as in kvpress (`blend` says another).
 //!
+//! With `quality` instead of a share, each prompt keeps as little as leaves so much of its worth, by what it surprises
+//! the model with ([`crate::offline::CompactorTable`]).
+//!
 //! Differences from kvpress 0.5.5: a block that is not full is computed at its own size (kvpress pads it with keys that
 //! take part of the attention); `Φ` is the same for all heads and requests, so that a prompt always keeps the
 //! same tokens; λ does not change the share of a cache that is too short to give anything up.
@@ -28,7 +31,7 @@ const RIDGE: f64 = 1e-2;
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Compactor {
-    budget: Budget,
+    amount: Amount,
     chunk: u16,
     /// In hundredths.
     blend: Option<u16>,
@@ -37,16 +40,34 @@ pub struct Compactor {
     last: u16,
 }
 
+/// How much of a prompt stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Amount {
+    Share(Budget),
+    /// What leaves so many hundredths of the context's worth.
+    Quality(u16),
+}
+
 impl Compactor {
     pub(crate) const NAME: &str = "compactor";
-    pub(crate) const USAGE: &str =
-        "compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48][:first=8][:last=4]";
+    pub(crate) const USAGE: &str = "compactor:SHARE[:chunk=256][:blend=PERCENT][:sketch=48]\
+         [:first=8][:last=4] or compactor:quality=PERCENT";
     /// Half of a prompt.
-    pub const HALF: Self =
-        Self { budget: Budget::HALF, chunk: 256, blend: None, sketch: 48, first: 8, last: 4 };
+    pub const HALF: Self = Self {
+        amount: Amount::Share(Budget::HALF),
+        chunk: 256,
+        blend: None,
+        sketch: 48,
+        first: 8,
+        last: 4,
+    };
 
     pub(crate) fn parse(mut options: Options<'_>) -> Result<Self> {
-        let budget = Budget::parse(&mut options)?;
+        let quality = options.has("quality") && !options.has_number();
+        let amount = match quality {
+            true => Amount::Quality(options.whole("quality", 0, 1..=100)?),
+            false => Amount::Share(Budget::parse(&mut options)?),
+        };
         let chunk = options.whole("chunk", Self::HALF.chunk, 8..=1024)?;
         let blend = options.whole("blend", u16::MAX, 0..=1000)?;
         let blend = (blend != u16::MAX).then_some(blend);
@@ -54,7 +75,7 @@ impl Compactor {
         let first = options.whole("first", Self::HALF.first, 0..=1024)?;
         let last = options.whole("last", Self::HALF.last, 0..=1024)?;
         options.done(Self::USAGE)?;
-        Ok(Self { budget, chunk, blend, sketch, first, last })
+        Ok(Self { amount, chunk, blend, sketch, first, last })
     }
 
     fn chunks(&self) -> Chunks {
@@ -62,14 +83,17 @@ impl Compactor {
         Chunks { size, first, last }
     }
 
-    fn lambda(&self) -> f32 {
-        self.blend.map_or_else(|| 1.0 - self.budget.share(), |blend| f32::from(blend) / 100.0)
+    fn lambda(&self, budget: Budget) -> f32 {
+        self.blend.map_or_else(|| 1.0 - budget.share(), |blend| f32::from(blend) / 100.0)
     }
 }
 
 impl std::fmt::Display for Compactor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", Self::NAME, self.budget)?;
+        match self.amount {
+            Amount::Share(share) => write!(f, "{}:{share}", Self::NAME)?,
+            Amount::Quality(percent) => write!(f, "{}:quality={percent}", Self::NAME)?,
+        }
         let usual = Self::HALF;
         for (name, value, usual) in [
             ("chunk", self.chunk, usual.chunk),
@@ -92,10 +116,28 @@ impl Policy for Compactor {
     }
 
     fn most_kept(&self, prompt: usize) -> usize {
-        self.budget.of(prompt)
+        match self.amount {
+            Amount::Share(share) => share.of(prompt),
+            Amount::Quality(_) => prompt,
+        }
+    }
+
+    fn varies(&self) -> bool {
+        self.quality().is_some()
+    }
+
+    fn quality(&self) -> Option<f64> {
+        match self.amount {
+            Amount::Share(_) => None,
+            Amount::Quality(percent) => Some(f64::from(percent) / 100.0),
+        }
     }
 
     fn choose(&self, layer: &LayerView<'_>) -> Result<Choice> {
+        let budget = match self.amount {
+            Amount::Share(share) => share,
+            Amount::Quality(_) => layer.budget,
+        };
         let middle = self.chunks().middle(layer.tokens);
         let sketch = sketch(layer.rows.dim(), usize::from(self.sketch), SEED);
         let mut unlike: Vec<Vec<f32>> = Vec::new();
@@ -108,7 +150,7 @@ impl Policy for Compactor {
         standardise(&mut unlike);
         standardise(&mut attended);
         for (scores, unlike) in attended.iter_mut().zip(&unlike) {
-            scores.iter_mut().zip(unlike).for_each(|(a, o)| *a += self.lambda() * o);
+            scores.iter_mut().zip(unlike).for_each(|(a, o)| *a += self.lambda(budget) * o);
         }
         let mut scores: Vec<Vec<f32>> = attended
             .iter()
@@ -119,7 +161,7 @@ impl Policy for Compactor {
             })
             .collect();
         layer.join(&mut scores);
-        let count = self.most_kept(layer.tokens);
+        let count = budget.of(layer.tokens);
         Ok(Choice { heads: scores.iter().map(|scores| rank::top(scores, count)).collect() })
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Selection {
     pub(crate) charged: usize,
     /// By group: sums of the squares of the last queries' channels; empty until one is observed.
     pub(crate) energies: Vec<Vec<f32>>, // [head_dim] each
+    /// How many of the prompt's tokens were predicted, and the sum of their negative log likelihoods.
+    pub(super) nll: (usize, f64),
     /// What the sequence is coded in afterwards.
     pub(super) formats: RecipeFormats,
 }
@@ -50,6 +52,7 @@ impl Selection {
             slots: Vec::new(),
             charged: 0,
             energies: Vec::new(),
+            nll: (0, 0.0),
             formats,
         }
     }
@@ -76,6 +79,22 @@ impl KvCache {
                 sequence.selection.as_mut().filter(|_| tokens > sequence.num_tokens)
             {
                 selection.prompt = Some(tokens.max(least));
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes the negative log likelihoods, in nats, of further tokens of a prompt that is not complete: `sum` of `tokens`.
+    /// Recipes that ask for it ([`Recipe::needs_prompt_nll`]) want to know of every token but the first; for others nothing
+    /// happens.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn note_prompt_nll(&mut self, id: SequenceId, tokens: usize, sum: f64) -> Result<()> {
+        self.with_sequence(id, |_, sequence| {
+            if let Some(selection) = &mut sequence.selection {
+                selection.nll.0 += tokens;
+                selection.nll.1 += sum;
             }
             Ok(())
         })

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::ClusterKv;
+use super::{Budget, ClusterKv};
 use crate::error::Result;
 use crate::table::Stays;
 
@@ -97,6 +97,8 @@ pub(crate) struct LayerView<'a> {
     pub(crate) columns: &'a [Vec<f32>],
     /// Choices for the layers before it that attend to everything; none if the policy [decides alone](Policy::alone).
     pub(crate) before: &'a [Choice],
+    /// What stays, for those that leave it to the prompt ([`Policy::quality`]).
+    pub(crate) budget: Budget,
     /// Keys and values.
     pub(crate) rows: &'a dyn PromptRows,
 }
@@ -146,6 +148,12 @@ pub(crate) trait Policy: std::fmt::Display {
     /// Whether it may keep fewer, as the prompt asks for.
     fn varies(&self) -> bool {
         false
+    }
+
+    /// The share of a prompt's worth that must stay, if its budget follows from that and from how much the prompt
+    /// surprises the model.
+    fn quality(&self) -> Option<f64> {
+        None
     }
 
     /// How what does not stay is kept outside the pool, if it is.

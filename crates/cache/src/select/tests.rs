@@ -126,8 +126,8 @@ impl Prompt {
     fn choice(&self) -> Choice {
         let sequence = self.sequence();
         let policy = sequence.recipe.select().unwrap().policy();
-        let coded = sequence.sealed_formats[1];
-        self.cache.choices(policy, sequence, self.columns(), coded).unwrap().remove(0)
+        let selection = sequence.selection.as_ref().unwrap();
+        self.cache.choices(policy, sequence, selection).unwrap().remove(0)
     }
 
     fn plain_keys(&self, kv_head: usize, tokens: Range<usize>) -> (Vec<f32>, Vec<f32>) {

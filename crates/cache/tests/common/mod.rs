@@ -2,13 +2,15 @@
 // Helpers outside #[test] functions may fail a test by panicking.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvasir_cache::offline::{
-    KvSharerTable, LessTable, LowRankTable, Method, Squares, Table, Tables,
+    CompactorTable, ContextWorth, KvSharerTable, LessTable, LowRankTable, Method, Squares, Table,
+    Tables,
 };
 use kvasir_cache::stats::{Moments, Statistics};
-use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, Sharing};
+use kvasir_cache::{CacheConfig, Geometry, KvCache, LayerGeometry, Recipe, SequenceId, Sharing};
 use kvasir_kernels::{Products, RopeScaling, RopeTable};
 
 /// A small deterministic generator.
@@ -99,8 +101,18 @@ pub fn tables(geometry: &Geometry) -> Tables {
     let pairs = (layers.div_ceil(2).max(1)..layers).rev().map(|layer| (layer, layer - 1)).collect();
     tables.add(Table::KvSharer(KvSharerTable { layers, pairs }.into()));
     tables.add(Table::Less(LessTable::untrained(geometry, 24).into()));
+    // A prompt of one nat a token may give up more than one of three.
+    let context = |nll: f64, kept: f64| ContextWorth { nll, worth: 1.0, kept: vec![(0.5, kept)] };
+    let curve = CompactorTable::fit(&[context(1.0, 0.95), context(3.0, 0.6)]);
+    tables.add(Table::Compactor(curve));
     tables.add(Table::ReCalKv(LowRankTable::recalkv(&squares, geometry).into()));
     tables
+}
+
+/// Notes how likely the tokens of a step are, where a recipe asks: `prompt` is the prompt's length.
+pub fn note_nll(cache: &mut KvCache, id: SequenceId, step: Range<usize>, prompt: usize, nll: f64) {
+    let known = (step.end + 1).min(prompt).saturating_sub(step.start + 1);
+    cache.note_prompt_nll(id, known, known as f64 * nll).unwrap();
 }
 
 pub fn cache(

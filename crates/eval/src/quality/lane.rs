@@ -102,8 +102,19 @@ impl Lane {
         chunk: usize,
     ) -> Result<()> {
         self.cache.expect_prompt(self.ids[context], tokens.len())?;
+        let (id, mut begin) = (self.ids[context], 0);
         for chunk in tokens.chunks(chunk.max(1)) {
-            forward(model, &mut self.cache, runner, &self.ids[context..=context], &[chunk])?;
+            let inputs = [chunk];
+            let batch = Batch::new(&mut self.cache, &[id], &inputs)?;
+            batch.forward(model, &mut self.cache, runner)?;
+            if self.recipe.needs_prompt_nll() {
+                let next = tokens[begin + 1..].iter().copied().enumerate().take(chunk.len());
+                let next: Vec<(usize, u32)> = next.collect();
+                let sum = model.nll(&next, runner);
+                self.cache.note_prompt_nll(id, next.len(), sum)?;
+            }
+            batch.commit(&mut self.cache, runner)?;
+            begin += chunk.len();
         }
         Ok(())
     }
@@ -116,7 +127,9 @@ impl Lane {
         inputs: &[&[u32]],
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        forward(model, &mut self.cache, runner, &self.ids, inputs)?;
+        let batch = Batch::new(&mut self.cache, &self.ids, inputs)?;
+        batch.forward(model, &mut self.cache, runner)?;
+        batch.commit(&mut self.cache, runner)?;
         let rows: Vec<usize> = (0..self.ids.len()).collect();
         model.logits(&rows, runner, logits);
         Ok(())
@@ -193,26 +206,36 @@ impl Lane {
     }
 }
 
-/// Runs a batch of sequences forward and commits it.
-fn forward(
-    model: &Model,
-    cache: &mut KvCache,
-    runner: &mut Runner,
-    ids: &[SequenceId],
-    inputs: &[&[u32]],
-) -> Result<()> {
-    let tokens = inputs.concat();
-    let mut slices = Vec::with_capacity(ids.len());
-    let mut row = 0;
-    for (sequence, input) in ids.iter().zip(inputs) {
-        cache.reserve(*sequence, input.len())?;
-        let start = cache.num_tokens(*sequence)?;
-        slices.push(BatchSlice { sequence: *sequence, row, start, len: input.len() });
-        row += input.len();
+/// Further tokens of some sequences.
+struct Batch<'a> {
+    inputs: &'a [&'a [u32]],
+    tokens: Vec<u32>,
+    slices: Vec<BatchSlice>,
+}
+
+impl<'a> Batch<'a> {
+    /// Reserves them.
+    fn new(cache: &mut KvCache, ids: &[SequenceId], inputs: &'a [&'a [u32]]) -> Result<Self> {
+        let mut slices = Vec::with_capacity(ids.len());
+        let mut row = 0;
+        for (sequence, input) in ids.iter().zip(inputs) {
+            cache.reserve(*sequence, input.len())?;
+            let start = cache.num_tokens(*sequence)?;
+            slices.push(BatchSlice { sequence: *sequence, row, start, len: input.len() });
+            row += input.len();
+        }
+        Ok(Self { inputs, tokens: inputs.concat(), slices })
     }
-    model.forward(ForwardBatch { tokens: &tokens, slices: &slices }, cache, runner)?;
-    runner.threads().install(|| {
-        ids.iter().zip(inputs).try_for_each(|(sequence, input)| cache.commit(*sequence, input))
-    })?;
-    Ok(())
+
+    fn forward(&self, model: &Model, cache: &mut KvCache, runner: &mut Runner) -> Result<()> {
+        let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
+        Ok(model.forward(batch, cache, runner)?)
+    }
+
+    fn commit(&self, cache: &mut KvCache, runner: &Runner) -> Result<()> {
+        Ok(runner.threads().install(|| {
+            let mut pairs = self.slices.iter().zip(self.inputs);
+            pairs.try_for_each(|(slice, input)| cache.commit(slice.sequence, input))
+        })?)
+    }
 }
