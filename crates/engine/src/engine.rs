@@ -16,6 +16,7 @@ use crate::sampler::{Context, Sampler, logprobs};
 use crate::scheduler::{Plan, Scheduled, Scheduler};
 use crate::sequence::{SeqKey, Sequence};
 use crate::stats::EngineStats;
+use crate::work::StepWork;
 
 /// Rows of logits computed at a time: a whole prompt's would not fit in memory.
 const LOGIT_ROWS: usize = 64;
@@ -293,12 +294,14 @@ impl Engine {
         self.tokens.clear();
         self.slices.clear();
         let mut rows = Vec::new();
+        let mut work = StepWork::default();
         for Scheduled { key, start, len } in scheduled.iter().copied() {
             let Some(sequence) = self.scheduler.sequences.get(&key) else { continue };
             let Some(id) = sequence.cache else { continue };
             let row = self.tokens.len();
             self.tokens.extend_from_slice(&sequence.tokens[start..start + len]);
             self.slices.push(BatchSlice { sequence: id, row, start, len });
+            work.add(start, len, sequence.prompt_len, self.config.block_size);
             // After a preemption, output is computed again like a prompt.
             if len == 1 && start + 1 == sequence.tokens.len() && sequence.num_output() > 0 {
                 output.num_decode_tokens += 1;
@@ -316,6 +319,8 @@ impl Engine {
                 rows.push(LogitRow { key, row: row + len - 1, prompt_position: None });
             }
         }
+        work.logit_rows = rows.len();
+        output.work = work;
         rows
     }
 

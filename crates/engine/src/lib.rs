@@ -18,6 +18,7 @@ mod scheduler;
 mod sequence;
 mod stats;
 mod text;
+mod work;
 
 pub use config::EngineConfig;
 pub use engine::Engine;
@@ -31,3 +32,4 @@ pub use sampling_params::{
     MAX_LOGPROBS, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, SamplingParams,
 };
 pub use stats::EngineStats;
+pub use work::StepWork;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvasir_cache::Recipe;
 
 use crate::sampling_params::SamplingParams;
+use crate::work::StepWork;
 
 /// A token of the model's vocabulary.
 pub type TokenId = u32;
@@ -130,4 +131,6 @@ pub struct StepOutput {
     pub num_decode_tokens: usize,
     /// Sequences preempted.
     pub num_preempted: usize,
+    /// What was computed.
+    pub work: StepWork,
 }
