@@ -36,6 +36,28 @@ pub enum EvalError {
         /// What there is, and what is needed.
         what: String,
     },
+    /// A directory that is no run's, or not this one's.
+    #[error("{} {what}", path.display())]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Something that cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A server refused or failed.
+    #[error("{what}")]
+    Server {
+        /// What happened.
+        what: String,
+    },
     /// A tokenizer that is elsewhere refused or failed.
     #[error("{what}")]
     Tokenizer {

@@ -24,7 +24,7 @@ impl Percentiles {
 }
 
 /// The value that `share` (0 to 1) of `sorted` is below, on the line between its neighbours, as numpy does.
-fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
+pub(crate) fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = share * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (sorted.get(place.floor() as usize)?, sorted.get(place.ceil() as usize)?);
     Some(below + (above - below) * place.fract())
