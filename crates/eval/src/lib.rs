@@ -8,16 +8,23 @@
 //! Not its job: printing, plotting to a terminal, HTTP.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 pub mod arrivals;
 pub mod corpus;
 pub mod dataset;
 mod error;
 pub mod kernels;
 pub mod latency;
+pub mod metrics;
 mod percentiles;
 pub mod perplexity;
+pub mod profile;
 pub mod quality;
 mod random;
+pub mod report;
+pub mod simulate;
+pub mod suite;
+pub mod tasks;
 pub mod throughput;
 
 pub use error::{EvalError, Result};

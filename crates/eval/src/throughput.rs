@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kvasir_engine::{Engine, Request, RequestId, SamplingParams, TokenId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
@@ -17,7 +17,7 @@ pub struct Job {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Throughput {
     /// From the first step to the last.
     pub seconds: f64,
@@ -32,6 +32,17 @@ pub struct Throughput {
     pub preemptions: u64,
     /// Most bytes the block pool ever handed out.
     pub peak_kv_physical_bytes: usize,
+}
+
+/// A recipe's, with as much memory as the others beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AtMemory {
+    /// The recipe.
+    pub recipe: String,
+    /// Bytes of the cache.
+    pub budget: usize,
+    /// What came of it.
+    pub throughput: Throughput,
 }
 
 /// Runs the load on an engine that has nothing else to do, after a short request that wakes its threads.

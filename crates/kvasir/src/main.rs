@@ -7,6 +7,7 @@ mod bench;
 mod calibrate;
 mod chat;
 mod cli;
+mod client;
 mod eval;
 mod failure;
 mod generate;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 
-use super::client::{Client, Completion, Failure};
+use crate::client::{Client, Completion, Failure};
 
 /// A request that is ready to be sent.
 #[derive(Debug, Clone)]

@@ -1,6 +1,5 @@
 //! `kvasir bench serve`: requests to a server over HTTP.
 
-mod client;
 mod load;
 mod report;
 mod watch;
@@ -16,10 +15,10 @@ use kvasir_eval::dataset::{LoadRequest, Prompt};
 use serde_json::{Value, json};
 
 use super::dataset::{DatasetArgs, dataset_help};
+use crate::client::Client;
 use crate::failure::one_line;
 use crate::output::print_json;
 use crate::pull::Progress;
-use client::Client;
 use load::{Pace, Ready};
 use report::{Asked, ServeReport, ServerReport};
 use watch::Watcher;

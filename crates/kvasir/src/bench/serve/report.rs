@@ -186,8 +186,8 @@ mod tests {
     use anyhow::anyhow;
     use serde_json::json;
 
-    use super::super::client::{Completion, Failure};
     use super::*;
+    use crate::client::{Completion, Failure};
 
     fn asked() -> Asked {
         let load = LoadReport { dataset: "random", num_prompts: 4, seed: 0 };

@@ -4,7 +4,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::client::Client;
+use crate::client::Client;
 
 /// How often the page is read.
 const PERIOD: Duration = Duration::from_millis(100);

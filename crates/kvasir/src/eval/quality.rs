@@ -1,38 +1,20 @@
-//! `kvasir eval`: quality.
+//! `kvasir eval quality`: predictions and bytes.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use kvasir_cache::{Recipe, Sharing};
 use kvasir_eval::corpus::Corpus;
 use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
 use kvasir_model::{Runner, Threads};
 
-use crate::options::{CacheArgs, DtypeArg, ModelArgs};
+use crate::options::{DtypeArg, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
-use crate::session::{load_engine, load_model};
+use crate::session::load_model;
 use crate::statistics::{self, Wanted};
 use crate::tables;
-
-/// Measure quality
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  kvasir eval quality --recipe int8,kivi4,kivi2
-  kvasir eval quality --workload retrieval --corpus articles.jsonl --recipe int8,kivi4
-  kvasir eval perplexity --corpus book.txt --window 1024 --windows 8 --json")]
-pub(crate) struct EvalCommand {
-    #[command(subcommand)]
-    what: Measure,
-}
-
-#[derive(Debug, Subcommand)]
-enum Measure {
-    Quality(Box<QualityCommand>),
-    Perplexity(Box<PerplexityCommand>),
-}
 
 /// What recipes do to predictions and to bytes, against the f16 cache in the same run
 #[derive(Debug, Args)]
@@ -55,7 +37,7 @@ Examples:
   kvasir eval quality --recipe f16 --control-dtype float32
   kvasir eval quality --workload retrieval --recipe int8,kivi4
   kvasir eval quality --workload retrieval --passages 6 --passages-total 12 --seed 1 --recipe kivi4")]
-struct QualityCommand {
+pub(super) struct QualityCommand {
     /// The corpus: `embedded`, or a .txt or .jsonl file
     #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
     corpus: Corpus,
@@ -178,43 +160,8 @@ impl QualityCommand {
     }
 }
 
-/// Perplexity of a corpus
-#[derive(Debug, Args)]
-#[command(after_help = "\
-A .txt file is one text; a .jsonl file has an object a line with its text in `context` or `text`.
-
-Examples:
-  kvasir eval perplexity
-  kvasir eval perplexity --corpus articles.jsonl
-  kvasir eval perplexity --corpus book.txt --window 1024 --windows 8 --json")]
-struct PerplexityCommand {
-    /// The corpus: `embedded`, or a .txt or .jsonl file
-    #[arg(long, value_name = "CORPUS", default_value_t = Corpus::Embedded)]
-    corpus: Corpus,
-    /// Tokens in a window
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    window: usize,
-    /// Most windows to measure
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    windows: usize,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
-}
-
 /// Runs the command.
-pub(crate) fn execute(command: EvalCommand) -> Result<()> {
-    match command.what {
-        Measure::Quality(command) => quality(&command),
-        Measure::Perplexity(command) => perplexity(&command),
-    }
-}
-
-fn quality(command: &QualityCommand) -> Result<()> {
+pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     let settings = command.settings()?;
     let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
@@ -279,37 +226,6 @@ fn print_table(rows: &[RecipeQuality]) -> Result<()> {
         ))?;
     }
     Ok(())
-}
-
-fn perplexity(command: &PerplexityCommand) -> Result<()> {
-    let texts = command.corpus.texts()?;
-    let progress = Progress::stderr();
-    let (_, mut engine) = load_engine(&command.model, &command.cache, progress)?;
-    let bar = progress.steps("measuring");
-    let result = kvasir_eval::perplexity::measure(
-        &mut engine,
-        &texts,
-        command.window,
-        command.windows,
-        &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        },
-    );
-    bar.finish_and_clear();
-    let result = result?;
-    if command.json {
-        return print_json(&result);
-    }
-    print_line(&format!(
-        "{}: perplexity {:.3} (NLL {:.4}) over {} tokens in {} windows of {}",
-        result.recipe,
-        result.perplexity,
-        result.nll_mean,
-        result.tokens,
-        result.windows,
-        command.window
-    ))
 }
 
 #[cfg(test)]

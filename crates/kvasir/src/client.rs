@@ -15,7 +15,7 @@ const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
 /// Makes requests. Cheap to clone; clones may be used from several threads.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     agent: Agent,
     /// Without `/v1` and without a slash at the end.
     base_url: String,
@@ -31,21 +31,21 @@ impl std::fmt::Debug for Client {
 
 /// What came of a streamed completion.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Completion {
+pub(crate) struct Completion {
     /// Prompt tokens, if the server counted them.
-    pub(super) input_tokens: Option<usize>,
+    pub(crate) input_tokens: Option<usize>,
     /// Tokens generated: the server's count, else one for each piece.
-    pub(super) output_tokens: usize,
+    pub(crate) output_tokens: usize,
     /// From sending to each piece of output.
-    pub(super) pieces: Vec<Duration>,
+    pub(crate) pieces: Vec<Duration>,
 }
 
 /// Why a completion failed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) error: anyhow::Error,
+pub(crate) struct Failure {
+    pub(crate) error: anyhow::Error,
     /// No connection could be made: the next request need not try.
-    pub(super) unreachable: bool,
+    pub(crate) unreachable: bool,
 }
 
 impl From<anyhow::Error> for Failure {
@@ -57,7 +57,7 @@ impl From<anyhow::Error> for Failure {
 impl Client {
     /// A client of the server at `base_url`, which may end in `/v1`. A server that is silent for `timeout`
     /// has failed.
-    pub(super) fn new(base_url: &str, api_key: Option<&str>, timeout: Duration) -> Result<Self> {
+    pub(crate) fn new(base_url: &str, api_key: Option<&str>, timeout: Duration) -> Result<Self> {
         let base_url = base_url.trim_end_matches('/');
         let base_url = base_url.strip_suffix("/v1").unwrap_or(base_url).trim_end_matches('/');
         let uri: Uri =
@@ -79,12 +79,12 @@ impl Client {
     }
 
     /// As messages show it.
-    pub(super) fn base_url(&self) -> &str {
+    pub(crate) fn base_url(&self) -> &str {
         &self.base_url
     }
 
     /// The text at `path`, of a server that answers 200.
-    pub(super) fn get(&self, path: &str) -> Result<String> {
+    pub(crate) fn get(&self, path: &str) -> Result<String> {
         let mut request = self.agent.get(format!("{}{path}", self.base_url));
         if let Some(key) = &self.api_key {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
@@ -94,18 +94,18 @@ impl Client {
     }
 
     /// The JSON at `path`.
-    pub(super) fn get_json(&self, path: &str) -> Result<Value> {
+    pub(crate) fn get_json(&self, path: &str) -> Result<Value> {
         self.parsed(path, &self.get(path)?)
     }
 
     /// What `path` answers to `body`.
-    pub(super) fn post_json(&self, path: &str, body: &Value) -> Result<Value> {
+    pub(crate) fn post_json(&self, path: &str, body: &Value) -> Result<Value> {
         let response = self.post(path, &body.to_string()).map_err(|failure| failure.error)?;
         self.parsed(path, &text(response)?)
     }
 
     /// Sends `body` to `/v1/completions` and reads the stream to its end.
-    pub(super) fn complete(&self, body: &str) -> Result<Completion, Failure> {
+    pub(crate) fn complete(&self, body: &str) -> Result<Completion, Failure> {
         const PATH: &str = "/v1/completions";
         let start = Instant::now();
         let response = self.post(PATH, body)?;
@@ -157,7 +157,7 @@ impl Client {
 
     /// Token ids of `text`, by the server's tokenizer. vLLM and Kvasir call the text `prompt`, llama.cpp
     /// `content`; fields that a server does not know it leaves alone.
-    pub(super) fn tokenize(&self, model: &str, text: &str, add_special: bool) -> Result<Vec<u32>> {
+    pub(crate) fn tokenize(&self, model: &str, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let body = json!({
             "model": model, "prompt": text, "content": text,
             "add_special_tokens": add_special, "add_special": add_special,
@@ -168,7 +168,7 @@ impl Client {
     }
 
     /// The text of token ids, by the server's tokenizer.
-    pub(super) fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String> {
+    pub(crate) fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String> {
         let answer = self.post_json("/detokenize", &json!({"model": model, "tokens": tokens}))?;
         let text = answer["prompt"].as_str().or(answer["content"].as_str());
         let text =
