@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, calibrate, chat, eval, inspect, pull, run, serve};
+use crate::{bench, calibrate, chat, eval, inspect, plan, profile, pull, run, serve};
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
     Calibrate(calibrate::CalibrateCommand),
     Bench(bench::BenchCommand),
     Eval(eval::EvalCommand),
+    Profile(Box<profile::ProfileCommand>),
+    Plan(Box<plan::PlanCommand>),
 }
 
 impl Cli {
@@ -48,6 +50,8 @@ impl Cli {
             Command::Calibrate(command) => calibrate::execute(&command),
             Command::Bench(command) => bench::execute(command),
             Command::Eval(command) => eval::execute(command),
+            Command::Profile(command) => profile::execute(&command),
+            Command::Plan(command) => plan::execute(&command),
         }
     }
 }

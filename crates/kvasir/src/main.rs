@@ -15,6 +15,8 @@ mod inspect;
 mod interrupt;
 mod options;
 mod output;
+mod plan;
+mod profile;
 mod pull;
 mod run;
 mod serve;

@@ -52,6 +52,7 @@ fn one(
 ) -> Result<Cell> {
     let Shape { num_seqs, context, decode } = shape;
     let vocab_size = engine.model().spec().vocab_size;
+    let block_size = engine.config().block_size;
     // Steps that those who began first are ahead of those who began last.
     let lead = num_seqs * context / engine.config().max_num_batched_tokens + num_seqs + 2;
     let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy(decode + lead + 1) };
@@ -71,12 +72,19 @@ fn one(
         })?;
     }
     let name = recipe.to_string();
+    // Tokens of each sequence's answer.
+    let mut lengths = vec![0; num_seqs];
     let mut sample = |engine: &mut Engine| -> Result<(usize, usize, f64)> {
         let start = Instant::now();
         let step = engine.step()?;
         let seconds = start.elapsed().as_secs_f64();
         let counts = step.work.counts();
         steps.push(StepSample { recipe: name.clone(), shape: number, counts, seconds });
+        for output in &step.outputs {
+            if let Some(i) = ids.iter().position(|id| *id == output.request_id) {
+                lengths[i] = output.num_output_tokens;
+            }
+        }
         let started = step.outputs.iter().filter(|o| o.num_output_tokens == 1).count();
         Ok((started, step.num_prefill_tokens, seconds))
     };
@@ -108,8 +116,10 @@ fn one(
         context,
         prefill,
         decode: (num_seqs * decode) as f64 / seconds,
-        tokens: stats.kv_logical_bytes / engine.kv_bytes_per_token().max(1),
+        tokens: lengths.iter().map(|length| context + length - 1).sum(),
+        tail_tokens: lengths.iter().map(|length| (context + length - 1) % block_size).sum(),
         logical_bytes: stats.kv_logical_bytes,
         physical_bytes: stats.kv_physical_bytes,
+        reserved_bytes: stats.kv_reserved_bytes,
     })
 }

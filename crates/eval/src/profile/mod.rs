@@ -15,6 +15,7 @@ use kvasir_model::arch::DecoderSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
+use crate::percentiles::median;
 use crate::suite::Environment;
 
 /// The form of a profile's file.
@@ -116,10 +117,14 @@ pub struct Cell {
     pub decode: f64,
     /// Tokens that all held at the end.
     pub tokens: usize,
+    /// Those of them that did not fill a block.
+    pub tail_tokens: usize,
     /// Their bytes in f16.
     pub logical_bytes: usize,
     /// Their bytes.
     pub physical_bytes: usize,
+    /// Bytes that the pool had taken for them: parts of slabs that only blocks of one size can use are in it.
+    pub reserved_bytes: usize,
 }
 
 /// A predicted step beside a measured one: means over a phase of a cell.
@@ -146,19 +151,30 @@ impl Predicted {
     }
 }
 
-/// Bytes of a sequence: a line in its tokens.
+/// Bytes of sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BytesModel {
     /// Of a sequence, however short.
     pub per_sequence: f64,
-    /// Of a token.
+    /// Of a token in a full block.
     pub per_token: f64,
+    /// Of a token in a block that is not full.
+    pub per_tail_token: f64,
+    /// Which no sequence can use: statistics, slabs that are not full.
+    pub slack: f64,
 }
 
 impl BytesModel {
-    /// Of `num_seqs` sequences that have `tokens` together.
-    pub fn bytes(&self, num_seqs: usize, tokens: usize) -> f64 {
-        self.per_sequence * num_seqs as f64 + self.per_token * tokens as f64
+    /// Of `num_seqs` sequences with as many tokens in full blocks, and in others.
+    pub fn bytes(&self, num_seqs: usize, full: usize, tail: usize) -> f64 {
+        self.per_sequence * num_seqs as f64
+            + self.per_token * full as f64
+            + self.per_tail_token * tail as f64
+    }
+
+    /// Whether full blocks are coded: then a chunk of a prompt stands beside its code for a moment.
+    pub fn is_coded(&self) -> bool {
+        self.per_token < 0.9 * self.per_tail_token
     }
 }
 
@@ -175,6 +191,8 @@ pub struct Profile {
     pub block_size: usize,
     /// Most tokens computed in a step.
     pub max_num_batched_tokens: usize,
+    /// Bytes of the budget that statistics take, whatever the recipe.
+    pub statistics_bytes: usize,
     /// Names of the counts of steps.
     pub counts: Vec<String>,
     /// What was computed.
@@ -200,6 +218,7 @@ impl Profile {
             environment,
             block_size: config.block_size,
             max_num_batched_tokens: config.max_num_batched_tokens,
+            statistics_bytes: config.statistics.as_ref().map_or(0, |s| s.num_bytes()),
             counts: StepWork::NAMES.map(str::to_owned).to_vec(),
             shapes,
             steps,
@@ -249,11 +268,24 @@ impl Profile {
     /// The model of a recipe's bytes, fitted to all cells; none for a recipe that was not measured.
     pub fn bytes_model(&self, recipe: &str) -> Option<BytesModel> {
         let cells: Vec<&Cell> = self.cells.iter().filter(|cell| cell.recipe == recipe).collect();
-        let rows: Vec<Vec<f64>> =
-            cells.iter().map(|cell| vec![cell.num_seqs as f64, cell.tokens as f64]).collect();
-        let bytes: Vec<f64> = cells.iter().map(|cell| cell.physical_bytes as f64).collect();
+        let first = cells.first()?;
+        // Tails are not coded.
+        let per_tail_token = first.logical_bytes as f64 / first.tokens.max(1) as f64;
+        let of = |cell: &&Cell| vec![cell.num_seqs as f64, (cell.tokens - cell.tail_tokens) as f64];
+        let rows: Vec<Vec<f64>> = cells.iter().map(of).collect();
+        let rest = |cell: &&Cell| {
+            (cell.physical_bytes as f64 - per_tail_token * cell.tail_tokens as f64).max(1.0)
+        };
+        let bytes: Vec<f64> = cells.iter().map(rest).collect();
+        let unused: Vec<f64> = cells
+            .iter()
+            .map(|c| c.reserved_bytes.saturating_sub(c.physical_bytes) as f64)
+            .collect();
         match nnls::solve(&rows, &bytes, &[])[..] {
-            [per_sequence, per_token] => Some(BytesModel { per_sequence, per_token }),
+            [per_sequence, per_token] => {
+                let slack = median(&unused) + self.statistics_bytes as f64;
+                Some(BytesModel { per_sequence, per_token, per_tail_token, slack })
+            }
             _ => None,
         }
     }

@@ -85,8 +85,13 @@ impl Scale {
                 let of = |d: i32| steps.iter().map(move |s| s * 10f64.powi(d));
                 decades.clone().flat_map(of).filter(inside).collect()
             };
-            let few = all(&[1.0]);
-            return if few.len() >= 3 { few } else { all(&[1.0, 2.0, 5.0]) };
+            let steps: [&[f64]; 3] =
+                [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0]];
+            return steps
+                .iter()
+                .map(|s| all(s))
+                .find(|ticks| ticks.len() >= 3)
+                .unwrap_or_else(|| all(steps[2]));
         }
         let rough = (self.high - self.low) / 5.0;
         let unit = 10f64.powf(rough.log10().floor());
@@ -185,7 +190,8 @@ pub(super) fn chart(title: &str, x: Axis<'_>, y: Axis<'_>, series: &[Series]) ->
                     svg,
                     "<text class=\"small\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{end}\">{}</text>",
                     px + dx,
-                    py - 5.0,
+                    // Of two points that are close one has its name above and one below.
+                    if number.is_multiple_of(2) { py - 6.0 } else { py + 13.0 },
                     escape(label)
                 );
             }
@@ -271,6 +277,7 @@ mod tests {
         let log = Axis { log: true, ..PLAIN };
         assert_eq!(ticks(log, &[1.0, 8.0]), [1.0, 2.0, 5.0]);
         assert_eq!(ticks(log, &[0.001, 0.0, 2.0]), [0.001, 0.01, 0.1, 1.0]);
+        assert_eq!(ticks(log, &[2.6, 4.8]), [3.0, 4.0, 5.0]);
         // Nothing, and one value, are drawn too.
         assert!(!ticks(PLAIN, &[]).is_empty() && !ticks(PLAIN, &[3.0]).is_empty());
     }

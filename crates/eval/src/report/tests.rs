@@ -77,8 +77,10 @@ fn pages_stand_alone_and_say_everything() {
         prefill: 900.0,
         decode,
         tokens: 140,
+        tail_tokens: 12,
         logical_bytes: 2000,
         physical_bytes: 1000,
+        reserved_bytes: 1500,
     };
     let throughput = Throughput {
         seconds: 1.0,

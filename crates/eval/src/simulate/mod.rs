@@ -11,7 +11,7 @@ mod pool;
 mod scheduler;
 mod trace;
 
-pub use trace::{TraceRequest, of_requests, read_trace};
+pub use trace::{TraceRequest, block_sharing, of_requests, read_trace};
 
 use kvasir_engine::StepWork;
 use serde::Serialize;

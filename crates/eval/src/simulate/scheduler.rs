@@ -9,6 +9,9 @@ use super::pool::{BlockId, Pool};
 use super::trace::TraceRequest;
 use crate::profile::BytesModel;
 
+/// Tokens by which tails grow.
+const TAIL_STEP: usize = 8;
+
 /// A token that a step made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token {
@@ -27,8 +30,10 @@ struct Sequence {
     tokens: usize,
     end: usize,
     computed: usize,
-    /// Blocks it holds, in order.
+    /// Full blocks it holds, in order.
     held: Vec<BlockId>,
+    /// Tokens that it has room for in blocks that are not full, or not coded yet.
+    tail: usize,
     /// Tokens of it in this step.
     scheduled: usize,
     started: bool,
@@ -54,6 +59,8 @@ pub(super) struct Scheduler {
     /// In order of admission.
     running: Vec<Sequence>,
     pool: Pool,
+    /// Of all running sequences.
+    tail: usize,
     preemptions: usize,
     cached_tokens: usize,
     peak_bytes: usize,
@@ -67,6 +74,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             pool: Pool::default(),
+            tail: 0,
             preemptions: 0,
             cached_tokens: 0,
             peak_bytes: 0,
@@ -82,6 +90,7 @@ impl Scheduler {
             end: request.prompt_tokens + request.output_tokens.max(1),
             computed: 0,
             held: Vec::new(),
+            tail: 0,
             scheduled: 0,
             started: false,
         });
@@ -111,15 +120,19 @@ impl Scheduler {
         self.waiting.iter().chain(&self.running).map(|s| s.tokens).max().unwrap_or(0)
     }
 
-    /// Bytes of some blocks and sequences.
-    fn bytes_of(&self, blocks: usize, sequences: usize) -> f64 {
-        self.bytes.bytes(sequences, blocks * self.config.block_size)
+    /// Bytes of some sequences, full blocks and tokens in tails.
+    fn bytes_of(&self, sequences: usize, blocks: usize, tail: usize) -> f64 {
+        self.bytes.bytes(sequences, blocks * self.config.block_size, tail)
     }
 
-    /// Makes room for as many more blocks, at the expense of what is only kept.
-    fn make_room(&mut self, more: usize) -> bool {
-        let budget = self.config.kv_cache_memory as f64;
-        while self.bytes_of(self.pool.len() + more, self.running.len()) > budget {
+    /// Bytes that can be used.
+    fn budget(&self) -> f64 {
+        self.config.kv_cache_memory as f64 - self.bytes.slack
+    }
+
+    /// Makes room for as many more blocks and tokens in tails, at the expense of what is only kept.
+    fn make_room(&mut self, blocks: usize, tail: usize) -> bool {
+        while self.bytes_of(self.running.len(), self.pool.len() + blocks, tail) > self.budget() {
             if !self.pool.evict() {
                 return false;
             }
@@ -129,11 +142,15 @@ impl Scheduler {
 
     /// Holds what a sequence needs for `len` more tokens, if there is room.
     fn reserve(&mut self, at: usize, len: usize) -> bool {
+        let block_size = self.config.block_size;
         let sequence = &self.running[at];
-        let wanted = (sequence.computed + len).div_ceil(self.config.block_size);
-        let from = sequence.held.len();
-        let more = wanted.saturating_sub(from);
-        if !self.make_room(more) {
+        let (end, from) = (sequence.computed + len, sequence.held.len());
+        let more = (end / block_size).saturating_sub(from);
+        // Uncompressed blocks are full where they are.
+        let open = if self.bytes.is_coded() { end - from * block_size } else { end % block_size };
+        let open = open.next_multiple_of(TAIL_STEP);
+        let tail = self.tail - sequence.tail + open;
+        if !self.make_room(more, tail) {
             return false;
         }
         let sequence = &mut self.running[at];
@@ -143,14 +160,15 @@ impl Scheduler {
             self.pool.hold(id);
             sequence.held.push(id);
         }
-        sequence.scheduled = len;
-        let now = self.bytes_of(self.pool.len(), self.running.len());
+        (sequence.scheduled, sequence.tail, self.tail) = (len, open, tail);
+        let now = self.bytes_of(self.running.len(), self.pool.len(), self.tail);
         self.peak_bytes = self.peak_bytes.max(now as usize);
         true
     }
 
     fn preempt_youngest(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
+        self.tail -= std::mem::take(&mut sequence.tail);
         let full = sequence.computed / self.config.block_size;
         let (kept, rest) = sequence.held.split_at(full.min(sequence.held.len()));
         self.pool.release(rest, false);
@@ -208,13 +226,13 @@ impl Scheduler {
                 true => self.pool.matching(&names),
                 false => (0, 0),
             };
-            let all = (sequence.tokens + block_size).div_ceil(block_size);
-            let more = all - found;
+            let more = sequence.tokens / block_size - found;
+            // With a block to grow into.
+            let tail = self.tail + 2 * block_size;
             // What nobody holds makes room, but for what this one wants itself.
             let kept = self.pool.len() - (self.pool.num_free() - free);
-            let budget_bytes = self.config.kv_cache_memory as f64;
             let alone = self.running.is_empty();
-            if !alone && self.bytes_of(kept + more, self.running.len() + 1) > budget_bytes {
+            if !alone && self.bytes_of(self.running.len() + 1, kept + more, tail) > self.budget() {
                 return;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { return };
@@ -244,6 +262,8 @@ impl Scheduler {
         let mut tokens = Vec::new();
         for sequence in &mut self.running {
             sequence.computed += std::mem::take(&mut sequence.scheduled);
+            let open = (sequence.computed % self.config.block_size).next_multiple_of(TAIL_STEP);
+            self.tail = self.tail - std::mem::replace(&mut sequence.tail, open) + open;
             if sequence.computed == sequence.tokens {
                 sequence.tokens += 1;
                 tokens.push(Token {
@@ -260,6 +280,7 @@ impl Scheduler {
                 continue;
             }
             let sequence = self.running.remove(at);
+            self.tail -= sequence.tail;
             let full = (sequence.computed / block_size).min(sequence.held.len());
             let (kept, rest) = sequence.held.split_at(full);
             self.pool.release(rest, false);

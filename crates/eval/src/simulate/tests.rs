@@ -12,7 +12,8 @@ const ROOMY: ServerConfig = ServerConfig {
     max_concurrency: usize::MAX,
 };
 
-const BYTES: BytesModel = BytesModel { per_sequence: 0.0, per_token: 100.0 };
+const BYTES: BytesModel =
+    BytesModel { per_sequence: 0.0, per_token: 100.0, per_tail_token: 100.0, slack: 0.0 };
 
 fn request(arrival: f64, prompt_tokens: usize, output_tokens: usize) -> TraceRequest {
     TraceRequest { arrival, prompt_tokens, output_tokens, blocks: Vec::new(), block_tokens: 32 }
@@ -49,8 +50,8 @@ fn steps_by_hand() {
     assert_eq!(found.e2e.unwrap().p50, 622.5);
     assert_eq!((found.max_running, found.preemptions), (2, 0));
     assert_eq!(found.output_tokens_per_second, 5.0 / 623.0);
-    // 602 and 21 tokens in blocks of 32: 19 and 1.
-    assert_eq!(found.peak_kv_physical_bytes, 20 * 32 * 100);
+    // 602 and 21 tokens, tails rounded up to eights: 26 in the last block of the first.
+    assert_eq!(found.peak_kv_physical_bytes, (18 * 32 + 32 + 24) * 100);
 }
 
 #[test]
@@ -86,4 +87,17 @@ fn little_memory_preempts_the_youngest_and_all_are_answered() {
     assert!(found.e2e.unwrap().p50 > 130.0 && found.seconds < 260.0, "{found:?}");
     let error = simulate(&config, BYTES, &|_| 1.0, &[request(0.0, 400, 1)]).unwrap_err();
     assert!(error.to_string().starts_with("a request of 400 tokens"), "{error}");
+}
+
+#[test]
+fn a_chunk_stands_beside_its_code_until_the_step_is_over() {
+    let bytes =
+        BytesModel { per_sequence: 5.0, per_token: 10.0, per_tail_token: 100.0, slack: 0.0 };
+    let found = simulate(&ROOMY, bytes, &|_| 1.0, &[request(0.0, 64, 3)]).unwrap();
+    assert_eq!(found.peak_kv_physical_bytes, 5 + 64 * 10 + 64 * 100);
+    // What nobody can use is missing.
+    let config = ServerConfig { kv_cache_memory: 5 + 64 * 110, ..ROOMY };
+    simulate(&config, bytes, &|_| 1.0, &[request(0.0, 64, 3)]).unwrap();
+    let bytes = BytesModel { slack: 1.0, ..bytes };
+    assert!(simulate(&config, bytes, &|_| 1.0, &[request(0.0, 64, 3)]).is_err());
 }

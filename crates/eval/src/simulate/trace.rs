@@ -3,6 +3,7 @@
 //! Files are in the format of Mooncake's published traces (arXiv 2407.00079): an object a line with `timestamp` in milliseconds,
 //! `input_length`, `output_length` and `hash_ids`, a name for each block of the prompt that is equal only where all before it are too.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader};
@@ -111,6 +112,13 @@ pub fn of_requests(
         }
     };
     prompts.iter().zip(due).map(of).collect()
+}
+
+/// Blocks by different blocks, of some requests' blocks by name: 1 if all differ. O(blocks).
+pub fn block_sharing(requests: &[Vec<u64>]) -> f64 {
+    let all: usize = requests.iter().map(Vec::len).sum();
+    let distinct: HashSet<u64> = requests.iter().flatten().copied().collect();
+    all.max(1) as f64 / distinct.len().max(1) as f64
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl Backend for EngineBackend {
             let id = RequestId::from(&*sample.id);
             let params = SamplingParams {
                 temperature: lane.temperature,
-                seed: Some(lane.seed),
+                seed: Some(lane.seed_of(&sample.id)),
                 stop: sample.stop.clone(),
                 ..SamplingParams::greedy(sample.max_tokens)
             };

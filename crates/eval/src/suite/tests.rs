@@ -129,3 +129,13 @@ fn settings_that_make_no_run_are_said() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn samples_draw_each_for_itself() {
+    let lane = Lane::drawn("f16", 0.7, 1);
+    let seeds: std::collections::HashSet<u64> =
+        (0..100).map(|i| lane.seed_of(&format!("keys-{i}"))).collect();
+    assert_eq!(seeds.len(), 100);
+    assert!(seeds.iter().all(|seed| *seed < 1 << 31));
+    assert_ne!(lane.seed_of("a"), Lane::drawn("f16", 0.7, 2).seed_of("a"));
+}

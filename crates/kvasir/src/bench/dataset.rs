@@ -12,7 +12,7 @@ use serde::Serialize;
 /// Names are those of `vllm bench`, where it has them.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Requests")]
-pub(super) struct DatasetArgs {
+pub(crate) struct DatasetArgs {
     /// Where prompts come from
     #[arg(long, alias = "dataset-name", value_name = "DATASET", default_value = "random")]
     dataset: DatasetName,
@@ -81,7 +81,7 @@ pub(super) struct LoadReport {
 
 impl DatasetArgs {
     /// An option of another dataset is a mistake, not something to leave out quietly.
-    pub(super) fn dataset(&self) -> Result<Dataset> {
+    pub(crate) fn dataset(&self) -> Result<Dataset> {
         use DatasetName::{Jsonl, PrefixRepetition, Random, Retrieval};
         let name = self.dataset;
         let options: [(&str, bool, &[DatasetName]); 7] = [
@@ -122,7 +122,7 @@ impl DatasetArgs {
     }
 
     /// How many requests of `dataset`.
-    pub(super) fn size(&self) -> LoadSize {
+    pub(crate) fn size(&self) -> LoadSize {
         LoadSize {
             num_prompts: self.num_prompts.get(),
             output_len: self.output_len.get(),

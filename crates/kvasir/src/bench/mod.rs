@@ -9,6 +9,9 @@ mod latency;
 mod serve;
 mod throughput;
 
+pub(crate) use dataset::DatasetArgs;
+pub(crate) use serve::parse_rate;
+
 /// Measure speed
 #[derive(Debug, Args)]
 #[command(after_help = "\

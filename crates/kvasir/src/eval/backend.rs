@@ -140,7 +140,7 @@ fn ask(server: &Server, lane: &Lane, sample: &Sample) -> Result<Answer> {
         "model": server.model,
         "max_tokens": sample.max_tokens,
         "temperature": lane.temperature,
-        "seed": lane.seed,
+        "seed": lane.seed_of(&sample.id),
     });
     if !sample.stop.is_empty() {
         body["stop"] = json!(sample.stop);

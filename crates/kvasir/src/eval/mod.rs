@@ -6,6 +6,8 @@ mod quality;
 mod report;
 mod suite;
 
+pub(crate) use suite::run_profile;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 

@@ -87,7 +87,8 @@ impl std::fmt::Debug for ServeCommand {
     }
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
+/// Reads `--request-rate`.
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 => Ok(rate),
         _ => Err("must be a number above 0, or inf".to_owned()),
