@@ -18,6 +18,7 @@ pub mod latency;
 pub mod metrics;
 mod percentiles;
 pub mod perplexity;
+pub mod predict;
 pub mod profile;
 pub mod quality;
 mod random;

@@ -102,6 +102,7 @@ fn section_of_run(page: &mut String, run: &RunSummary, named: bool) {
             &format!("{}{}", lengths_chart(run), lengths_table(run)),
         );
     }
+    predicted(page, run);
     speed(page, run);
     if !run.worst.is_empty() {
         let _ = write!(page, "<section><h3>Largest losses</h3>");
@@ -285,6 +286,44 @@ fn lengths_table(run: &RunSummary) -> String {
         "length × TPOT ÷ f16's",
     ];
     table(&head, rows)
+}
+
+/// What was to be known when the prompt was computed.
+fn predicted(page: &mut String, run: &RunSummary) {
+    let area = |area: Option<f64>| area.map_or_else(|| "–".to_owned(), |area| format!("{area:.2}"));
+    if !run.risks.is_empty() {
+        let rows = run.risks.iter().map(|(name, risk)| {
+            vec![
+                name.clone(),
+                format!("{} of {}", risk.negatives, risk.benign),
+                area(risk.auc),
+                area(risk.auc_constant),
+                format!("{:.3}", risk.log_loss),
+                format!("{:.3}", risk.log_loss_constant),
+            ]
+        });
+        let head =
+            ["recipe", "negatives", "AUC", "AUC, constant", "log loss", "log loss, constant"];
+        let note = "Chance of a negative, from the prompt's length and repetitions, the margin and entropy of the first token, the answer's limit and the \
+                    recipe's KL divergence; predicted for samples that the model has not seen. AUC: the chance that a negative has the larger risk of two; \
+                    the constant is the recipe's rate.";
+        figure(page, "Risks, predicted", note, &table(&head, rows));
+    }
+    if !run.answer_lengths.is_empty() {
+        let rows = run.answer_lengths.iter().map(|(name, length)| {
+            let percent = |error: f64| format!("{:.0}", 100.0 * error);
+            vec![
+                name.clone(),
+                length.answers.to_string(),
+                percent(length.error),
+                percent(length.error_constant),
+            ]
+        });
+        let head = ["recipe", "answers", "error, %", "error of the constant, %"];
+        let note = "Lengths of answers from the same features: the larger of the predicted and the true one by the smaller, less one. Answers that were cut are not \
+                    in it.";
+        figure(page, "Lengths, predicted", note, &table(&head, rows));
+    }
 }
 
 fn speed(page: &mut String, run: &RunSummary) {

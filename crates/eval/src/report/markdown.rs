@@ -69,6 +69,17 @@ fn run_of(text: &mut String, run: &RunSummary) {
         row(text, &cells);
     }
     let _ = writeln!(text);
+    if let Some((_, risk)) = run.risks.last() {
+        let area =
+            |area: Option<f64>| area.map_or_else(|| "–".to_owned(), |area| format!("{area:.2}"));
+        let _ = writeln!(
+            text,
+            "Negatives predicted when the prompt is computed: AUC {} (the recipe's rate alone {}), n = {}\n",
+            area(risk.auc),
+            area(risk.auc_constant),
+            risk.benign
+        );
+    }
     let lanes = run.lanes.iter().map(|lane| cell(&lane.name));
     let names: Vec<String> =
         ["dataset".to_owned(), "n".to_owned()].into_iter().chain(lanes).collect();

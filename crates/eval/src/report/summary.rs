@@ -1,11 +1,12 @@
 //! The numbers of a report.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::{LengthShift, Lengths, Negatives, Scored, Share, THETAS};
 use crate::error::Result;
+use crate::predict::{LengthAccuracy, Prediction, RiskAccuracy, lengths as length_accuracy, risks};
 use crate::profile::{Cell, Predicted, Profile};
 use crate::suite::{Answer, Environment, Lane, RunDir};
 use crate::tasks::{Question, Sample};
@@ -16,6 +17,9 @@ pub(super) const THETA: f64 = 0.10;
 
 /// Samples that are shown of each recipe.
 const WORST: usize = 4;
+
+/// Shapes of a profile from which others are predicted.
+const PREDICTING: usize = 9;
 
 /// A run in numbers.
 #[derive(Debug, Clone, Serialize)]
@@ -50,6 +54,10 @@ pub struct RunSummary {
     pub speed: Vec<Cell>,
     /// Times of steps beside what models say that have not seen them.
     pub predicted: Vec<Predicted>,
+    /// How well negatives are predicted when the prompt is computed, by recipe, and of all together.
+    pub risks: Vec<(String, RiskAccuracy)>,
+    /// How well lengths of answers are.
+    pub answer_lengths: Vec<(String, LengthAccuracy)>,
     /// Speeds at equal memory, where they were measured.
     pub equal_memory: Vec<AtMemory>,
 }
@@ -144,7 +152,7 @@ impl RunSummary {
         let answer =
             |lane: &Lane, sample: &Sample| answers.get(&(&*lane.name, &*sample.id)).copied();
         // By sample: one of every lane.
-        let complete: Vec<(&Sample, Vec<&Answer>)> = run
+        let complete: Vec<Answered<'_>> = run
             .samples()
             .iter()
             .filter_map(|sample| {
@@ -152,7 +160,7 @@ impl RunSummary {
                 all.map(|all| (sample, all))
             })
             .collect();
-        let scored: Vec<(&Sample, Vec<f64>, &Vec<&Answer>)> = complete
+        let scored: Vec<WithScores<'_>> = complete
             .iter()
             .filter_map(|(sample, answers)| {
                 let scores: Option<Vec<f64>> = answers.iter().map(|a| a.score).collect();
@@ -198,6 +206,19 @@ impl RunSummary {
             let scored = &scored;
             list.map(move |i| worst(&lanes[*recipe], *recipe, &scored[i]))
         });
+        let quality: Vec<QualityPoint> = run.extra(extras::QUALITY)?.unwrap_or_default();
+        let predictions = predictions(&complete, &scored, &negatives, lanes, &quality);
+        let names = |recipe: Option<usize>| match recipe {
+            Some(recipe) => lanes[recipe].name.clone(),
+            None => "all".to_owned(),
+        };
+        // The last is of all.
+        let mut risks: Vec<_> = risks(&predictions).into_iter().collect();
+        let mut answer_lengths: Vec<_> = length_accuracy(&predictions).into_iter().collect();
+        risks.sort_by_key(|(recipe, _)| recipe.unwrap_or(usize::MAX));
+        answer_lengths.sort_by_key(|(recipe, _)| recipe.unwrap_or(usize::MAX));
+        // From a few shapes nothing can be said of others.
+        let enough = |profile: &&Profile| profile.shapes.len() >= PREDICTING;
         Ok(Self {
             path: run.path().display().to_string(),
             model: run.config().model.clone(),
@@ -213,8 +234,10 @@ impl RunSummary {
             worst: worst.collect(),
             datasets,
             families,
-            quality: run.extra(extras::QUALITY)?.unwrap_or_default(),
-            predicted: profile.as_ref().map(Profile::held_out).unwrap_or_default(),
+            risks: risks.into_iter().map(|(recipe, of)| (names(recipe), of)).collect(),
+            answer_lengths: answer_lengths.into_iter().map(|(r, of)| (names(r), of)).collect(),
+            quality,
+            predicted: profile.as_ref().filter(enough).map(Profile::held_out).unwrap_or_default(),
             speed: profile.map(|profile| profile.cells).unwrap_or_default(),
             equal_memory: run.extra(extras::EQUAL_MEMORY)?.unwrap_or_default(),
         })
@@ -224,6 +247,43 @@ impl RunSummary {
     pub(super) fn recipes(&self) -> impl Iterator<Item = &LaneSummary> {
         self.lanes.iter().skip(1).filter(|lane| !lane.drawn)
     }
+}
+
+/// A sample and its answers, one of every lane.
+type Answered<'a> = (&'a Sample, Vec<&'a Answer>);
+
+/// The same with the answers' scores.
+type WithScores<'a> = (&'a Sample, Vec<f64>, &'a Vec<&'a Answer>);
+
+/// Every sample under every recipe, with what was known of it beforehand. `scored` are those of `complete` that have scores, in their order.
+fn predictions(
+    complete: &[Answered<'_>],
+    scored: &[WithScores<'_>],
+    negatives: &Negatives<'_>,
+    lanes: &[Lane],
+    quality: &[QualityPoint],
+) -> Vec<Prediction> {
+    let benign: HashSet<&str> = negatives.benign().iter().map(|i| &*scored[*i].0.id).collect();
+    let mut all = Vec::new();
+    for (recipe, lane) in lanes.iter().enumerate().skip(1).filter(|(_, lane)| !lane.is_drawn()) {
+        let failed = negatives.list(&[recipe], THETA);
+        let failed: HashSet<&str> = failed.into_iter().map(|i| &*scored[i].0.id).collect();
+        let point = quality.iter().find(|point| Some(&point.recipe) == lane.recipe.as_ref());
+        for (number, (sample, answers)) in complete.iter().enumerate() {
+            let Some(features) = answers[0].features else { continue };
+            let id = &*sample.id;
+            all.push(Prediction {
+                sample: number,
+                recipe,
+                features,
+                // Without a measurement all recipes are alike.
+                recipe_loss: point.map_or(0.0, |point| point.kl_mean),
+                negative: benign.contains(id).then(|| failed.contains(id)),
+                length: (!answers[recipe].capped).then_some(answers[recipe].output_tokens),
+            });
+        }
+    }
+    all
 }
 
 /// How much longer a token takes under a lane than under the first: mean over the cells of both.
@@ -264,7 +324,7 @@ fn datasets(table: &[Scored]) -> Vec<DatasetScores> {
 }
 
 /// Of the samples whose answers may be of any length: those that no text ends.
-fn lengths(complete: &[(&Sample, Vec<&Answer>)], lane: usize) -> Vec<Lengths> {
+fn lengths(complete: &[Answered<'_>], lane: usize) -> Vec<Lengths> {
     let free = complete.iter().filter(|(sample, _)| sample.stop.is_empty());
     free.map(|(_, answers)| Lengths {
         baseline: answers[0].output_tokens,
@@ -274,11 +334,7 @@ fn lengths(complete: &[(&Sample, Vec<&Answer>)], lane: usize) -> Vec<Lengths> {
     .collect()
 }
 
-fn worst(
-    lane: &Lane,
-    number: usize,
-    (sample, scores, answers): &(&Sample, Vec<f64>, &Vec<&Answer>),
-) -> WorstSample {
+fn worst(lane: &Lane, number: usize, (sample, scores, answers): &WithScores<'_>) -> WorstSample {
     /// Characters of a question.
     const END: usize = 240;
     let text = match &sample.question {

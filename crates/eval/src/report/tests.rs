@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::predict::PromptFeatures;
 use crate::profile::Cell;
 use crate::suite::{Answer, Environment, Lane, RunDir, SuiteConfig, TaskConfig};
 use crate::tasks::Generated;
@@ -27,6 +28,7 @@ fn run(folder: &Path) -> RunDir {
                 capped: false,
                 logical_bytes: Some(2000),
                 physical_bytes: Some(if lane == "int8" { 1000 } else { 2000 }),
+                features: Some(PromptFeatures::new(&[1, 2], 30, &[-0.1, -1.0 - i as f32])),
             })
             .unwrap();
         }
@@ -48,6 +50,10 @@ fn numbers_by_hand() {
     assert_eq!((int8.lengths.known, int8.lengths.mean, int8.lengths.longer), (3, -0.5, 1.0));
     assert_eq!(int8.latency, None);
     assert_eq!(summary.families, ["retrieval"]);
+    let (name, risk) = &summary.risks[0];
+    assert_eq!((&**name, risk.benign, risk.negatives), ("int8", 4, 2));
+    assert_eq!(summary.answer_lengths[0].1.answers, 7);
+    assert_eq!(summary.risks.last().unwrap().0, "all");
     assert_eq!(summary.worst.len(), 2);
     assert!(summary.worst[0].found.0.contains("<b>"));
     assert_eq!(summary.recipes().map(|lane| &*lane.name).collect::<Vec<_>>(), ["int8"]);

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Answer, Backend, Lane};
 use crate::error::{EvalError, Result};
+use crate::predict::PromptFeatures;
 use crate::tasks::{Question, Sample};
 
 /// An engine that nobody else uses.
@@ -21,6 +22,8 @@ pub struct EngineBackend {
 struct Pending<'a> {
     sample: &'a Sample,
     text: String,
+    prompt: Vec<u32>,
+    features: Option<PromptFeatures>,
 }
 
 #[derive(Serialize)]
@@ -60,27 +63,36 @@ impl Backend for EngineBackend {
     ) -> Result<()> {
         let recipe: Option<Recipe> = lane.recipe.as_deref().map(str::parse).transpose()?;
         let mut pending: HashMap<RequestId, Pending<'_>> = HashMap::new();
+        // What is known of a prompt is known of it without compression.
+        let watched = !lane.is_drawn() && recipe == Some(Recipe::F16);
         for sample in samples {
+            let prompt = self.prompt(&sample.question)?;
             let id = RequestId::from(&*sample.id);
             let params = SamplingParams {
                 temperature: lane.temperature,
                 seed: Some(lane.seed_of(&sample.id)),
                 stop: sample.stop.clone(),
+                logprobs: watched.then_some(PromptFeatures::ALTERNATIVES),
                 ..SamplingParams::greedy(sample.max_tokens)
             };
             self.engine.add_request(Request {
                 id: id.clone(),
-                prompt: self.prompt(&sample.question)?,
+                prompt: prompt.clone(),
                 params: params.into(),
                 cache_salt: None,
                 kv_cache: recipe,
             })?;
-            pending.insert(id, Pending { sample, text: String::new() });
+            pending.insert(id, Pending { sample, text: String::new(), prompt, features: None });
         }
         while self.engine.has_unfinished() {
             for output in self.engine.step()?.outputs {
                 let Some(one) = pending.get_mut(&output.request_id) else { continue };
                 one.text.push_str(&output.text);
+                if let Some(first) = output.logprobs.first().filter(|_| one.features.is_none()) {
+                    let top: Vec<f32> = first.top.iter().map(|(_, logprob)| *logprob).collect();
+                    let features = PromptFeatures::new(&one.prompt, one.sample.max_tokens, &top);
+                    one.features = Some(features);
+                }
                 let Some(finish) = output.finish else { continue };
                 answered(Answer {
                     sample: one.sample.id.clone(),
@@ -92,6 +104,7 @@ impl Backend for EngineBackend {
                     capped: finish.reason == FinishReason::Length,
                     logical_bytes: Some(finish.kv_logical_bytes),
                     physical_bytes: Some(finish.kv_physical_bytes),
+                    features: one.features,
                 })?;
                 pending.remove(&output.request_id);
             }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{Environment, SuiteConfig, VERSION};
 use crate::error::{EvalError, Result};
+use crate::predict::PromptFeatures;
 use crate::tasks::Sample;
 
 /// One answer.
@@ -34,6 +35,9 @@ pub struct Answer {
     pub logical_bytes: Option<usize>,
     /// Bytes that they took.
     pub physical_bytes: Option<usize>,
+    /// What was known when the prompt was computed; of the uncompressed cache in this process only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<PromptFeatures>,
 }
 
 /// A run's directory.

@@ -174,5 +174,6 @@ fn ask(server: &Server, lane: &Lane, sample: &Sample) -> Result<Answer> {
         capped: choice["finish_reason"] == "length",
         logical_bytes: count(&usage["kvasir"]["logical_bytes"]),
         physical_bytes: count(&usage["kvasir"]["physical_bytes"]),
+        features: None,
     })
 }

@@ -1,0 +1,168 @@
+//! Linear models with a little shrinking: of numbers (ridge regression) and of chances (logistic regression by Newton's method).
+
+/// Shrinks weights of standardised features, as so many samples at 0 would.
+const RIDGE: f64 = 1.0;
+
+/// Steps of Newton's method.
+const STEPS: usize = 30;
+
+/// A weight for each feature, and one for a constant.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Linear {
+    means: Vec<f64>,
+    scales: Vec<f64>,
+    /// The constant's is the last.
+    weights: Vec<f64>,
+}
+
+/// What a model is fitted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Number,
+    /// 0 or 1.
+    Chance,
+}
+
+fn chance(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl Linear {
+    /// Fits `rows` of features to `targets`. O(steps · rows · features²).
+    pub(super) fn fit(rows: &[Vec<f64>], targets: &[f64], target: Target) -> Self {
+        let n = rows.first().map_or(0, Vec::len);
+        let count = rows.len().max(1) as f64;
+        let means: Vec<f64> =
+            (0..n).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / count).collect();
+        let spread = |i: usize| {
+            let squares: f64 = rows.iter().map(|row| (row[i] - means[i]).powi(2)).sum();
+            (squares / count).sqrt()
+        };
+        // What is the same everywhere says nothing.
+        let scales: Vec<f64> =
+            (0..n).map(spread).map(|s| if s > 1e-9 { 1.0 / s } else { 0.0 }).collect();
+        let mut model = Self { means, scales, weights: vec![0.0; n + 1] };
+        let standard: Vec<Vec<f64>> = rows.iter().map(|row| model.standard(row)).collect();
+        let steps = if target == Target::Chance { STEPS } else { 1 };
+        for _ in 0..steps {
+            let width = n + 1;
+            let (mut hessian, mut gradient) = (vec![0.0; width * width], vec![0.0; width]);
+            for (row, y) in standard.iter().zip(targets) {
+                let sum: f64 = row.iter().zip(&model.weights).map(|(x, w)| x * w).sum();
+                let (found, weight) = match target {
+                    Target::Number => (sum, 1.0),
+                    Target::Chance => (chance(sum), (chance(sum) * (1.0 - chance(sum))).max(1e-6)),
+                };
+                for i in 0..width {
+                    gradient[i] += row[i] * (y - found);
+                    for j in 0..width {
+                        hessian[i * width + j] += weight * row[i] * row[j];
+                    }
+                }
+            }
+            for i in 0..width {
+                // The constant is hardly shrunk.
+                let ridge = if i < n { RIDGE } else { 1e-6 };
+                hessian[i * width + i] += ridge;
+                gradient[i] -= ridge * model.weights[i];
+            }
+            let step = solve(hessian, gradient);
+            // For numbers one step is exact, however long; for chances a long one may be too long.
+            let most = if target == Target::Chance { 4.0 } else { f64::INFINITY };
+            model.weights.iter_mut().zip(&step).for_each(|(w, s)| *w += s.clamp(-most, most));
+            if step.iter().all(|s| s.abs() < 1e-9) {
+                break;
+            }
+        }
+        model
+    }
+
+    fn standard(&self, row: &[f64]) -> Vec<f64> {
+        let all = row.iter().zip(self.means.iter().zip(&self.scales));
+        all.map(|(x, (mean, scale))| (x - mean) * scale).chain([1.0]).collect()
+    }
+
+    /// The number, or the logarithm of the odds.
+    fn sum(&self, row: &[f64]) -> f64 {
+        self.standard(row).iter().zip(&self.weights).map(|(x, w)| x * w).sum()
+    }
+
+    /// The number.
+    pub(super) fn number(&self, row: &[f64]) -> f64 {
+        self.sum(row)
+    }
+
+    /// The chance.
+    pub(super) fn chance(&self, row: &[f64]) -> f64 {
+        chance(self.sum(row))
+    }
+}
+
+/// Gauss and Jordan with pivots; what is singular gets 0.
+fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Vec<f64> {
+    let n = b.len();
+    for column in 0..n {
+        let largest =
+            |i: &usize, j: &usize| a[i * n + column].abs().total_cmp(&a[j * n + column].abs());
+        let Some(pivot) = (column..n).max_by(largest) else { break };
+        if a[pivot * n + column].abs() < 1e-12 {
+            continue;
+        }
+        for j in 0..n {
+            a.swap(column * n + j, pivot * n + j);
+        }
+        b.swap(column, pivot);
+        for row in (0..n).filter(|row| *row != column) {
+            let factor = a[row * n + column] / a[column * n + column];
+            for j in column..n {
+                a[row * n + j] -= factor * a[column * n + j];
+            }
+            b[row] -= factor * b[column];
+        }
+    }
+    let of = |i: usize| if a[i * n + i].abs() < 1e-12 { 0.0 } else { b[i] / a[i * n + i] };
+    (0..n).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SplitMix64;
+
+    #[test]
+    fn lines_are_found() {
+        let rows: Vec<Vec<f64>> =
+            (0..200).map(|i| vec![f64::from(i), f64::from(i * i % 13), 7.0]).collect();
+        let targets: Vec<f64> = rows.iter().map(|row| 3.0 + 0.5 * row[0] - 2.0 * row[1]).collect();
+        let model = Linear::fit(&rows, &targets, Target::Number);
+        for (row, target) in rows.iter().zip(&targets) {
+            assert!((model.number(row) - target).abs() < 0.6, "{} {target}", model.number(row));
+        }
+    }
+
+    #[test]
+    fn chances_are_found() {
+        let mut random = SplitMix64::new(5);
+        let rows: Vec<Vec<f64>> =
+            (0..4000).map(|_| vec![4.0 * random.unit() - 2.0, random.unit()]).collect();
+        let law = |row: &[f64]| 1.0 / (1.0 + (1.0 - 1.5 * row[0]).exp());
+        let targets: Vec<f64> =
+            rows.iter().map(|row| f64::from(u8::from(random.unit() < law(row)))).collect();
+        let model = Linear::fit(&rows, &targets, Target::Chance);
+        for x in [-1.5, 0.0, 1.0, 2.0] {
+            let row = [x, 0.5];
+            assert!((model.chance(&row) - law(&row)).abs() < 0.05, "{x}: {}", model.chance(&row));
+        }
+    }
+
+    #[test]
+    fn what_is_separable_stays_finite() {
+        let rows: Vec<Vec<f64>> = (0..20).map(|i| vec![f64::from(i)]).collect();
+        let targets: Vec<f64> = (0..20).map(|i| f64::from(u8::from(i > 9))).collect();
+        let model = Linear::fit(&rows, &targets, Target::Chance);
+        let (low, high) = (model.chance(&[0.0]), model.chance(&[19.0]));
+        assert!(low < 0.1 && high > 0.9 && low > 0.0 && high < 1.0);
+        let none = Linear::fit(&[], &[], Target::Chance);
+        assert_eq!(none.chance(&[]), 0.5);
+    }
+}

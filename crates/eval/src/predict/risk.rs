@@ -1,0 +1,239 @@
+//! Risks and lengths of a run's samples, predicted from samples that the models have not seen.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::PromptFeatures;
+use super::logistic::{Linear, Target};
+use crate::analysis::{Interval, interval};
+
+/// Parts into which samples are cut: each is predicted from the others.
+const FOLDS: usize = 10;
+
+/// One sample under one recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// The sample's number: all of its rows are in one fold.
+    pub sample: usize,
+    /// The recipe's number.
+    pub recipe: usize,
+    /// What is known beforehand.
+    pub features: PromptFeatures,
+    /// How much the recipe changes predictions at large: its mean KL divergence, or another number that is larger for worse
+    /// recipes.
+    pub recipe_loss: f64,
+    /// Whether it is a negative; none if the sample is not benign or has no score.
+    pub negative: Option<bool>,
+    /// Tokens of the answer; none if it was cut.
+    pub length: Option<usize>,
+}
+
+/// How well risks of a recipe are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RiskAccuracy {
+    /// Benign samples.
+    pub benign: usize,
+    /// Negatives.
+    pub negatives: usize,
+    /// Area under the ROC curve: the chance that a negative's risk is above that of another; none without both.
+    pub auc: Option<f64>,
+    /// The same of the constant, which is the rate of the recipe in the other folds.
+    pub auc_constant: Option<f64>,
+    /// Mean negative logarithm of the chance given to what happened.
+    pub log_loss: f64,
+    /// The same of the constant.
+    pub log_loss_constant: f64,
+}
+
+/// How well lengths of answers are told.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LengthAccuracy {
+    /// Answers that ended by themselves.
+    pub answers: usize,
+    /// Mean of the larger of predicted and true length by the smaller, less one.
+    pub error: f64,
+    /// Of the mean.
+    pub interval: Option<Interval>,
+    /// The same of the constant, which is the geometric mean in the other folds.
+    pub error_constant: f64,
+}
+
+/// Area under the ROC curve. O(n log n).
+fn auc(scored: &[(f64, bool)]) -> Option<f64> {
+    let positives = scored.iter().filter(|(_, negative)| *negative).count();
+    let others = scored.len() - positives;
+    if positives == 0 || others == 0 {
+        return None;
+    }
+    let mut sorted = scored.to_vec();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Ranks from 1, equal ones their mean (Mann and Whitney).
+    let (mut at, mut ranks) = (0, 0.0);
+    while at < sorted.len() {
+        let end = at + sorted[at..].iter().take_while(|(score, _)| *score == sorted[at].0).count();
+        let rank = (at + 1 + end) as f64 / 2.0;
+        ranks += rank * sorted[at..end].iter().filter(|(_, positive)| *positive).count() as f64;
+        at = end;
+    }
+    let (p, o) = (positives as f64, others as f64);
+    Some((ranks - p * (p + 1.0) / 2.0) / (p * o))
+}
+
+fn row(prediction: &Prediction) -> Vec<f64> {
+    let loss = (prediction.recipe_loss + 1e-4).ln();
+    let mut row = prediction.features.numbers();
+    // A near tie matters the more the worse the recipe is.
+    row.extend([loss, loss * (-prediction.features.first_margin).exp()]);
+    row
+}
+
+/// One recipe's, or all together under the name of none.
+pub(crate) fn risks(all: &[Prediction]) -> BTreeMap<Option<usize>, RiskAccuracy> {
+    let known: Vec<(&Prediction, bool)> =
+        all.iter().filter_map(|one| one.negative.map(|negative| (one, negative))).collect();
+    let number = |negative: bool| f64::from(u8::from(negative));
+    // By recipe: (risk, constant's risk, negative).
+    let mut found: BTreeMap<Option<usize>, Vec<(f64, f64, bool)>> = BTreeMap::new();
+    for fold in 0..FOLDS {
+        let (held, seen): (Vec<_>, Vec<_>) =
+            known.iter().partition(|(one, _)| one.sample % FOLDS == fold);
+        if seen.is_empty() {
+            continue;
+        }
+        let rows: Vec<Vec<f64>> = seen.iter().map(|(one, _)| row(one)).collect();
+        let targets: Vec<f64> = seen.iter().map(|(_, negative)| number(*negative)).collect();
+        let model = Linear::fit(&rows, &targets, Target::Chance);
+        for (one, negative) in held {
+            let mine = seen.iter().filter(|(other, _)| other.recipe == one.recipe);
+            let (n, sum) = mine.fold((0.0, 0.0), |(n, sum), (_, y)| (n + 1.0, sum + number(*y)));
+            // Half a sample of each kind, so that nothing is impossible.
+            let constant = (sum + 0.5) / (n + 1.0);
+            let value = (model.chance(&row(one)), constant, negative);
+            found.entry(Some(one.recipe)).or_default().push(value);
+            found.entry(None).or_default().push(value);
+        }
+    }
+    let accuracy = |values: Vec<(f64, f64, bool)>| {
+        let loss = |risk: f64, negative: bool| {
+            -(if negative { risk } else { 1.0 - risk }).clamp(1e-9, 1.0).ln()
+        };
+        let n = values.len() as f64;
+        let of = |pick: fn(&(f64, f64, bool)) -> f64| -> Vec<(f64, bool)> {
+            values.iter().map(|value| (pick(value), value.2)).collect()
+        };
+        RiskAccuracy {
+            benign: values.len(),
+            negatives: values.iter().filter(|value| value.2).count(),
+            auc: auc(&of(|value| value.0)),
+            auc_constant: auc(&of(|value| value.1)),
+            log_loss: values.iter().map(|v| loss(v.0, v.2)).sum::<f64>() / n,
+            log_loss_constant: values.iter().map(|v| loss(v.1, v.2)).sum::<f64>() / n,
+        }
+    };
+    found.into_iter().map(|(recipe, values)| (recipe, accuracy(values))).collect()
+}
+
+/// The same of lengths.
+pub(crate) fn lengths(all: &[Prediction]) -> BTreeMap<Option<usize>, LengthAccuracy> {
+    let known: Vec<(&Prediction, f64)> = all
+        .iter()
+        .filter_map(|one| one.length.map(|length| (one, (length.max(1) as f64).ln())))
+        .collect();
+    let mut found: BTreeMap<Option<usize>, Vec<(f64, f64)>> = BTreeMap::new();
+    for fold in 0..FOLDS {
+        let (held, seen): (Vec<_>, Vec<_>) =
+            known.iter().partition(|(one, _)| one.sample % FOLDS == fold);
+        if seen.is_empty() {
+            continue;
+        }
+        let rows: Vec<Vec<f64>> = seen.iter().map(|(one, _)| row(one)).collect();
+        let targets: Vec<f64> = seen.iter().map(|(_, length)| *length).collect();
+        let model = Linear::fit(&rows, &targets, Target::Number);
+        let constant = targets.iter().sum::<f64>() / targets.len() as f64;
+        for (one, length) in held {
+            let error = |predicted: f64| (predicted - length).abs().exp() - 1.0;
+            let value = (error(model.number(&row(one))), error(constant));
+            found.entry(Some(one.recipe)).or_default().push(value);
+            found.entry(None).or_default().push(value);
+        }
+    }
+    let accuracy = |values: Vec<(f64, f64)>| {
+        let errors: Vec<f64> = values.iter().map(|value| value.0).collect();
+        let n = values.len() as f64;
+        LengthAccuracy {
+            answers: values.len(),
+            error: errors.iter().sum::<f64>() / n,
+            interval: interval(&errors),
+            error_constant: values.iter().map(|value| value.1).sum::<f64>() / n,
+        }
+    };
+    found.into_iter().map(|(recipe, values)| (recipe, accuracy(values))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SplitMix64;
+
+    /// Negatives where the first token was a near tie; lengths that follow what was allowed.
+    fn made(informative: bool) -> Vec<Prediction> {
+        let mut random = SplitMix64::new(9);
+        let mut all = Vec::new();
+        for sample in 0..300 {
+            let margin = 4.0 * random.unit();
+            let max_tokens = 10 + (random.next() % 200) as usize;
+            let draw = random.unit();
+            for recipe in 0..2 {
+                let risk = if informative { 0.9 * (-2.0 * margin).exp() } else { 0.2 };
+                let features = PromptFeatures {
+                    prompt_tokens: 100,
+                    distinct_share: 0.5,
+                    max_tokens,
+                    first_margin: margin,
+                    first_entropy: 1.0,
+                };
+                all.push(Prediction {
+                    sample,
+                    recipe,
+                    features,
+                    recipe_loss: 0.01,
+                    negative: (sample % 7 > 0).then_some(draw < risk),
+                    length: (sample % 5 > 0).then_some(max_tokens / 2),
+                });
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn areas_by_hand() {
+        let of = |scored: &[(f64, bool)]| auc(scored);
+        assert_eq!(of(&[(0.1, false), (0.2, true), (0.3, true)]), Some(1.0));
+        assert_eq!(of(&[(0.3, false), (0.2, true), (0.1, true)]), Some(0.0));
+        assert_eq!(of(&[(0.5, false), (0.5, true)]), Some(0.5));
+        // Of four pairs three are right.
+        assert_eq!(of(&[(0.1, false), (0.2, true), (0.3, false), (0.4, true)]), Some(0.75));
+        assert_eq!(of(&[(0.1, true)]), None);
+    }
+
+    #[test]
+    fn what_features_say_is_found_and_noise_is_not() {
+        let found = risks(&made(true));
+        let all = found[&None];
+        assert_eq!(all.benign, 2 * 257);
+        assert!(all.auc > Some(0.7) && all.log_loss < all.log_loss_constant, "{all:?}");
+        let noise = risks(&made(false))[&None];
+        assert!(noise.auc < Some(0.6), "{noise:?}");
+        assert!(found[&Some(0)].auc_constant < Some(0.6), "{found:?}");
+        assert!(risks(&[]).is_empty());
+    }
+
+    #[test]
+    fn lengths_that_follow_are_found() {
+        let found = lengths(&made(true))[&Some(1)];
+        assert_eq!(found.answers, 240);
+        assert!(found.error < 0.2 && found.error_constant > 0.5, "{found:?}");
+        assert!(lengths(&[]).is_empty());
+    }
+}
