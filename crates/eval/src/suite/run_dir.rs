@@ -66,9 +66,12 @@ impl RunDir {
         if !path.join("config.json").exists() {
             let mut entries = fs::read_dir(path).map_err(write)?;
             // Files of a run that was killed before it wrote its settings are its own.
+            let own = ["environment", "samples", "config"];
             let foreign = entries.any(|entry| {
-                entry.is_ok_and(|e| {
-                    !matches!(e.file_name().to_str(), Some("environment.json" | "samples.jsonl"))
+                let name = entry.map(|entry| PathBuf::from(entry.file_name()));
+                name.is_ok_and(|name| {
+                    let stem = name.file_stem().and_then(|stem| stem.to_str());
+                    !stem.is_some_and(|stem| own.contains(&stem))
                 })
             });
             if foreign {

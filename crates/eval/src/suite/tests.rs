@@ -109,6 +109,11 @@ fn directories_of_others_are_left_alone() {
     refused(config(), "is of version 9");
     fs::write(path.join("config.json"), "{").unwrap();
     refused(config(), "config.json: EOF");
+    // What a run left that was killed while it wrote its first files is its own.
+    let early = folder.path().join("early");
+    fs::create_dir(&early).unwrap();
+    fs::write(early.join("environment.partial"), "{").unwrap();
+    create(&early, &config()).unwrap();
     let other = folder.path().join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("thesis.txt"), "x").unwrap();

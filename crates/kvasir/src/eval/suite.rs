@@ -32,7 +32,7 @@ use crate::tables;
 use crate::units::parse_bytes;
 
 /// What recipes do to answers: scores, single samples that fail, lengths, bytes, speed; with a report
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "\
 Tasks with exact answers are generated (the same --seed gives the same samples everywhere), files in LongBench's
 format add others. Every sample is answered under every recipe, without drawing; the first recipe, f16 unless it is
@@ -114,6 +114,13 @@ pub(super) struct SuiteCommand {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+/// Keys are secrets.
+impl std::fmt::Debug for SuiteCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SuiteCommand").field("out", &self.out).finish_non_exhaustive()
+    }
 }
 
 /// `--tasks`.
