@@ -206,6 +206,9 @@ fn what_is_wrong_is_said_before_a_model_is_loaded() {
     assert!(suite(&["--longbench", &empty]).contains("has no samples"));
     assert!(suite(&["--longbench", &without]).contains("line 1: no answers"));
     assert!(suite(&["--temperature", "0"]).contains("--temperature must be above 0"));
+    // A model that is not there begins no run.
+    suite(&[]);
+    assert!(!Path::new(&out).exists());
     fs::create_dir(&out).unwrap();
     fs::write(path("run/config.json"), "{\"version\": 7}").unwrap();
     assert!(suite(&[]).contains("is of version 7"));

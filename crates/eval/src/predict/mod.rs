@@ -1,7 +1,7 @@
 //! What can be said of a request's answer when its prompt is computed: how long it will be, and whether a recipe will spoil it.
 //!
 //! Features are of what is known then: the prompt, the distribution of the first token, what was allowed. Models are
-//! linear (with [`logistic`] on top for risks), trained on a run's answers, and judged on samples that they have not seen: all
+//! linear (logistic for risks), trained on a run's answers, and judged on samples that they have not seen: all
 //! recipes' answers to one sample are in one fold. Beside every model stands the constant: what is right for a recipe on average.
 
 mod logistic;

@@ -173,10 +173,14 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     let recipes = command.recipes()?;
     let name = format!("{} ({:?})", command.model.model, command.model.dtype).to_lowercase();
     let config = command.config(name, command.lanes(&recipes))?;
-    // Mistakes are found before a model is loaded.
     let version = env!("CARGO_PKG_VERSION");
     let threads = Threads::new(command.threads)?.count();
-    let mut dir = RunDir::create(&command.out, &config, &Environment::here(version, threads))?;
+    let create = || RunDir::create(&command.out, &config, &Environment::here(version, threads));
+    // Mistakes are found before a model is loaded; a run is begun only with a model that is there.
+    config.samples()?;
+    if command.out.join("config.json").exists() {
+        create()?;
+    }
     let path = resolve_model(&command.model.model)?;
     let model = load_model(&path, command.model.dtype.into(), command.threads, progress)?;
     let wanted = Wanted {
@@ -197,6 +201,7 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     // No recipe's answers depend on what was there before.
     let answering = EngineConfig { enable_prefix_caching: false, ..engine.clone() };
     let mut backend = EngineBackend::new(Engine::new(Arc::clone(&model), answering)?);
+    let mut dir = create()?;
     answer(&mut dir, &mut backend, progress)?;
     if command.answers_only {
         return Ok(());
