@@ -239,6 +239,17 @@ impl Profile {
                 format!("a profile of version {}, and this program reads {VERSION}", found.version);
             return Err(wrong(what));
         }
+        let shapes = found.shapes.len();
+        if let Some(step) = found.steps.iter().find(|step| step.shape >= shapes) {
+            return Err(wrong(format!("a step is of shape {} of {shapes}", step.shape)));
+        }
+        if !matches!(found.block_size, 16 | 32 | 64) || found.max_num_batched_tokens == 0 {
+            let what = format!(
+                "blocks of {} tokens, steps of {}",
+                found.block_size, found.max_num_batched_tokens
+            );
+            return Err(wrong(what));
+        }
         Ok(found)
     }
 

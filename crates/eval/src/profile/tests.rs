@@ -80,6 +80,14 @@ fn other_files_are_refused() {
     other.version = 7;
     let error = Profile::parse(&serde_json::to_string(&other).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("a profile of version 7"), "{error}");
+    let good = profile(&["f16"]);
+    let (mut blocks, mut steps) = (good.clone(), good);
+    blocks.block_size = 0;
+    steps.steps[0].shape = 99;
+    for (damaged, expected) in [(blocks, "blocks of 0 tokens"), (steps, "a step is of shape 99")] {
+        let error = Profile::parse(&serde_json::to_string(&damaged).unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
 }
 
 #[test]

@@ -18,6 +18,9 @@ use crate::error::{EvalError, Result};
 /// Tokens of a block in published traces.
 const PUBLISHED_BLOCK: usize = 512;
 
+/// Longest prompt or answer that is taken for one.
+const MOST_TOKENS: usize = 1 << 24;
+
 /// A request of a load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceRequest {
@@ -75,6 +78,9 @@ pub fn read_trace(path: &Path) -> Result<Vec<TraceRequest>> {
         let row: Row = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         if row.input_length == 0 || !row.timestamp.is_finite() || row.timestamp < 0.0 {
             return Err(wrong("a request needs a prompt and a time".to_owned()));
+        }
+        if row.input_length.max(row.output_length) > MOST_TOKENS {
+            return Err(wrong(format!("a request of more than {MOST_TOKENS} tokens")));
         }
         requests.push(TraceRequest {
             arrival: row.timestamp / 1000.0,
@@ -158,6 +164,10 @@ mod tests {
             (
                 r#"{"timestamp": 1, "input_length": 0, "output_length": 9}"#,
                 "line 1: a request needs",
+            ),
+            (
+                r#"{"timestamp": 1, "input_length": 99999999999, "output_length": 9}"#,
+                "line 1: a request of more than 16777216",
             ),
             ("", "has no requests"),
         ] {

@@ -8,6 +8,9 @@ use crate::tasks::{Generated, Longbench, Sample, Shape, read_longbench};
 /// The layout of a run's directory.
 pub(super) const VERSION: u32 = 1;
 
+/// Most tokens of a generated prompt.
+const MOST_TOKENS: usize = 131_072;
+
 /// Depths of what is asked for, in turn.
 const DEPTHS: [f64; 5] = [0.0, 0.5, 1.0, 0.25, 0.75];
 
@@ -125,6 +128,10 @@ impl SuiteConfig {
         }
         if self.tasks.iter().any(|task| task.samples == 0 || task.tokens.is_empty()) {
             return wrong("a task needs a sample and a length");
+        }
+        if self.tasks.iter().flat_map(|task| &task.tokens).any(|tokens| *tokens > MOST_TOKENS) {
+            let what = format!("prompts of more than {MOST_TOKENS} tokens are not generated");
+            return Err(EvalError::Settings { what });
         }
         Ok(())
     }

@@ -115,6 +115,10 @@ impl RunDir {
             return Err(EvalError::RunDir { path: path.to_owned(), what });
         }
         let config: SuiteConfig = read_json(path, "config.json")?;
+        config.check().map_err(|error| {
+            let what = format!("config.json: {error}");
+            EvalError::RunDir { path: path.to_owned(), what }
+        })?;
         let environment = read_json(path, "environment.json")?;
         let samples: Vec<Sample> = read_lines(path, "samples.jsonl")?;
         let answers: Vec<Answer> = match path.join("answers.jsonl").exists() {

@@ -107,6 +107,11 @@ fn directories_of_others_are_left_alone() {
     let text = fs::read_to_string(path.join("config.json")).unwrap();
     fs::write(path.join("config.json"), text.replace("\"version\": 1", "\"version\": 9")).unwrap();
     refused(config(), "is of version 9");
+    let lanes = Vec::new();
+    let empty = serde_json::to_string(&SuiteConfig { lanes, ..config() }).unwrap();
+    fs::write(path.join("config.json"), empty).unwrap();
+    let error = RunDir::open(&path).unwrap_err().to_string();
+    assert!(error.contains("config.json: a run needs a recipe"), "{error}");
     fs::write(path.join("config.json"), "{").unwrap();
     refused(config(), "config.json: EOF");
     // What a run left that was killed while it wrote its first files is its own.
@@ -125,10 +130,12 @@ fn directories_of_others_are_left_alone() {
 #[test]
 fn settings_that_make_no_run_are_said() {
     let two = vec![Lane::greedy("f16"), Lane::greedy("f16")];
+    let long = TaskConfig { task: Generated::Keys, tokens: vec![1 << 40], samples: 1 };
     for (config, expected) in [
         (SuiteConfig { lanes: Vec::new(), ..config() }, "needs a recipe"),
         (SuiteConfig { lanes: two, ..config() }, "'f16' is there twice"),
         (SuiteConfig { tasks: Vec::new(), ..config() }, "needs a task"),
+        (SuiteConfig { tasks: vec![long], ..config() }, "of more than 131072 tokens"),
     ] {
         let error = config.samples().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

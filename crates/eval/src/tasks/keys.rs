@@ -6,9 +6,8 @@ use crate::metrics::Metric;
 
 pub(super) fn sample(draw: &mut Draw, shape: Shape) -> Sample {
     const LINE: usize = 42;
-    let count = (shape.characters() / LINE).max(2);
+    let count = (shape.characters() / LINE).clamp(2, filler::TOWNS.len() * filler::NOUNS.len());
     let values = draw.codes(count, 4);
-    // Pairs of words: more names than any prompt has lines.
     let mut names: Vec<String> = Vec::with_capacity(count);
     while names.len() < count {
         let name = format!("{} {}", draw.one(&filler::TOWNS), draw.one(&filler::NOUNS));

@@ -213,7 +213,11 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
 fn served(command: &SuiteCommand, progress: Progress) -> Result<()> {
     let timeout = Duration::from_secs(command.timeout.get() as u64);
     let servers = Servers::connect(&command.server, command.api_key.as_deref(), timeout)?;
-    let mut lanes = servers.lanes(&command.recipes)?;
+    let recipes = match command.recipes.is_empty() {
+        true => Vec::new(),
+        false => command.recipes()?,
+    };
+    let mut lanes = servers.lanes(&recipes)?;
     if let Some(first) = lanes.first() {
         lanes.push(Lane { server: first.server.clone(), ..command.control(first) });
     }
