@@ -24,6 +24,12 @@ impl SplitMix64 {
     }
 }
 
+/// FNV-1a over bytes, its start changed by a seed: seeds of things that have names.
+pub(crate) fn hash(seed: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+    bytes.into_iter().fold(0xCBF2_9CE4_8422_2325 ^ seed, step)
+}
+
 /// The same tokens for the same seed on every machine.
 pub(crate) fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -46,6 +52,13 @@ mod tests {
         assert_eq!(random.next(), 0xE220_A839_7B1D_CDAF);
         assert_eq!(random.next(), 0x6E78_9E6A_A1B9_65F4);
         assert_eq!(random.next(), 0x06C4_5D18_8009_454F);
+    }
+
+    #[test]
+    fn hashes_are_fnv_1a() {
+        // Of the reference's test vectors.
+        assert_eq!(hash(0, []), 0xCBF2_9CE4_8422_2325);
+        assert_eq!(hash(0, *b"foobar"), 0x8594_4171_F739_67E8);
     }
 
     #[test]

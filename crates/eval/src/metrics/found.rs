@@ -13,12 +13,6 @@ pub(super) fn found(prediction: &str, answer: &str) -> bool {
     })
 }
 
-/// Share of the answers that are found.
-pub(super) fn share(prediction: &str, answers: &[String]) -> f64 {
-    let there = answers.iter().filter(|answer| found(prediction, answer)).count();
-    there as f64 / answers.len().max(1) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,14 +24,5 @@ mod tests {
         assert!(found("47110 or 4711", "4711"));
         assert!(found("It is BLUE-7!", "blue-7"));
         assert!(!found("anything", ""));
-    }
-
-    #[test]
-    fn shares() {
-        let answers = ["VAX", "QIL"].map(str::to_owned);
-        assert_eq!(share("VAX, VAX and VAX", &answers), 0.5);
-        assert_eq!(share("qil vax", &answers), 1.0);
-        assert_eq!(share("", &answers), 0.0);
-        assert_eq!(share("x", &[]), 0.0);
     }
 }

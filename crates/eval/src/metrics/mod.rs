@@ -32,8 +32,6 @@ pub enum Metric {
     Count,
     /// Whether an answer is there.
     Found,
-    /// Share of the answers that are there.
-    AllFound,
     /// Whether the first number is right.
     FirstNumber,
     /// Share of the lines that are there in their order.
@@ -70,7 +68,6 @@ impl Metric {
             Self::Paragraph => best(&|answer| numbers::paragraph(prediction, answer)),
             Self::Count => best(&|answer| numbers::count(prediction, answer)),
             Self::Found => best(&|answer| f64::from(u8::from(found::found(prediction, answer)))),
-            Self::AllFound => found::share(prediction, answers),
             Self::FirstNumber => best(&|answer| numbers::first(prediction, answer)),
             Self::InOrder => order::score(prediction, answers),
             Self::Json => best(&|answer| json::score(prediction, answer)),

@@ -87,14 +87,12 @@ impl Linear {
         self.standard(row).iter().zip(&self.weights).map(|(x, w)| x * w).sum()
     }
 
-    /// The number.
-    pub(super) fn number(&self, row: &[f64]) -> f64 {
-        self.sum(row)
-    }
-
-    /// The chance.
-    pub(super) fn chance(&self, row: &[f64]) -> f64 {
-        chance(self.sum(row))
+    /// The number, or the chance.
+    pub(super) fn predict(&self, row: &[f64], target: Target) -> f64 {
+        match target {
+            Target::Number => self.sum(row),
+            Target::Chance => chance(self.sum(row)),
+        }
     }
 }
 
@@ -136,7 +134,11 @@ mod tests {
         let targets: Vec<f64> = rows.iter().map(|row| 3.0 + 0.5 * row[0] - 2.0 * row[1]).collect();
         let model = Linear::fit(&rows, &targets, Target::Number);
         for (row, target) in rows.iter().zip(&targets) {
-            assert!((model.number(row) - target).abs() < 0.6, "{} {target}", model.number(row));
+            assert!(
+                (model.predict(row, Target::Number) - target).abs() < 0.6,
+                "{} {target}",
+                model.predict(row, Target::Number)
+            );
         }
     }
 
@@ -151,7 +153,11 @@ mod tests {
         let model = Linear::fit(&rows, &targets, Target::Chance);
         for x in [-1.5, 0.0, 1.0, 2.0] {
             let row = [x, 0.5];
-            assert!((model.chance(&row) - law(&row)).abs() < 0.05, "{x}: {}", model.chance(&row));
+            assert!(
+                (model.predict(&row, Target::Chance) - law(&row)).abs() < 0.05,
+                "{x}: {}",
+                model.predict(&row, Target::Chance)
+            );
         }
     }
 
@@ -160,9 +166,10 @@ mod tests {
         let rows: Vec<Vec<f64>> = (0..20).map(|i| vec![f64::from(i)]).collect();
         let targets: Vec<f64> = (0..20).map(|i| f64::from(u8::from(i > 9))).collect();
         let model = Linear::fit(&rows, &targets, Target::Chance);
-        let (low, high) = (model.chance(&[0.0]), model.chance(&[19.0]));
+        let (low, high) =
+            (model.predict(&[0.0], Target::Chance), model.predict(&[19.0], Target::Chance));
         assert!(low < 0.1 && high > 0.9 && low > 0.0 && high < 1.0);
         let none = Linear::fit(&[], &[], Target::Chance);
-        assert_eq!(none.chance(&[]), 0.5);
+        assert_eq!(none.predict(&[], Target::Chance), 0.5);
     }
 }

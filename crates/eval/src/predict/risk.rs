@@ -59,17 +59,6 @@ pub struct LengthAccuracy {
     pub error_constant: f64,
 }
 
-/// A risk that was predicted, and what came of it.
-#[derive(Debug, Clone, Copy)]
-struct Judged {
-    risk: f64,
-    /// The recipe's rate in the other folds.
-    constant: f64,
-    /// The recipe's rate.
-    rate: f64,
-    negative: bool,
-}
-
 /// Area under the ROC curve. O(n log n).
 fn auc(scored: &[(f64, bool)]) -> Option<f64> {
     let positives = scored.iter().filter(|(_, negative)| *negative).count();
@@ -99,21 +88,21 @@ fn row(prediction: &Prediction) -> Vec<f64> {
     row
 }
 
-/// One recipe's, or all together under the name of none.
-pub(crate) fn risks(all: &[Prediction]) -> BTreeMap<Option<usize>, RiskAccuracy> {
-    let known: Vec<(&Prediction, bool)> =
-        all.iter().filter_map(|one| one.negative.map(|negative| (one, negative))).collect();
-    let number = |negative: bool| f64::from(u8::from(negative));
-    // Of folds the rates differ, and least where most is held out: as scores they would say the opposite of what is so.
-    let rate = |recipe: usize| {
-        let mine = known.iter().filter(|(other, _)| other.recipe == recipe);
-        let (n, sum) = mine.fold((0.0, 0.0), |(n, sum), (_, y)| (n + 1.0, sum + number(*y)));
-        sum / f64::max(n, 1.0)
-    };
-    let rates: BTreeMap<usize, f64> =
-        known.iter().map(|(one, _)| (one.recipe, rate(one.recipe))).collect();
-    // By recipe.
-    let mut found: BTreeMap<Option<usize>, Vec<Judged>> = BTreeMap::new();
+/// What was predicted of a row by models that have not seen its sample, and what came of it.
+#[derive(Debug, Clone, Copy)]
+struct Judged {
+    recipe: usize,
+    predicted: f64,
+    /// Mean of the recipe's values in the other folds.
+    of_recipe: f64,
+    /// Mean of all values in the other folds.
+    of_all: f64,
+    value: f64,
+}
+
+/// Predicts every row from the folds that it is not in. `smooth`: samples of a half that are added to a recipe's mean.
+fn cross_validate(known: &[(&Prediction, f64)], target: Target, smooth: f64) -> Vec<Judged> {
+    let mut judged = Vec::with_capacity(known.len());
     for fold in 0..FOLDS {
         let (held, seen): (Vec<_>, Vec<_>) =
             known.iter().partition(|(one, _)| one.sample % FOLDS == fold);
@@ -121,37 +110,60 @@ pub(crate) fn risks(all: &[Prediction]) -> BTreeMap<Option<usize>, RiskAccuracy>
             continue;
         }
         let rows: Vec<Vec<f64>> = seen.iter().map(|(one, _)| row(one)).collect();
-        let targets: Vec<f64> = seen.iter().map(|(_, negative)| number(*negative)).collect();
-        let model = Linear::fit(&rows, &targets, Target::Chance);
-        for (one, negative) in held {
+        let values: Vec<f64> = seen.iter().map(|(_, value)| *value).collect();
+        let model = Linear::fit(&rows, &values, target);
+        let of_all = values.iter().sum::<f64>() / values.len() as f64;
+        for (one, value) in held {
             let mine = seen.iter().filter(|(other, _)| other.recipe == one.recipe);
-            let (n, sum) = mine.fold((0.0, 0.0), |(n, sum), (_, y)| (n + 1.0, sum + number(*y)));
-            // Half a sample of each kind, so that nothing is impossible.
-            let constant = (sum + 0.5) / (n + 1.0);
-            let (risk, rate) = (model.chance(&row(one)), rates[&one.recipe]);
-            let value = Judged { risk, constant, rate, negative };
-            found.entry(Some(one.recipe)).or_default().push(value);
-            found.entry(None).or_default().push(value);
+            let (n, sum) = mine.fold((0.0, 0.0), |(n, sum), (_, value)| (n + 1.0, sum + value));
+            let of_recipe = (sum + 0.5 * smooth) / f64::max(n + smooth, 1.0);
+            let recipe = one.recipe;
+            let predicted = model.predict(&row(one), target);
+            judged.push(Judged { recipe, predicted, of_recipe, of_all, value });
         }
     }
-    let accuracy = |values: Vec<Judged>| {
-        let loss = |risk: f64, negative: bool| {
-            -(if negative { risk } else { 1.0 - risk }).clamp(1e-9, 1.0).ln()
+    judged
+}
+
+/// What `of` says of each recipe's rows, and of all under the name of none.
+fn by_recipe<T>(judged: &[Judged], of: impl Fn(&[Judged]) -> T) -> BTreeMap<Option<usize>, T> {
+    let mut groups: BTreeMap<Option<usize>, Vec<Judged>> = BTreeMap::new();
+    for one in judged {
+        groups.entry(Some(one.recipe)).or_default().push(*one);
+        groups.entry(None).or_default().push(*one);
+    }
+    groups.into_iter().map(|(recipe, group)| (recipe, of(&group))).collect()
+}
+
+/// How well risks are told, by recipe, and of all under the name of none.
+pub(crate) fn risks(all: &[Prediction]) -> BTreeMap<Option<usize>, RiskAccuracy> {
+    let value = |one: &Prediction| one.negative.map(|negative| f64::from(u8::from(negative)));
+    let known: Vec<(&Prediction, f64)> =
+        all.iter().filter_map(|one| value(one).map(|value| (one, value))).collect();
+    // One sample in two halves: nothing is impossible.
+    let judged = cross_validate(&known, Target::Chance, 1.0);
+    // Of folds the rates differ, and are least where most negatives are held out: as scores they would say the opposite of what is so.
+    let rates = by_recipe(&judged, |group| {
+        group.iter().map(|one| one.value).sum::<f64>() / group.len() as f64
+    });
+    by_recipe(&judged, |group| {
+        let loss = |risk: f64, value: f64| {
+            -(if value > 0.5 { risk } else { 1.0 - risk }).clamp(1e-9, 1.0).ln()
         };
-        let n = values.len() as f64;
-        let of = |pick: fn(&Judged) -> f64| -> Vec<(f64, bool)> {
-            values.iter().map(|value| (pick(value), value.negative)).collect()
+        let n = group.len() as f64;
+        let scored = |score: &dyn Fn(&Judged) -> f64| -> Vec<(f64, bool)> {
+            group.iter().map(|one| (score(one), one.value > 0.5)).collect()
         };
         RiskAccuracy {
-            benign: values.len(),
-            negatives: values.iter().filter(|value| value.negative).count(),
-            auc: auc(&of(|value| value.risk)),
-            auc_constant: auc(&of(|value| value.rate)),
-            log_loss: values.iter().map(|v| loss(v.risk, v.negative)).sum::<f64>() / n,
-            log_loss_constant: values.iter().map(|v| loss(v.constant, v.negative)).sum::<f64>() / n,
+            benign: group.len(),
+            negatives: group.iter().filter(|one| one.value > 0.5).count(),
+            auc: auc(&scored(&|one| one.predicted)),
+            auc_constant: auc(&scored(&|one| rates[&Some(one.recipe)])),
+            log_loss: group.iter().map(|one| loss(one.predicted, one.value)).sum::<f64>() / n,
+            log_loss_constant: group.iter().map(|one| loss(one.of_recipe, one.value)).sum::<f64>()
+                / n,
         }
-    };
-    found.into_iter().map(|(recipe, values)| (recipe, accuracy(values))).collect()
+    })
 }
 
 /// The same of lengths.
@@ -160,35 +172,17 @@ pub(crate) fn lengths(all: &[Prediction]) -> BTreeMap<Option<usize>, LengthAccur
         .iter()
         .filter_map(|one| one.length.map(|length| (one, (length.max(1) as f64).ln())))
         .collect();
-    let mut found: BTreeMap<Option<usize>, Vec<(f64, f64)>> = BTreeMap::new();
-    for fold in 0..FOLDS {
-        let (held, seen): (Vec<_>, Vec<_>) =
-            known.iter().partition(|(one, _)| one.sample % FOLDS == fold);
-        if seen.is_empty() {
-            continue;
-        }
-        let rows: Vec<Vec<f64>> = seen.iter().map(|(one, _)| row(one)).collect();
-        let targets: Vec<f64> = seen.iter().map(|(_, length)| *length).collect();
-        let model = Linear::fit(&rows, &targets, Target::Number);
-        let constant = targets.iter().sum::<f64>() / targets.len() as f64;
-        for (one, length) in held {
-            let error = |predicted: f64| (predicted - length).abs().exp() - 1.0;
-            let value = (error(model.number(&row(one))), error(constant));
-            found.entry(Some(one.recipe)).or_default().push(value);
-            found.entry(None).or_default().push(value);
-        }
-    }
-    let accuracy = |values: Vec<(f64, f64)>| {
-        let errors: Vec<f64> = values.iter().map(|value| value.0).collect();
-        let n = values.len() as f64;
+    by_recipe(&cross_validate(&known, Target::Number, 0.0), |group| {
+        let error = |predicted: f64, value: f64| (predicted - value).abs().exp() - 1.0;
+        let errors: Vec<f64> = group.iter().map(|one| error(one.predicted, one.value)).collect();
+        let n = group.len() as f64;
         LengthAccuracy {
-            answers: values.len(),
+            answers: group.len(),
             error: errors.iter().sum::<f64>() / n,
             interval: interval(&errors),
-            error_constant: values.iter().map(|value| value.1).sum::<f64>() / n,
+            error_constant: group.iter().map(|one| error(one.of_all, one.value)).sum::<f64>() / n,
         }
-    };
-    found.into_iter().map(|(recipe, values)| (recipe, accuracy(values))).collect()
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
+use crate::random::hash;
 use crate::tasks::{Generated, Longbench, Sample, Shape, read_longbench};
 
 /// The layout of a run's directory.
@@ -49,12 +50,8 @@ impl Lane {
 
     /// The seed of a sample's drawing: one seed for all would draw alike everywhere.
     pub fn seed_of(&self, sample: &str) -> u64 {
-        // FNV-1a.
-        let step =
-            |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
-        let hash = sample.bytes().fold(0xCBF2_9CE4_8422_2325 ^ self.seed, step);
         // Servers in other languages take signed numbers, some of 32 bits.
-        hash >> 33
+        hash(self.seed, sample.bytes()) >> 33
     }
 
     /// Whether it is one of [`Self::drawn`].

@@ -1,6 +1,6 @@
 //! What samples are drawn with.
 
-use crate::random::SplitMix64;
+use crate::random::{SplitMix64, hash};
 
 /// Random choices of one sample.
 pub(super) struct Draw(SplitMix64);
@@ -8,11 +8,9 @@ pub(super) struct Draw(SplitMix64);
 impl Draw {
     /// Those of sample `index` of a task.
     pub(super) fn new(seed: u64, task: &str, index: usize) -> Self {
-        // FNV-1a, so that tasks of one seed differ.
-        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         let bytes = seed.to_le_bytes().into_iter().chain(task.bytes());
         let bytes = bytes.chain((index as u64).to_le_bytes());
-        Self(SplitMix64::new(bytes.fold(0xcbf2_9ce4_8422_2325, hash)))
+        Self(SplitMix64::new(hash(0, bytes)))
     }
 
     /// Below `n`, which is not 0.

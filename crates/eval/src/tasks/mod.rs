@@ -135,6 +135,11 @@ impl Generated {
         }
     }
 
+    /// The task of a name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
+    }
+
     /// Tokens of prompts, about, at which a small model does some samples and not all.
     pub fn lengths(self, quick: bool) -> &'static [usize] {
         let (few, all): (&[usize], &[usize]) = match self {

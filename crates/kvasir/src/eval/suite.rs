@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kvasir_cache::{Recipe, Sharing};
 use kvasir_engine::{Engine, EngineConfig};
 use kvasir_eval::corpus::Corpus;
@@ -58,9 +58,10 @@ pub(super) struct SuiteCommand {
     /// Where the run is kept
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Generated tasks, comma separated [default: all of them]
-    #[arg(long, value_name = "TASKS", value_delimiter = ',')]
-    tasks: Vec<TaskName>,
+    /// Generated tasks, comma separated: passkey, keys, variables, list, json-copy, arithmetic, code, open [default: all of
+    /// them]
+    #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = parse_task)]
+    tasks: Vec<Generated>,
     /// Samples of each generated task and length [default: 60; with --quick 30]
     #[arg(long, value_name = "N")]
     samples: Option<NonZeroUsize>,
@@ -123,32 +124,10 @@ impl std::fmt::Debug for SuiteCommand {
     }
 }
 
-/// `--tasks`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum TaskName {
-    Passkey,
-    Keys,
-    Variables,
-    List,
-    JsonCopy,
-    Arithmetic,
-    Code,
-    Open,
-}
-
-impl From<TaskName> for Generated {
-    fn from(name: TaskName) -> Self {
-        match name {
-            TaskName::Passkey => Self::Passkey,
-            TaskName::Keys => Self::Keys,
-            TaskName::Variables => Self::Variables,
-            TaskName::List => Self::List,
-            TaskName::JsonCopy => Self::JsonCopy,
-            TaskName::Arithmetic => Self::Arithmetic,
-            TaskName::Code => Self::Code,
-            TaskName::Open => Self::Open,
-        }
-    }
+/// Reads one of `--tasks`.
+fn parse_task(name: &str) -> Result<Generated, String> {
+    Generated::by_name(name)
+        .ok_or_else(|| format!("must be one of {}", Generated::ALL.map(Generated::name).join(", ")))
 }
 
 /// Runs the command.
@@ -389,7 +368,7 @@ impl SuiteCommand {
             (true, true) => all.collect(),
             // Files alone are asked for.
             (true, false) => Vec::new(),
-            _ => self.tasks.iter().map(|task| Generated::from(*task)).collect(),
+            _ => self.tasks.clone(),
         };
         let lengths: Vec<usize> = self.lengths.iter().map(|length| length.get()).collect();
         config.tasks = chosen
@@ -461,6 +440,16 @@ mod tests {
             config("--longbench a.jsonl --tasks keys,json-copy --lengths 100,200 --samples 2");
         assert_eq!((both.tasks.len(), both.files.len()), (2, 1));
         assert_eq!((&both.tasks[1].tokens[..], both.tasks[1].samples), (&[100, 200][..], 2));
+    }
+
+    #[test]
+    fn help_names_every_task() {
+        use clap::CommandFactory;
+        let help = Line::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&Generated::ALL.map(Generated::name).join(", ")), "{help}");
+        let error = parse_task("sums").unwrap_err();
+        assert!(error.starts_with("must be one of passkey, keys"), "{error}");
     }
 
     #[test]
