@@ -41,22 +41,13 @@ impl KvCache {
                 add_class(&mut slots, *class, 1);
             }
             metadata += choice.metadata;
-            let fits = |cache: &Self| slots.is_empty() || cache.pool.can_allocate(&slots, metadata);
-            // Nothing is given up for what would not fit without it either.
-            let hopeless = !fits(cache) && cache.is_hopeless(&slots, metadata);
-            while !fits(cache) {
-                let relieved = !hopeless
-                    && (cache.prefix.evict_one(&mut cache.pool)?
-                        || cache.drop_sharing_index()
-                        || cache.lower_oldest(sequence)?);
-                if !relieved {
-                    return Err(CacheError::Exhausted {
-                        needed: slots.iter().map(|(_, n)| n).sum(),
-                        slot_bytes: slots.first().map_or(0, |(c, _)| cache.pool.slot_bytes(*c)),
-                        used_bytes: cache.pool.physical_bytes(),
-                        budget_bytes: cache.pool.budget_bytes(),
-                    });
-                }
+            if !cache.make_room(sequence, &slots, metadata)? {
+                return Err(CacheError::Exhausted {
+                    needed: slots.iter().map(|(_, n)| n).sum(),
+                    slot_bytes: slots.first().map_or(0, |(c, _)| cache.pool.slot_bytes(*c)),
+                    used_bytes: cache.pool.physical_bytes(),
+                    budget_bytes: cache.pool.budget_bytes(),
+                });
             }
             if metadata > 0 {
                 cache.pool.charge_metadata(metadata)?;
@@ -91,6 +82,29 @@ impl KvCache {
             cache.frame.grow(end);
             Ok(())
         })
+    }
+
+    /// Gives up what nobody needs until slots and metadata fit; false if they cannot, nothing given up for what would not fit
+    /// without it either. `sequence` is out of its place.
+    pub(crate) fn make_room(
+        &mut self,
+        sequence: &mut Sequence,
+        slots: &[(ClassId, usize)],
+        metadata: usize,
+    ) -> Result<bool> {
+        let fits = |cache: &Self| slots.is_empty() || cache.pool.can_allocate(slots, metadata);
+        if !fits(self) && self.is_hopeless(slots, metadata) {
+            return Ok(false);
+        }
+        while !fits(self) {
+            let relieved = self.prefix.evict_one(&mut self.pool)?
+                || self.drop_sharing_index()
+                || self.lower_oldest(sequence)?;
+            if !relieved {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether slots and metadata would not fit even if all were given up that can be.

@@ -182,7 +182,7 @@ impl KvCache {
         self.prepare_formats(recipe).map(drop)
     }
 
-    fn prepare_formats(&mut self, recipe: Recipe) -> Result<RecipeFormats> {
+    pub(crate) fn prepare_formats(&mut self, recipe: Recipe) -> Result<RecipeFormats> {
         let known = self.recipes.contains(&recipe);
         if !known && self.recipes.len() >= MOST_RECIPES {
             return Err(CacheError::TooManyRecipes { most: MOST_RECIPES });

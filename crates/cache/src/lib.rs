@@ -30,6 +30,7 @@ mod prefix;
 mod pressure;
 mod project;
 mod recipe_text;
+mod recode;
 mod residual;
 mod seal;
 mod select;

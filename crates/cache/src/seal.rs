@@ -37,7 +37,8 @@ impl KvCache {
         // Values that were no numbers say that the rest of the block may be odd, too: it is kept as it is,
         // and for this sequence only.
         let odd = self.clamped_blocks.contains(&(id, block));
-        if odd {
+        // A block that may be coded later must be known to be odd then.
+        if odd && sequence.watched.is_none() {
             self.clamped_blocks.retain(|clamped| *clamped != (id, block));
         }
         let clamped = odd && !sequence.codes_odd_blocks;

@@ -8,6 +8,7 @@ use crate::geometry::Geometry;
 use crate::pool::SlotId;
 use crate::prefix::{BlockHash, NodeId};
 use crate::project::Owners;
+use crate::recode::Watched;
 use crate::residual::Residual;
 use crate::select::{Kept, Selection};
 use crate::table::{BlockTable, Entry};
@@ -72,6 +73,8 @@ pub(crate) struct Sequence {
     pub(crate) num_fused: usize,
     /// What is to be chosen from when the prompt is complete; until then nothing is coded.
     pub(crate) selection: Option<Box<Selection>>,
+    /// Set while its recipe is to be decided.
+    pub(crate) watched: Option<Watched>,
     /// What was chosen.
     pub(crate) kept: Kept,
     /// Position of the first token of the blocks in `tables`, those that were kept of the prompt aside.
@@ -108,6 +111,7 @@ impl Sequence {
             tenant,
             num_fused: 0,
             selection: None,
+            watched: None,
             kept: Kept::default(),
             origin: 0,
             released: 0,

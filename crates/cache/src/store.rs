@@ -20,7 +20,7 @@ use crate::table::Entry;
 
 /// Keys or values of one head group of the block that is sealed.
 #[derive(Debug, Clone, Copy)]
-struct Unit {
+pub(crate) struct Unit {
     layer: usize,
     group: usize,
     part: usize,
@@ -34,12 +34,13 @@ struct Unit {
 }
 
 /// What all units of a block have in common.
-struct Block<'a> {
-    sequence: &'a Sequence,
-    block: usize,
-    format: FormatId,
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'a> {
+    pub(crate) sequence: &'a Sequence,
+    pub(crate) block: usize,
+    pub(crate) format: FormatId,
     /// What candidates for sharing are found by, if they are looked for.
-    content: Option<BlockHash>,
+    pub(crate) content: Option<BlockHash>,
 }
 
 /// What is to happen to a unit.
@@ -79,6 +80,7 @@ impl KvCache {
         // The first block is like no other; the tree looks at whole batches, later.
         let sharing = (block > 0 || sequence.origin > 0)
             && sequence.selection.is_none()
+            && sequence.watched.is_none()
             && matches!(self.sharing.mode, SharingMode::Tokens | SharingMode::Sketch);
         if slots.is_empty() && !sharing {
             return Ok(());
@@ -132,7 +134,12 @@ impl KvCache {
         Ok(())
     }
 
-    fn units(&self, sequence: &Sequence, format: FormatId, slots: &[SlotId]) -> Vec<Unit> {
+    pub(crate) fn units(
+        &self,
+        sequence: &Sequence,
+        format: FormatId,
+        slots: &[SlotId],
+    ) -> Vec<Unit> {
         let mut units = Vec::new();
         for (layer, l) in self.formats.get(format).layers.iter().enumerate() {
             if !sequence.owns(layer) {
@@ -148,6 +155,40 @@ impl KvCache {
             }
         }
         units
+    }
+
+    /// What coding does to a unit: its squared error by its square, in the terms that its codec compares rows in.
+    pub(crate) fn unit_error(&self, job: &Block<'_>, unit: &Unit) -> f64 {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { rows, head, coefficients, candidate } = scratch;
+            let codec =
+                &self.formats.get(job.format).layers[unit.layer].groups[unit.group][unit.part];
+            self.gather(job, unit, rows, head);
+            let tokens = self.geometry.block_size();
+            let width = rows.len() / tokens;
+            let mut bytes = AlignedBytes::zeroed(codec.codec().slot_bytes(tokens, width));
+            let joint = codec.joint();
+            let original: &[f32] = match joint {
+                Some(joint) => {
+                    coefficients.resize(rows.len(), 0.0);
+                    joint.coefficients(rows, coefficients);
+                    joint.encode_coefficients(coefficients, bytes.as_mut_slice());
+                    coefficients
+                }
+                None => {
+                    codec.codec().encode(rows, width, bytes.as_mut_slice());
+                    rows
+                }
+            };
+            candidate.resize(original.len(), 0.0);
+            decode(codec, joint, bytes.as_slice(), (tokens, width), candidate);
+            let squares = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+                values.map(|x| f64::from(x) * f64::from(x)).sum()
+            };
+            let error = squares(&mut original.iter().zip(&*candidate).map(|(a, b)| a - b));
+            let whole = squares(&mut original.iter().copied());
+            if whole > 0.0 && error.is_finite() { error / whole } else { 0.0 }
+        })
     }
 
     /// Looks for a slot that is like a unit, or encodes it into `out`.

@@ -28,6 +28,7 @@ use crate::table::{KeptBlock, Stays};
 
 mod coded;
 mod cold;
+mod entropy;
 mod latent;
 mod observe;
 mod plain;

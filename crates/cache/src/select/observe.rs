@@ -227,6 +227,7 @@ impl KvCache {
         queries: &[f32],
         scratch: &mut AttentionScratch,
     ) -> Result<()> {
+        self.watch_attention(layer, slices, queries)?;
         self.observe_channels(layer, slices, queries)?;
         self.observe_chunks(layer, slices, queries)?;
         let kv_heads = self.geometry.layers()[layer].kv_heads;
