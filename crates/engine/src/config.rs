@@ -7,6 +7,7 @@ use kvasir_cache::stats::Statistics;
 use kvasir_cache::{Recipe, Sharing};
 
 use crate::error::{EngineError, Result};
+use crate::guard::Guard;
 
 /// What an operator sets.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,11 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Seed of requests that bring none.
     pub seed: u64,
+    /// Whether and how requests of [`Recipe::AUTO`] are guarded (`--kv-risk`).
+    pub guard: Option<Guard>,
+    /// Hand out what is known of prompts that are stored uncompressed, with their first tokens; what coding by these
+    /// recipes would do to them is part of it.
+    pub observe_prompts: Option<Vec<Recipe>>,
 }
 
 impl EngineConfig {
@@ -77,6 +83,8 @@ impl Default for EngineConfig {
             max_num_queued_reqs: None,
             threads: 0,
             seed: 0,
+            guard: None,
+            observe_prompts: None,
         }
     }
 }

@@ -1,16 +1,18 @@
 //! The engine: requests in, steps, outputs out.
 
 mod admit;
+mod decide;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvasir_cache::{BatchSlice, KvCache, SharingMode};
+use kvasir_cache::{BatchSlice, KvCache, Recipe, SharingMode};
 use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, Threads, Tokenizer, parallel_zip};
 use rustc_hash::FxHashMap;
 
 use self::admit::longest_fitting;
 use crate::config::EngineConfig;
 use crate::error::{EngineError, Result};
+use crate::guard::{FirstToken, Watch, Watched};
 use crate::request::{Finish, RequestId, SequenceOutput, StepOutput, TokenId, TokenLogprobs};
 use crate::sampler::{Context, Sampler, logprobs};
 use crate::scheduler::{Plan, Scheduled, Scheduler};
@@ -27,6 +29,8 @@ pub struct Engine {
     model: Arc<Model>,
     config: EngineConfig,
     has_statistics: bool,
+    /// How sequences are stored at first that ask for nothing; `max_model_len` of them fit.
+    stored: Recipe,
     max_model_len: usize,
     cache: KvCache,
     runner: Runner,
@@ -37,6 +41,8 @@ pub struct Engine {
     next_key: u64,
     num_unseeded: u64,
     stats: EngineStats,
+    /// If prompts are looked at.
+    watch: Option<Watch>,
     // Buffers of a step.
     tokens: Vec<TokenId>,
     slices: Vec<BatchSlice>,
@@ -58,6 +64,8 @@ struct LogitRow {
 struct Chosen {
     token: TokenId,
     logprobs: Option<TokenLogprobs>,
+    /// Of a prompt that is watched.
+    first: Option<FirstToken>,
 }
 
 impl LogitRow {
@@ -66,8 +74,10 @@ impl LogitRow {
         let params = &sequence.params;
         if let Some(position) = self.prompt_position {
             let (token, top) = (sequence.tokens[position], params.prompt_logprobs.unwrap_or(0));
-            return Chosen { token, logprobs: Some(logprobs(logits, token, top)) };
+            let logprobs = Some(logprobs(logits, token, top));
+            return Chosen { token, logprobs, first: None };
         }
+        let first = sequence.watched.map(|_| FirstToken::new(logits));
         // Log probabilities are of the raw logits; the sampler changes them.
         let raw = params.logprobs.map(|top| (top, logits.to_vec()));
         let context = Context {
@@ -80,7 +90,7 @@ impl LogitRow {
         // Only scratch: what a panic left in it is written before it is read.
         let mut sampler = sampler.lock().unwrap_or_else(PoisonError::into_inner);
         let token = sampler.sample(logits, params, context);
-        Chosen { token, logprobs: raw.map(|(top, raw)| logprobs(&raw, token, top)) }
+        Chosen { token, logprobs: raw.map(|(top, raw)| logprobs(&raw, token, top)), first }
     }
 }
 
@@ -99,8 +109,9 @@ impl Engine {
         // The cache keeps what it needs of them.
         let statistics = config.statistics.take();
         let has_statistics = statistics.is_some();
+        let stored = config.stored();
         let mut cache = model.new_cache(CacheOptions {
-            recipe: config.kv_cache,
+            recipe: stored,
             block_size: config.block_size,
             budget_bytes: config.kv_cache_memory,
             prefix_caching: config.enable_prefix_caching,
@@ -118,26 +129,28 @@ impl Engine {
             });
         }
         let needed = config.max_model_len.unwrap_or(config.block_size.min(context));
-        if cache.bytes_alone(config.kv_cache, needed) > config.kv_cache_memory {
+        if cache.bytes_alone(stored, needed) > config.kv_cache_memory {
             return Err(EngineError::BudgetTooSmall {
                 budget_bytes: config.kv_cache_memory,
                 tokens: needed,
-                needed_bytes: cache.bytes_alone(config.kv_cache, needed),
+                needed_bytes: cache.bytes_alone(stored, needed),
             });
         }
         let max_model_len = config.max_model_len.unwrap_or_else(|| {
             longest_fitting(context, |tokens| {
-                cache.bytes_alone(config.kv_cache, tokens) <= config.kv_cache_memory
+                cache.bytes_alone(stored, tokens) <= config.kv_cache_memory
             })
         });
         let runner = Runner::new(Threads::new(config.threads)?);
+        let watch = config.watch(model.tokenizer());
         let samplers =
             std::iter::repeat_with(Mutex::default).take(runner.threads().count()).collect();
         let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);
-        Ok(Self {
+        let mut engine = Self {
             model,
             config,
             has_statistics,
+            stored,
             max_model_len,
             cache,
             runner,
@@ -147,11 +160,14 @@ impl Engine {
             next_key: 0,
             num_unseeded: 0,
             stats: EngineStats::default(),
+            watch,
             tokens: Vec::new(),
             slices: Vec::new(),
             logits: Vec::new(),
             chosen: Vec::new(),
-        })
+        };
+        engine.prepare_guard()?;
+        Ok(engine)
     }
 
     /// The model.
@@ -282,7 +298,10 @@ impl Engine {
             self.stats.prefix_hits += cached;
             self.stats.prompt_tokens += sequence.prompt_len as u64;
             self.stats.cached_prompt_tokens += cached;
-            self.stats.count_sequence(sequence.recipe);
+            // Of a guarded one it is not known yet.
+            if sequence.watched != Some(Watched::Guarded) {
+                self.stats.count_sequence(sequence.recipe);
+            }
             if sequence.index == 0 {
                 output.scheduled.push(sequence.request_id.clone());
             }
@@ -344,8 +363,12 @@ impl Engine {
 
     /// Takes in what was chosen for a row.
     fn append(&mut self, row: LogitRow, at: usize, output: &mut StepOutput) -> Result<()> {
+        let mut features = None;
+        if let Some(first) = self.chosen[at].first.take() {
+            features = self.look_at(row, first)?;
+        }
         let Some(sequence) = self.scheduler.sequences.get_mut(&row.key) else { return Ok(()) };
-        let Chosen { token, logprobs } = std::mem::take(&mut self.chosen[at]);
+        let Chosen { token, logprobs, .. } = std::mem::take(&mut self.chosen[at]);
         if row.prompt_position.is_some() {
             if sequence.prompt_logprobs.is_empty() {
                 sequence.prompt_logprobs.push(None);
@@ -378,6 +401,7 @@ impl Engine {
             num_prompt_tokens: sequence.prompt_len,
             num_cached_tokens: sequence.num_cached.unwrap_or(0),
             num_output_tokens: sequence.num_output(),
+            features,
             finish: None,
         };
         if let Some((reason, stop)) = finish {
@@ -389,6 +413,7 @@ impl Engine {
                 reason,
                 stop,
                 recipe: sequence.recipe,
+                risk: sequence.risk,
                 kv_logical_bytes: logical,
                 kv_physical_bytes: physical,
                 num_preemptions: sequence.num_preemptions,

@@ -97,6 +97,12 @@ pub enum EngineError {
         /// Value.
         found: String,
     },
+    /// A file of risks that is damaged or not for this program.
+    #[error("risk model: {what}")]
+    RiskModel {
+        /// What is wrong.
+        what: String,
+    },
     /// Compute threads could not be started.
     #[error(transparent)]
     Threads(#[from] kvasir_model::ThreadsError),

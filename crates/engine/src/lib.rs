@@ -10,6 +10,7 @@
 mod config;
 mod engine;
 mod error;
+pub mod guard;
 mod random;
 mod request;
 mod sampler;
@@ -23,6 +24,7 @@ mod work;
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
+pub use guard::PromptFeatures;
 pub use kvasir_cache::{CacheError, Recipe};
 pub use request::{
     Finish, FinishReason, Request, RequestId, SequenceOutput, StepOutput, StopReason, TokenId,

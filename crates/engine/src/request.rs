@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvasir_cache::Recipe;
 
+use crate::guard::PromptFeatures;
 use crate::sampling_params::SamplingParams;
 use crate::work::StepWork;
 
@@ -84,6 +85,8 @@ pub struct Finish {
     pub stop: Option<StopReason>,
     /// How its keys and values were stored.
     pub recipe: Recipe,
+    /// What a guard thought that this risks; none if nobody decided.
+    pub risk: Option<f64>,
     /// Bytes the sequence's tokens would take uncompressed (f16).
     pub kv_logical_bytes: usize,
     /// Bytes of the pool the sequence held, blocks shared with others counted whole.
@@ -114,6 +117,8 @@ pub struct SequenceOutput {
     pub num_cached_tokens: usize,
     /// Tokens generated so far.
     pub num_output_tokens: usize,
+    /// In the first output, if the engine observes prompts.
+    pub features: Option<Box<PromptFeatures>>,
     /// Set in the last output of a sequence.
     pub finish: Option<Finish>,
 }

@@ -271,6 +271,9 @@ impl Scheduler {
 fn add_sequence(sequence: &Sequence, cache: &mut KvCache) -> Result<SequenceId> {
     let id = cache.add_sequence_with(sequence.recipe, sequence.cache_salt.as_deref())?;
     cache.expect_prompt(id, sequence.prompt_len)?;
+    if sequence.watched.is_some() {
+        cache.watch_prompt(id, sequence.prompt_len)?;
+    }
     if sequence.num_preemptions > 0 {
         // It must fit now: alone, nobody else can be asked to make room.
         cache.code_odd_blocks(id)?;

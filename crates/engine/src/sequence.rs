@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvasir_cache::{Recipe, SequenceId};
 use kvasir_model::Tokenizer;
 
+use crate::guard::Watched;
 use crate::request::{FinishReason, RequestId, StopReason, TokenId, TokenLogprobs};
 use crate::sampling_params::SamplingParams;
 use crate::text::TextStream;
@@ -30,6 +31,10 @@ pub(crate) struct Sequence {
     /// Tokens that end the sequence.
     pub(crate) end_tokens: Arc<[TokenId]>,
     pub(crate) text: TextStream,
+    /// Whether and why its prompt is looked at when it is computed.
+    pub(crate) watched: Option<Watched>,
+    /// What a guard thinks its recipe risks.
+    pub(crate) risk: Option<f64>,
     /// Set while running.
     pub(crate) cache: Option<SequenceId>,
     /// Tokens whose keys and values are in the cache.

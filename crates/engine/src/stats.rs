@@ -52,6 +52,14 @@ pub struct EngineStats {
     pub kv_layer_bytes: Vec<(usize, usize)>,
     /// Counter: sequences admitted, by recipe, in the order of their first use.
     pub sequences_by_recipe: Vec<(Recipe, u64)>,
+    /// Counter: sequences that a guard decided on, by recipe; those of f16 were thought too risky for all others.
+    pub guarded_by_recipe: Vec<(Recipe, u64)>,
+    /// Counter: of those, the ones that found no room to be coded whole.
+    pub guard_no_room: u64,
+    /// Counter: risks that were taken, which is how many answers are expected to be spoiled.
+    pub guard_risks: f64,
+    /// Counter: seconds spent on deciding, and on storing prompts anew.
+    pub guard_seconds: f64,
     /// Counter: prompt tokens of admitted requests.
     pub prompt_tokens: u64,
     /// Counter: prompt tokens found in the prefix cache.
@@ -70,9 +78,17 @@ pub struct EngineStats {
 
 impl EngineStats {
     pub(crate) fn count_sequence(&mut self, recipe: Recipe) {
-        match self.sequences_by_recipe.iter_mut().find(|(known, _)| *known == recipe) {
-            Some((_, count)) => *count += 1,
-            None => self.sequences_by_recipe.push((recipe, 1)),
-        }
+        count(&mut self.sequences_by_recipe, recipe);
+    }
+
+    pub(crate) fn count_guarded(&mut self, recipe: Recipe) {
+        count(&mut self.guarded_by_recipe, recipe);
+    }
+}
+
+fn count(counts: &mut Vec<(Recipe, u64)>, recipe: Recipe) {
+    match counts.iter_mut().find(|(known, _)| *known == recipe) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((recipe, 1)),
     }
 }

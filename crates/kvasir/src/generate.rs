@@ -225,10 +225,12 @@ mod tests {
             num_prompt_tokens: 3,
             num_cached_tokens: 2,
             num_output_tokens: 0,
+            features: None,
             finish: last.then_some(Finish {
                 reason: FinishReason::Length,
                 stop: None,
                 recipe: kvasir_engine::Recipe::F16,
+                risk: None,
                 kv_logical_bytes: 200,
                 kv_physical_bytes: 100,
                 num_preemptions: 0,

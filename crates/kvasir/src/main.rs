@@ -18,6 +18,7 @@ mod output;
 mod plan;
 mod profile;
 mod pull;
+mod risk;
 mod run;
 mod serve;
 mod session;

@@ -11,12 +11,10 @@ use kvasir_eval::profile::{Profile, Shape, mean_errors};
 use serde::Serialize;
 
 use crate::eval::run_profile;
-use crate::options::{ModelArgs, parse_block_size};
+use crate::options::{EncodingArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::load_model;
-use crate::statistics::{self, Wanted};
-use crate::tables;
 use crate::units::parse_tokens;
 
 /// Measure how long steps of recipes take on this machine, for `kvasir plan`
@@ -39,24 +37,14 @@ pub(crate) struct ProfileCommand {
     /// Most tokens of a batch's prompts together
     #[arg(long, value_name = "TOKENS", default_value = "8192", value_parser = parse_tokens)]
     max_tokens: usize,
-    /// Tokens per block: 16, 32 or 64
-    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = parse_block_size)]
-    block_size: usize,
     /// Most tokens computed in a step
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = parse_tokens)]
     max_num_batched_tokens: usize,
-    /// File of the statistics that joint recipes need [default: the one beside the model]
-    #[arg(long, value_name = "FILE")]
-    kv_statistics: Option<PathBuf>,
-    /// File of a table that a method needs; may be given several times [default: those beside the model]
-    #[arg(long, value_name = "FILE")]
-    kv_table: Vec<PathBuf>,
-    /// Threads that compute, 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    encoding: EncodingArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -76,20 +64,14 @@ struct Accuracy {
 pub(crate) fn execute(command: &ProfileCommand) -> Result<()> {
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.model.dtype.into(), command.threads, progress)?;
-    let wanted = Wanted {
-        recipes: &command.recipes,
-        block_size: command.block_size,
-        file: command.kv_statistics.as_deref(),
-        tables: &command.kv_table,
-        threads: command.threads,
-    };
+    let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
+    let (statistics, tables) = command.encoding.load(&model, &path, &command.recipes, progress)?;
     let config = EngineConfig {
-        block_size: command.block_size,
+        block_size: command.encoding.block_size,
         max_num_batched_tokens: command.max_num_batched_tokens,
-        threads: command.threads,
-        statistics: statistics::load_or_calibrate(&model, &path, &wanted, progress)?,
-        tables: tables::load_or_make(&model, &path, &wanted, progress)?,
+        threads: command.encoding.threads,
+        statistics,
+        tables,
         ..EngineConfig::default()
     };
     let shapes = Shape::profile(model.spec().context_length, command.max_tokens);

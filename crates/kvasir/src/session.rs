@@ -9,6 +9,7 @@ use kvasir_model::{Dtype, LoadOptions, Model};
 
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
+use crate::risk;
 use crate::statistics::{self, Wanted};
 use crate::tables;
 
@@ -25,7 +26,7 @@ pub(crate) fn load_engine(
     Ok((model, engine))
 }
 
-/// Adds the statistics of the model at `path`: those its recipe needs, or what there is.
+/// Adds what is beside the model at `path`: what its recipe needs, or what there is.
 pub(crate) fn with_statistics(
     mut config: EngineConfig,
     model: &Model,
@@ -33,8 +34,13 @@ pub(crate) fn with_statistics(
     cache: &CacheArgs,
     progress: Progress,
 ) -> Result<EngineConfig> {
+    config.guard = risk::guard(cache, path)?;
+    let mut recipes = vec![config.kv_cache];
+    if let Some(guard) = &config.guard {
+        recipes.extend(guard.model.parsed_recipes()?);
+    }
     let wanted = Wanted {
-        recipes: &[config.kv_cache],
+        recipes: &recipes,
         block_size: config.block_size,
         file: cache.statistics_file(),
         tables: cache.table_files(),

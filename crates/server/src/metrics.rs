@@ -6,6 +6,7 @@
 //! are taken from its snapshot when somebody asks.
 
 mod engine;
+mod guard;
 mod text;
 
 use kvasir_engine::EngineStats;
@@ -16,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use engine::EngineMetrics;
+use guard::GuardMetrics;
 pub(crate) use text::{CLASSIC_TYPE, OPENMETRICS_TYPE, to_classic};
 
 type HttpFamily = Family<[(&'static str, String); 3], Counter>;
@@ -59,6 +61,7 @@ pub(crate) struct Metrics {
     http_requests: HttpFamily,
     http_seconds: HttpTimeFamily,
     engine: EngineMetrics,
+    guard: GuardMetrics,
     pub(crate) requests: RequestMetrics,
     cache_config: Family<Vec<(String, String)>, Gauge>,
 }
@@ -113,10 +116,11 @@ impl Metrics {
         let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
         let of_model = registry.sub_registry_with_labels(labels);
         let engine = EngineMetrics::register(of_model);
+        let guard = GuardMetrics::register(of_model);
         let requests = RequestMetrics::register(of_model);
         let cache_config = Family::default();
         of_model.register("vllm:cache_config_info", "Settings of the cache", cache_config.clone());
-        Self { registry, http_requests, http_seconds, engine, requests, cache_config }
+        Self { registry, http_requests, http_seconds, engine, guard, requests, cache_config }
     }
 
     /// Publishes the labels of `vllm:cache_config_info`.
@@ -137,6 +141,7 @@ impl Metrics {
     /// The OpenMetrics text, with the engine's numbers as of `stats`.
     pub(crate) fn encode(&self, stats: &EngineStats) -> Result<String, std::fmt::Error> {
         self.engine.update(stats);
+        self.guard.update(stats);
         let mut text = String::with_capacity(32 << 10);
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
@@ -274,6 +279,10 @@ mod tests {
             kv_sharing_index_bytes: 71,
             kv_spilled_bytes: 72,
             sequences_by_recipe: vec![(Recipe::F16, 2), (Recipe::JOINT3, 3)],
+            guarded_by_recipe: vec![(Recipe::JOINT2, 6)],
+            guard_no_room: 1,
+            guard_risks: 0.25,
+            guard_seconds: 0.5,
             ..EngineStats::default()
         };
         let text = metrics.encode(&stats).unwrap();
@@ -289,6 +298,12 @@ mod tests {
         let joint =
             r#"kvasir_sequences_by_recipe_total{model_name="m",engine="0",recipe="joint3"}"#;
         assert_eq!(value(&text, joint), "3");
+        let decided =
+            r#"kvasir_kv_guard_decisions_total{model_name="m",engine="0",recipe="joint2"}"#;
+        assert_eq!(value(&text, decided), "6");
+        for (name, expected) in [("risk", "0.25"), ("no_room", "1"), ("seconds", "0.5")] {
+            assert_eq!(value(&text, &format!("kvasir_kv_guard_{name}_total{labels}")), expected);
+        }
     }
 
     #[test]

@@ -401,6 +401,7 @@ impl MockRequest {
                 num_prompt_tokens: self.request.prompt.len(),
                 num_cached_tokens: self.cached,
                 num_output_tokens: sequence.tokens.len(),
+                features: None,
                 finish,
             });
         }
@@ -437,6 +438,7 @@ impl MockRequest {
                 reason,
                 stop,
                 recipe: self.request.kv_cache.unwrap_or_default(),
+                risk: None,
                 kv_logical_bytes: (prompt + sequence.tokens.len()) * BYTES_PER_TOKEN,
                 kv_physical_bytes: (prompt + sequence.tokens.len()) * BYTES_PER_TOKEN,
                 num_preemptions: 0,

@@ -38,7 +38,8 @@ impl Engine {
             return Err(EngineError::DuplicateRequest { id: id.to_string() });
         }
         self.check_queue()?;
-        let recipe = kv_cache.unwrap_or(self.config.kv_cache);
+        let asked = kv_cache.unwrap_or(self.config.kv_cache);
+        let (recipe, watched) = self.stored_at_first(asked);
         let max_len = self.max_len(recipe, prompt.len(), params.max_tokens)?;
         let seed = params.seed.unwrap_or_else(|| {
             self.num_unseeded += 1;
@@ -61,6 +62,8 @@ impl Engine {
                 max_len,
                 seed,
                 end_tokens: Arc::clone(&end_tokens),
+                watched,
+                risk: None,
                 text: TextStream::new(Arc::clone(&params)),
                 cache: None,
                 num_computed: 0,
@@ -86,7 +89,7 @@ impl Engine {
     ) -> Result<usize> {
         let asked = max_tokens.map_or(usize::MAX, |max| prompt.saturating_add(max));
         let max_len = asked.min(self.max_model_len);
-        if recipe == self.config.kv_cache {
+        if recipe == self.stored {
             return Ok(max_len);
         }
         if recipe.needs_statistics() && !self.has_statistics {

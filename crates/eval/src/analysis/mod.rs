@@ -6,4 +6,4 @@ mod negatives;
 
 pub use bootstrap::{Interval, interval};
 pub use length::{LengthShift, Lengths, Shift};
-pub use negatives::{Negatives, Scored, Share, THETAS};
+pub use negatives::{Negatives, Scored, Share, THETA, THETAS};

@@ -14,6 +14,9 @@ use super::bootstrap::{Interval, interval};
 /// Losses that are looked at.
 pub const THETAS: [f64; 10] = [0.01, 0.02, 0.04, 0.08, 0.10, 0.16, 0.24, 0.32, 0.48, 1.0];
 
+/// The loss that tables show.
+pub const THETA: f64 = 0.10;
+
 /// Scores are sums of few fractions: what is nearer is equal.
 const EQUAL: f64 = 1e-9;
 

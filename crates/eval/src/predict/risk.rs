@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kvasir_engine::guard::RiskModel;
 use serde::{Deserialize, Serialize};
 
-use super::PromptFeatures;
-use super::logistic::{Linear, Target};
+use kvasir_engine::PromptFeatures;
+
+use super::logistic::{Target, fit, predict};
 use crate::analysis::{Interval, interval};
 
 /// Parts into which samples are cut: each is predicted from the others.
@@ -18,11 +20,15 @@ pub struct Prediction {
     pub sample: usize,
     /// The recipe's number.
     pub recipe: usize,
+    /// The recipe's name.
+    pub name: String,
     /// What is known beforehand.
     pub features: PromptFeatures,
     /// How much the recipe changes predictions at large: its mean KL divergence, or another number that is larger for worse
     /// recipes.
     pub recipe_loss: f64,
+    /// What it would take in f16, and what it took.
+    pub bytes: Option<(usize, usize)>,
     /// Whether it is a negative; none if the sample is not benign or has no score.
     pub negative: Option<bool>,
     /// Tokens of the answer; none if it was cut.
@@ -80,19 +86,25 @@ fn auc(scored: &[(f64, bool)]) -> Option<f64> {
     Some((ranks - p * (p + 1.0) / 2.0) / (p * o))
 }
 
-fn row(prediction: &Prediction) -> Vec<f64> {
-    let loss = (prediction.recipe_loss + 1e-4).ln();
-    let mut row = prediction.features.numbers();
-    // A near tie matters the more the worse the recipe is.
-    row.extend([loss, loss * (-prediction.features.first_margin).exp()]);
-    row
+pub(super) fn row(prediction: &Prediction) -> Vec<f64> {
+    RiskModel::row(&prediction.features, &prediction.name, prediction.recipe_loss)
+}
+
+/// Rows of which it is known whether they are negatives, and that, as a number.
+pub(super) fn known_negatives<'a>(
+    all: impl Iterator<Item = &'a Prediction>,
+) -> Vec<(&'a Prediction, f64)> {
+    let value = |one: &Prediction| one.negative.map(|negative| f64::from(u8::from(negative)));
+    all.filter_map(|one| value(one).map(|value| (one, value))).collect()
 }
 
 /// What was predicted of a row by models that have not seen its sample, and what came of it.
 #[derive(Debug, Clone, Copy)]
-struct Judged {
+pub(super) struct Judged {
+    /// Number of the row.
+    pub(super) row: usize,
     recipe: usize,
-    predicted: f64,
+    pub(super) predicted: f64,
     /// Mean of the recipe's values in the other folds.
     of_recipe: f64,
     /// Mean of all values in the other folds.
@@ -101,25 +113,31 @@ struct Judged {
 }
 
 /// Predicts every row from the folds that it is not in. `smooth`: samples of a half that are added to a recipe's mean.
-fn cross_validate(known: &[(&Prediction, f64)], target: Target, smooth: f64) -> Vec<Judged> {
+pub(super) fn cross_validate(
+    known: &[(&Prediction, f64)],
+    target: Target,
+    smooth: f64,
+) -> Vec<Judged> {
     let mut judged = Vec::with_capacity(known.len());
     for fold in 0..FOLDS {
         let (held, seen): (Vec<_>, Vec<_>) =
-            known.iter().partition(|(one, _)| one.sample % FOLDS == fold);
+            known.iter().enumerate().partition(|(_, (one, _))| one.sample % FOLDS == fold);
         if seen.is_empty() {
             continue;
         }
-        let rows: Vec<Vec<f64>> = seen.iter().map(|(one, _)| row(one)).collect();
-        let values: Vec<f64> = seen.iter().map(|(_, value)| *value).collect();
-        let model = Linear::fit(&rows, &values, target);
+        let rows: Vec<Vec<f64>> = seen.iter().map(|(_, (one, _))| row(one)).collect();
+        let values: Vec<f64> = seen.iter().map(|(_, (_, value))| *value).collect();
+        let model = fit(&rows, &values, target);
         let of_all = values.iter().sum::<f64>() / values.len() as f64;
-        for (one, value) in held {
-            let mine = seen.iter().filter(|(other, _)| other.recipe == one.recipe);
-            let (n, sum) = mine.fold((0.0, 0.0), |(n, sum), (_, value)| (n + 1.0, sum + value));
+        for (number, (one, value)) in held {
+            let mine = seen.iter().filter(|(_, (other, _))| other.recipe == one.recipe);
+            let (n, sum) =
+                mine.fold((0.0, 0.0), |(n, sum), (_, (_, value))| (n + 1.0, sum + value));
             let of_recipe = (sum + 0.5 * smooth) / f64::max(n + smooth, 1.0);
             let recipe = one.recipe;
-            let predicted = model.predict(&row(one), target);
-            judged.push(Judged { recipe, predicted, of_recipe, of_all, value });
+            let predicted = predict(&model, &row(one), target);
+            let value = *value;
+            judged.push(Judged { row: number, recipe, predicted, of_recipe, of_all, value });
         }
     }
     judged
@@ -137,9 +155,7 @@ fn by_recipe<T>(judged: &[Judged], of: impl Fn(&[Judged]) -> T) -> BTreeMap<Opti
 
 /// How well risks are told, by recipe, and of all under the name of none.
 pub(crate) fn risks(all: &[Prediction]) -> BTreeMap<Option<usize>, RiskAccuracy> {
-    let value = |one: &Prediction| one.negative.map(|negative| f64::from(u8::from(negative)));
-    let known: Vec<(&Prediction, f64)> =
-        all.iter().filter_map(|one| value(one).map(|value| (one, value))).collect();
+    let known = known_negatives(all.iter());
     // One sample in two halves: nothing is impossible.
     let judged = cross_validate(&known, Target::Chance, 1.0);
     // Of folds the rates differ, and are least where most negatives are held out: as scores they would say the opposite of what is so.
@@ -186,12 +202,12 @@ pub(crate) fn lengths(all: &[Prediction]) -> BTreeMap<Option<usize>, LengthAccur
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::random::SplitMix64;
 
     /// Negatives where the first token was a near tie; lengths that follow what was allowed.
-    fn made(informative: bool) -> Vec<Prediction> {
+    pub(in crate::predict) fn made(informative: bool) -> Vec<Prediction> {
         let mut random = SplitMix64::new(9);
         let mut all = Vec::new();
         for sample in 0..300 {
@@ -206,10 +222,13 @@ mod tests {
                     max_tokens,
                     first_margin: margin,
                     first_entropy: 1.0,
+                    ..PromptFeatures::default()
                 };
                 all.push(Prediction {
                     sample,
                     recipe,
+                    name: "made".to_owned(),
+                    bytes: None,
                     features,
                     recipe_loss: 0.01,
                     negative: (sample % 7 > 0).then_some(draw < risk),

@@ -2,11 +2,13 @@
 
 use std::fmt::Write;
 
-use super::summary::{LaneSummary, THETA, WorstSample};
+use super::summary::{LaneSummary, WorstSample};
 use super::svg::{Axis, Series, chart, heat_map, short};
-use super::{QualityPoint, Report, RunSummary, diff};
+use super::{Report, RunSummary, diff};
 use crate::analysis::Share;
+use crate::analysis::THETA;
 use crate::profile::Cell;
+use crate::suite::extras::QualityPoint;
 
 const STYLE: &str = include_str!("style.css");
 

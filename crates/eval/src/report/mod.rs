@@ -8,7 +8,7 @@ mod svg;
 
 pub use html::page;
 pub use markdown::markdown;
-pub use summary::{DatasetScores, LaneSummary, QualityPoint, RunSummary, WorstSample, extras};
+pub use summary::{DatasetScores, LaneSummary, RunSummary, WorstSample};
 
 /// What is reported.
 #[derive(Debug, Clone, serde::Serialize)]

@@ -1,19 +1,17 @@
 //! The numbers of a report.
 
-use std::collections::{HashMap, HashSet};
+use serde::Serialize;
 
-use serde::{Deserialize, Serialize};
-
-use crate::analysis::{LengthShift, Lengths, Negatives, Scored, Share, THETAS};
+use crate::analysis::{LengthShift, Lengths, Negatives, Scored, Share, THETA, THETAS};
 use crate::error::Result;
-use crate::predict::{LengthAccuracy, Prediction, RiskAccuracy, lengths as length_accuracy, risks};
+use crate::predict::{
+    GuardSummary, LengthAccuracy, RiskAccuracy, guards, lengths as length_accuracy, of_run, risks,
+};
 use crate::profile::{Cell, Predicted, Profile};
-use crate::suite::{Answer, Environment, Lane, RunDir};
-use crate::tasks::{Question, Sample};
+use crate::suite::extras::{self, QualityPoint};
+use crate::suite::{Answered, Environment, Lane, RunDir, scored};
+use crate::tasks::Question;
 use crate::throughput::AtMemory;
-
-/// The loss that tables show.
-pub(super) const THETA: f64 = 0.10;
 
 /// Samples that are shown of each recipe.
 const WORST: usize = 4;
@@ -58,18 +56,10 @@ pub struct RunSummary {
     pub risks: Vec<(String, RiskAccuracy)>,
     /// How well lengths of answers are.
     pub answer_lengths: Vec<(String, LengthAccuracy)>,
+    /// What guards would have made of the samples, where that can be told.
+    pub guards: Option<GuardSummary>,
     /// Speeds at equal memory, where they were measured.
     pub equal_memory: Vec<AtMemory>,
-}
-
-/// Files of a run's directory beside its answers.
-pub mod extras {
-    /// Rows of `kvasir eval quality --json`.
-    pub const QUALITY: &str = "quality.json";
-    /// A [`crate::profile::Profile`].
-    pub const PROFILE: &str = "profile.json";
-    /// [`crate::throughput::AtMemory`], a list.
-    pub const EQUAL_MEMORY: &str = "equal_memory.json";
 }
 
 /// One lane.
@@ -124,21 +114,6 @@ pub struct WorstSample {
     pub found: (String, f64),
 }
 
-/// A row of `kvasir eval quality --json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct QualityPoint {
-    /// The recipe.
-    pub recipe: String,
-    /// f16 bytes by bytes, of everything.
-    pub ratio_total: f64,
-    /// Mean KL divergence.
-    pub kl_mean: f64,
-    /// Share of equal most likely tokens.
-    pub top1: f64,
-    /// Change of the next token's negative log likelihood.
-    pub nll_delta: f64,
-}
-
 impl RunSummary {
     /// Of a run, as far as it is. O(samples · lanes²).
     ///
@@ -147,35 +122,9 @@ impl RunSummary {
     pub fn of(run: &RunDir) -> Result<Self> {
         let profile: Option<Profile> = run.extra(extras::PROFILE)?;
         let lanes = &run.config().lanes;
-        let answers: HashMap<(&str, &str), &Answer> =
-            run.answers().iter().map(|a| ((&*a.lane, &*a.sample), a)).collect();
-        let answer =
-            |lane: &Lane, sample: &Sample| answers.get(&(&*lane.name, &*sample.id)).copied();
         // By sample: one of every lane.
-        let complete: Vec<Answered<'_>> = run
-            .samples()
-            .iter()
-            .filter_map(|sample| {
-                let all: Option<Vec<&Answer>> = lanes.iter().map(|l| answer(l, sample)).collect();
-                all.map(|all| (sample, all))
-            })
-            .collect();
-        let scored: Vec<WithScores<'_>> = complete
-            .iter()
-            .filter_map(|(sample, answers)| {
-                let scores: Option<Vec<f64>> = answers.iter().map(|a| a.score).collect();
-                scores.map(|scores| (*sample, scores, answers))
-            })
-            .collect();
-        let table: Vec<Scored> = scored
-            .iter()
-            .map(|(sample, scores, _)| Scored {
-                dataset: sample.dataset.clone(),
-                family: sample.family.clone(),
-                baseline: scores[0],
-                scores: scores.clone(),
-            })
-            .collect();
+        let complete = run.complete();
+        let (with_scores, table) = scored(&complete);
         let negatives = Negatives::new(&table);
         let datasets = datasets(&table);
         let families = unique(table.iter().map(|s| &s.family));
@@ -203,11 +152,11 @@ impl RunSummary {
         let pair = |a: usize, b: usize| negatives.share(&[a, b], THETA, None);
         let worst = recipes.iter().flat_map(|recipe| {
             let list = negatives.list(&[*recipe], THETA).into_iter().take(WORST);
-            let scored = &scored;
-            list.map(move |i| worst(&lanes[*recipe], *recipe, &scored[i]))
+            let (answered, table) = (&with_scores, &table);
+            list.map(move |i| worst(&lanes[*recipe], *recipe, answered[i], &table[i].scores))
         });
         let quality: Vec<QualityPoint> = run.extra(extras::QUALITY)?.unwrap_or_default();
-        let predictions = predictions(&complete, &scored, &negatives, lanes, &quality);
+        let predictions = of_run(run)?;
         let names = |recipe: Option<usize>| match recipe {
             Some(recipe) => lanes[recipe].name.clone(),
             None => "all".to_owned(),
@@ -235,6 +184,7 @@ impl RunSummary {
             datasets,
             families,
             risks: risks.into_iter().map(|(recipe, of)| (names(recipe), of)).collect(),
+            guards: guards(&predictions),
             answer_lengths: answer_lengths.into_iter().map(|(r, of)| (names(r), of)).collect(),
             quality,
             predicted: profile.as_ref().filter(enough).map(Profile::held_out).unwrap_or_default(),
@@ -247,43 +197,6 @@ impl RunSummary {
     pub(super) fn recipes(&self) -> impl Iterator<Item = &LaneSummary> {
         self.lanes.iter().skip(1).filter(|lane| !lane.drawn)
     }
-}
-
-/// A sample and its answers, one of every lane.
-type Answered<'a> = (&'a Sample, Vec<&'a Answer>);
-
-/// The same with the answers' scores.
-type WithScores<'a> = (&'a Sample, Vec<f64>, &'a Vec<&'a Answer>);
-
-/// Every sample under every recipe, with what was known of it beforehand. `scored` are those of `complete` that have scores, in their order.
-fn predictions(
-    complete: &[Answered<'_>],
-    scored: &[WithScores<'_>],
-    negatives: &Negatives<'_>,
-    lanes: &[Lane],
-    quality: &[QualityPoint],
-) -> Vec<Prediction> {
-    let benign: HashSet<&str> = negatives.benign().iter().map(|i| &*scored[*i].0.id).collect();
-    let mut all = Vec::new();
-    for (recipe, lane) in lanes.iter().enumerate().skip(1).filter(|(_, lane)| !lane.is_drawn()) {
-        let failed = negatives.list(&[recipe], THETA);
-        let failed: HashSet<&str> = failed.into_iter().map(|i| &*scored[i].0.id).collect();
-        let point = quality.iter().find(|point| Some(&point.recipe) == lane.recipe.as_ref());
-        for (number, (sample, answers)) in complete.iter().enumerate() {
-            let Some(features) = answers[0].features else { continue };
-            let id = &*sample.id;
-            all.push(Prediction {
-                sample: number,
-                recipe,
-                features,
-                // Without a measurement all recipes are alike.
-                recipe_loss: point.map_or(0.0, |point| point.kl_mean),
-                negative: benign.contains(id).then(|| failed.contains(id)),
-                length: (!answers[recipe].capped).then_some(answers[recipe].output_tokens),
-            });
-        }
-    }
-    all
 }
 
 /// How much longer a token takes under a lane than under the first: mean over the cells of both.
@@ -334,7 +247,12 @@ fn lengths(complete: &[Answered<'_>], lane: usize) -> Vec<Lengths> {
     .collect()
 }
 
-fn worst(lane: &Lane, number: usize, (sample, scores, answers): &WithScores<'_>) -> WorstSample {
+fn worst(
+    lane: &Lane,
+    number: usize,
+    (sample, answers): &Answered<'_>,
+    scores: &[f64],
+) -> WorstSample {
     /// Characters of a question.
     const END: usize = 240;
     let text = match &sample.question {

@@ -3,6 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::predict::PromptFeatures;
 use crate::profile::Cell;
+use crate::suite::extras::{self, QualityPoint};
 use crate::suite::{Answer, Environment, Lane, RunDir, SuiteConfig, TaskConfig};
 use crate::tasks::Generated;
 use crate::throughput::{AtMemory, Throughput};
@@ -28,7 +29,12 @@ fn run(folder: &Path) -> RunDir {
                 capped: false,
                 logical_bytes: Some(2000),
                 physical_bytes: Some(if lane == "int8" { 1000 } else { 2000 }),
-                features: Some(PromptFeatures::new(&[1, 2], 30, &[-0.1, -1.0 - i as f32])),
+                features: Some(PromptFeatures {
+                    prompt_tokens: 2,
+                    max_tokens: 30,
+                    first_margin: 0.9 + i as f64,
+                    ..PromptFeatures::default()
+                }),
             })
             .unwrap();
         }

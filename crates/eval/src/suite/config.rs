@@ -1,5 +1,7 @@
 //! What a run is of.
 
+use kvasir_cache::Recipe;
+use kvasir_engine::guard::RiskModel;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EvalError, Result};
@@ -7,7 +9,7 @@ use crate::random::hash;
 use crate::tasks::{Generated, Longbench, Sample, Shape, read_longbench};
 
 /// The layout of a run's directory.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Most tokens of a generated prompt.
 const MOST_TOKENS: usize = 131_072;
@@ -26,6 +28,8 @@ pub struct Lane {
     pub temperature: f32,
     /// Of what is drawn.
     pub seed: u64,
+    /// The largest risk that a guard takes, which then decides how each sample is stored.
+    pub risk: Option<f64>,
     /// The server that answers, by the name that the backend knows; none for an engine.
     pub server: Option<String>,
 }
@@ -38,14 +42,21 @@ impl Lane {
             recipe: Some(recipe.to_owned()),
             temperature: 0.0,
             seed: 0,
+            risk: None,
             server: None,
         }
+    }
+
+    /// A guard that takes risks up to `most`, without drawing.
+    pub fn guarded(most: f64) -> Self {
+        let recipe = Some(Recipe::AUTO.to_string());
+        Self { recipe, risk: Some(most), ..Self::greedy(&format!("risk {most}")) }
     }
 
     /// The same with a temperature: what changes in lengths without any compression.
     pub fn drawn(recipe: &str, temperature: f32, seed: u64) -> Self {
         let name = format!("{recipe} at T={temperature}");
-        Self { name, recipe: Some(recipe.to_owned()), temperature, seed, server: None }
+        Self { name, temperature, seed, ..Self::greedy(recipe) }
     }
 
     /// The seed of a sample's drawing: one seed for all would draw alike everywhere.
@@ -86,6 +97,8 @@ pub struct SuiteConfig {
     pub tasks: Vec<TaskConfig>,
     /// Samples in files, by name and contents.
     pub files: Vec<FileConfig>,
+    /// What risk model guards use: a hash of it.
+    pub risk_model: Option<u64>,
 }
 
 /// A file of samples.
@@ -102,7 +115,14 @@ pub struct FileConfig {
 impl SuiteConfig {
     /// Settings of this version.
     pub fn new(model: String, lanes: Vec<Lane>, seed: u64) -> Self {
-        Self { version: VERSION, model, lanes, seed, tasks: Vec::new(), files: Vec::new() }
+        let (tasks, files) = (Vec::new(), Vec::new());
+        Self { version: VERSION, model, lanes, seed, tasks, files, risk_model: None }
+    }
+
+    /// The same, where guards decide by a risk model.
+    #[must_use]
+    pub fn with_risk_model(self, model: Option<&RiskModel>) -> Self {
+        Self { risk_model: model.map(|model| hash(0, model.to_json().bytes())), ..self }
     }
 
     /// Finds what no model could make right.
@@ -176,6 +196,7 @@ impl SuiteConfig {
             ("seed", self.seed != other.seed),
             ("tasks", self.tasks != other.tasks),
             ("files", self.files != other.files),
+            ("risk model", self.risk_model != other.risk_model),
         ]
         .into_iter()
         .find_map(|(name, differs)| differs.then_some(name))

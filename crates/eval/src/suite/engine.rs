@@ -1,28 +1,30 @@
 //! Answers from an engine in this process.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use kvasir_cache::Recipe;
-use kvasir_engine::{Engine, FinishReason, Request, RequestId, SamplingParams};
+use kvasir_engine::guard::{Guard, RiskModel};
+use kvasir_engine::{Engine, FinishReason, PromptFeatures, Request, RequestId, SamplingParams};
 use kvasir_model::RenderOptions;
 use serde::Serialize;
 
 use super::{Answer, Backend, Lane};
 use crate::error::{EvalError, Result};
-use crate::predict::PromptFeatures;
 use crate::tasks::{Question, Sample};
 
 /// An engine that nobody else uses.
 #[derive(Debug)]
 pub struct EngineBackend {
     engine: Engine,
+    /// What guarded lanes are decided by.
+    risk_model: Option<Arc<RiskModel>>,
 }
 
 /// What is known of a sample on its way.
 struct Pending<'a> {
     sample: &'a Sample,
     text: String,
-    prompt: Vec<u32>,
     features: Option<PromptFeatures>,
 }
 
@@ -34,8 +36,8 @@ struct Message<'a> {
 
 impl EngineBackend {
     /// Takes it over.
-    pub fn new(engine: Engine) -> Self {
-        Self { engine }
+    pub fn new(engine: Engine, risk_model: Option<Arc<RiskModel>>) -> Self {
+        Self { engine, risk_model }
     }
 
     /// Tokens of a question, as the model wants it asked.
@@ -62,9 +64,10 @@ impl Backend for EngineBackend {
         answered: &mut dyn FnMut(Answer) -> Result<()>,
     ) -> Result<()> {
         let recipe: Option<Recipe> = lane.recipe.as_deref().map(str::parse).transpose()?;
+        let model = self.risk_model.clone().filter(|_| lane.risk.is_some());
+        let guard = lane.risk.zip(model);
+        self.engine.set_guard(guard.map(|(most_risk, model)| Guard { model, most_risk }))?;
         let mut pending: HashMap<RequestId, Pending<'_>> = HashMap::new();
-        // What is known of a prompt is known of it without compression.
-        let watched = !lane.is_drawn() && recipe == Some(Recipe::F16);
         for sample in samples {
             let prompt = self.prompt(&sample.question)?;
             let id = RequestId::from(&*sample.id);
@@ -72,26 +75,23 @@ impl Backend for EngineBackend {
                 temperature: lane.temperature,
                 seed: Some(lane.seed_of(&sample.id)),
                 stop: sample.stop.clone(),
-                logprobs: watched.then_some(PromptFeatures::ALTERNATIVES),
                 ..SamplingParams::greedy(sample.max_tokens)
             };
             self.engine.add_request(Request {
                 id: id.clone(),
-                prompt: prompt.clone(),
+                prompt,
                 params: params.into(),
                 cache_salt: None,
                 kv_cache: recipe,
             })?;
-            pending.insert(id, Pending { sample, text: String::new(), prompt, features: None });
+            pending.insert(id, Pending { sample, text: String::new(), features: None });
         }
         while self.engine.has_unfinished() {
             for output in self.engine.step()?.outputs {
                 let Some(one) = pending.get_mut(&output.request_id) else { continue };
                 one.text.push_str(&output.text);
-                if let Some(first) = output.logprobs.first().filter(|_| one.features.is_none()) {
-                    let top: Vec<f32> = first.top.iter().map(|(_, logprob)| *logprob).collect();
-                    let features = PromptFeatures::new(&one.prompt, one.sample.max_tokens, &top);
-                    one.features = Some(features);
+                if let Some(features) = output.features {
+                    one.features = Some(*features);
                 }
                 let Some(finish) = output.finish else { continue };
                 answered(Answer {
@@ -104,7 +104,7 @@ impl Backend for EngineBackend {
                     capped: finish.reason == FinishReason::Length,
                     logical_bytes: Some(finish.kv_logical_bytes),
                     physical_bytes: Some(finish.kv_physical_bytes),
-                    features: one.features,
+                    features: one.features.take().filter(|_| !lane.is_drawn()),
                 })?;
                 pending.remove(&output.request_id);
             }

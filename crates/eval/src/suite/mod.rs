@@ -1,9 +1,12 @@
 //! Samples answered under several recipes, kept in a directory as they come, so that a run that was cut short goes on.
 
+mod complete;
 mod config;
 mod engine;
+pub mod extras;
 mod run_dir;
 
+pub use complete::{Answered, scored};
 pub use config::{Environment, FileConfig, Lane, SuiteConfig, TaskConfig};
 pub use engine::EngineBackend;
 pub use run_dir::{Answer, RunDir};

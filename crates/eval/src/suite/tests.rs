@@ -28,7 +28,7 @@ fn backend() -> EngineBackend {
         threads: 1,
         ..EngineConfig::default()
     };
-    EngineBackend::new(Engine::new(tiny_model(1), config).unwrap())
+    EngineBackend::new(Engine::new(tiny_model(1), config).unwrap(), None)
 }
 
 /// Fails after some answers, as a server that dies.
@@ -105,7 +105,7 @@ fn directories_of_others_are_left_alone() {
     let lanes = vec![Lane::greedy("f16")];
     refused(SuiteConfig { lanes, ..config() }, "other settings: the recipes differ");
     let text = fs::read_to_string(path.join("config.json")).unwrap();
-    fs::write(path.join("config.json"), text.replace("\"version\": 1", "\"version\": 9")).unwrap();
+    fs::write(path.join("config.json"), text.replace("\"version\": 2", "\"version\": 9")).unwrap();
     refused(config(), "is of version 9");
     let lanes = Vec::new();
     let empty = serde_json::to_string(&SuiteConfig { lanes, ..config() }).unwrap();

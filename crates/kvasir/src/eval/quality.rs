@@ -1,7 +1,5 @@
 //! `kvasir eval quality`: predictions and bytes.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use kvasir_cache::{Recipe, Sharing};
@@ -9,12 +7,10 @@ use kvasir_eval::corpus::Corpus;
 use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
 use kvasir_model::{Runner, Threads};
 
-use crate::options::{DtypeArg, ModelArgs};
+use crate::options::{DtypeArg, EncodingArgs, ModelArgs};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
 use crate::session::load_model;
-use crate::statistics::{self, Wanted};
-use crate::tables;
 
 /// What recipes do to predictions and to bytes, against the f16 cache in the same run
 #[derive(Debug, Args)]
@@ -59,29 +55,19 @@ pub(super) struct QualityCommand {
     /// Tokens forced after the context
     #[arg(long, value_name = "TOKENS", default_value_t = 48)]
     continuation: usize,
-    /// Tokens per block
-    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
-    block_size: usize,
-    /// File of the statistics that joint recipes need [default: the one beside the model]
-    #[arg(long, value_name = "FILE")]
-    kv_statistics: Option<PathBuf>,
-    /// File of a table that a method needs; may be given several times [default: those beside the model]
-    #[arg(long, value_name = "FILE")]
-    kv_table: Vec<PathBuf>,
     /// Form of the control's weights [default: as --dtype]
     #[arg(long, value_name = "DTYPE")]
     control_dtype: Option<DtypeArg>,
     /// Most tokens computed in a step
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     max_num_batched_tokens: usize,
-    /// Threads that compute, 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
     /// Print a JSON array
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     retrieval: RetrievalArgs,
+    #[command(flatten)]
+    encoding: EncodingArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -115,7 +101,7 @@ impl QualityCommand {
         let settings = Settings {
             workload: self.workload()?,
             continuation: self.continuation,
-            block_size: self.block_size,
+            block_size: self.encoding.block_size,
             chunk: self.max_num_batched_tokens,
         };
         settings.check()?;
@@ -166,17 +152,9 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.model.dtype.into(), command.threads, progress)?;
-    let wanted = Wanted {
-        recipes: &command.recipe,
-        block_size: command.block_size,
-        file: command.kv_statistics.as_deref(),
-        tables: &command.kv_table,
-        threads: command.threads,
-    };
-    let statistics = statistics::load_or_calibrate(&model, &path, &wanted, progress)?;
-    let tables = tables::load_or_make(&model, &path, &wanted, progress)?;
-    let mut runner = Runner::new(Threads::new(command.threads)?);
+    let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
+    let (statistics, tables) = command.encoding.load(&model, &path, &command.recipe, progress)?;
+    let mut runner = Runner::new(Threads::new(command.encoding.threads)?);
     let bar = progress.steps("measuring");
     let mut on_step = |done: usize, total: usize| {
         bar.set_length(total as u64);
@@ -184,7 +162,7 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     };
     let control = command.control_dtype.filter(|dtype| *dtype != command.model.dtype);
     let control = control
-        .map(|dtype| load_model(&path, dtype.into(), command.threads, progress))
+        .map(|dtype| load_model(&path, dtype.into(), command.encoding.threads, progress))
         .transpose()?;
     let caches = quality::Caches {
         recipes: &command.recipe,

@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvasir_cache::{Recipe, Sharing};
+use kvasir_engine::guard::RiskModel;
 use kvasir_engine::{Engine, EngineConfig};
 use kvasir_eval::corpus::Corpus;
 use kvasir_eval::dataset::{Dataset, LoadSize};
 use kvasir_eval::profile::{self, Profile, Shape};
 use kvasir_eval::quality::{self, Caches, Settings, Workload};
-use kvasir_eval::report::extras;
+use kvasir_eval::suite::extras;
 use kvasir_eval::suite::{
     self, Backend, EngineBackend, Environment, FileConfig, Lane, RunDir, SuiteConfig, TaskConfig,
 };
@@ -23,12 +24,11 @@ use kvasir_model::{Model, Runner, Threads};
 
 use super::backend::{HttpBackend, Servers};
 use super::report;
-use crate::options::{ModelArgs, parse_block_size};
+use crate::options::{EncodingArgs, ModelArgs, parse_chance};
 use crate::output::{print_json, print_line};
 use crate::pull::{Progress, resolve_model};
+use crate::risk;
 use crate::session::load_model;
-use crate::statistics::{self, Wanted};
-use crate::tables;
 use crate::units::parse_bytes;
 
 /// What recipes do to answers: scores, single samples that fail, lengths, bytes, speed; with a report
@@ -98,21 +98,18 @@ pub(super) struct SuiteCommand {
     /// Memory of the KV cache while samples are answered
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     kv_cache_memory: usize,
-    /// Tokens per block: 16, 32 or 64
-    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = parse_block_size)]
-    block_size: usize,
-    /// File of the statistics that joint recipes need [default: the one beside the model]
+    /// Answer under a guard, too: each sample by the cheapest recipe that risks at most this to spoil its answer; several limits,
+    /// comma separated, are compared
+    #[arg(long, value_name = "CHANCES", value_delimiter = ',', value_parser = parse_chance)]
+    kv_risk: Vec<f64>,
+    /// File that says what recipes risk (see `kvasir eval risk`) [default: the one beside the model]
     #[arg(long, value_name = "FILE")]
-    kv_statistics: Option<PathBuf>,
-    /// File of a table that a method needs; may be given several times [default: those beside the model]
-    #[arg(long, value_name = "FILE")]
-    kv_table: Vec<PathBuf>,
-    /// Threads that compute, 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    kv_risk_model: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    encoding: EncodingArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -152,34 +149,39 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     let recipes = command.recipes()?;
     let name = format!("{} ({:?})", command.model.model, command.model.dtype).to_lowercase();
     let config = command.config(name, command.lanes(&recipes))?;
-    let version = env!("CARGO_PKG_VERSION");
-    let threads = Threads::new(command.threads)?.count();
-    let create = || RunDir::create(&command.out, &config, &Environment::here(version, threads));
     // Mistakes are found before a model is loaded; a run is begun only with a model that is there.
     config.samples()?;
+    let path = resolve_model(&command.model.model)?;
+    let risk_model = command.risk_model(&path)?;
+    let config = config.with_risk_model(risk_model.as_deref());
+    let version = env!("CARGO_PKG_VERSION");
+    let threads = Threads::new(command.encoding.threads)?.count();
+    let create = || RunDir::create(&command.out, &config, &Environment::here(version, threads));
     if command.out.join("config.json").exists() {
         create()?;
     }
-    let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.model.dtype.into(), command.threads, progress)?;
-    let wanted = Wanted {
-        recipes: &recipes,
-        block_size: command.block_size,
-        file: command.kv_statistics.as_deref(),
-        tables: &command.kv_table,
-        threads: command.threads,
-    };
+    let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
+    let mut needed = recipes.clone();
+    if let Some(risks) = &risk_model {
+        needed.extend(risks.parsed_recipes()?);
+    }
+    let (statistics, tables) = command.encoding.load(&model, &path, &needed, progress)?;
     let engine = EngineConfig {
         kv_cache_memory: command.kv_cache_memory,
-        block_size: command.block_size,
-        threads: command.threads,
-        statistics: statistics::load_or_calibrate(&model, &path, &wanted, progress)?,
-        tables: tables::load_or_make(&model, &path, &wanted, progress)?,
+        block_size: command.encoding.block_size,
+        threads: command.encoding.threads,
+        statistics,
+        tables,
         ..EngineConfig::default()
     };
     // No recipe's answers depend on what was there before.
-    let answering = EngineConfig { enable_prefix_caching: false, ..engine.clone() };
-    let mut backend = EngineBackend::new(Engine::new(Arc::clone(&model), answering)?);
+    let followers = recipes.iter().copied().filter(|recipe| recipe.follows_f16());
+    let answering = EngineConfig {
+        enable_prefix_caching: false,
+        observe_prompts: Some(followers.filter(|recipe| *recipe != Recipe::F16).collect()),
+        ..engine.clone()
+    };
+    let mut backend = EngineBackend::new(Engine::new(Arc::clone(&model), answering)?, risk_model);
     let mut dir = create()?;
     answer(&mut dir, &mut backend, progress)?;
     if command.answers_only {
@@ -190,6 +192,9 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
 
 /// Answers from servers.
 fn served(command: &SuiteCommand, progress: Progress) -> Result<()> {
+    if !command.kv_risk.is_empty() {
+        bail!("--kv-risk is for answers of this process; a server has its own");
+    }
     let timeout = Duration::from_secs(command.timeout.get() as u64);
     let servers = Servers::connect(&command.server, command.api_key.as_deref(), timeout)?;
     let recipes = match command.recipes.is_empty() {
@@ -234,7 +239,7 @@ fn measure(
         let settings = Settings {
             workload: Workload::Continuation { contexts, context_len },
             continuation: 32,
-            block_size: command.block_size,
+            block_size: command.encoding.block_size,
             chunk: engine.max_num_batched_tokens,
         };
         let caches = Caches {
@@ -244,7 +249,7 @@ fn measure(
             sharing: Sharing::OFF,
             control: None,
         };
-        let mut runner = Runner::new(Threads::new(command.threads)?);
+        let mut runner = Runner::new(Threads::new(command.encoding.threads)?);
         let bar = progress.steps("predictions");
         let texts = Corpus::Embedded.texts()?;
         let rows =
@@ -344,11 +349,21 @@ impl SuiteCommand {
 
     fn lanes(&self, recipes: &[Recipe]) -> Vec<Lane> {
         let greedy = recipes.iter().map(|recipe| Lane::greedy(&recipe.to_string()));
-        let mut lanes: Vec<Lane> = greedy.collect();
+        let guarded = self.kv_risk.iter().map(|most| Lane::guarded(*most));
+        let mut lanes: Vec<Lane> = greedy.chain(guarded).collect();
         if let Some(first) = lanes.first() {
             lanes.push(self.control(first));
         }
         lanes
+    }
+
+    /// What guarded lanes are decided by, of the model at `path`.
+    fn risk_model(&self, path: &Path) -> Result<Option<Arc<RiskModel>>> {
+        if self.kv_risk.is_empty() {
+            return Ok(None);
+        }
+        let beside = risk::file_of(path, self.encoding.block_size);
+        Ok(Some(Arc::new(risk::load(self.kv_risk_model.as_deref().unwrap_or(&beside))?)))
     }
 
     /// The same as `lane` with a temperature.

@@ -28,6 +28,13 @@ pub(crate) struct CacheArgs {
     /// [default: those beside the model; made where a recipe needs one and it is not there]
     #[arg(long, value_name = "FILE")]
     kv_table: Vec<PathBuf>,
+    /// With --kv-cache auto: store each request by the cheapest recipe that risks at most this to spoil its answer, as f16 if none does,
+    /// decided when its prompt is computed; 0.02 is two of a hundred (see `kvasir eval risk --help`)
+    #[arg(long, value_name = "CHANCE", value_parser = parse_chance)]
+    kv_risk: Option<f64>,
+    /// File that says what recipes risk [default: the one beside the model]
+    #[arg(long, value_name = "FILE")]
+    kv_risk_model: Option<PathBuf>,
     /// Memory of the KV cache, such as 256MiB or 1GiB
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     kv_cache_memory: usize,
@@ -71,6 +78,16 @@ impl CacheArgs {
         }
     }
 
+    /// `--kv-risk`.
+    pub(crate) fn kv_risk(&self) -> Option<f64> {
+        self.kv_risk
+    }
+
+    /// `--kv-risk-model`.
+    pub(crate) fn risk_file(&self) -> Option<&Path> {
+        self.kv_risk_model.as_deref()
+    }
+
     /// `--kv-table`.
     pub(crate) fn table_files(&self) -> &[PathBuf] {
         &self.kv_table
@@ -84,6 +101,14 @@ impl CacheArgs {
     /// `--threads`; 0 is one per processor.
     pub(crate) fn threads(&self) -> usize {
         self.threads.map_or(0, NonZeroUsize::get)
+    }
+}
+
+/// Reads a chance.
+pub(crate) fn parse_chance(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(chance) if (0.0..=1.0).contains(&chance) => Ok(chance),
+        _ => Err("must be a chance, 0 to 1".to_owned()),
     }
 }
 
@@ -159,6 +184,8 @@ mod tests {
             ["--max-num-seqs", "0"],
             ["--max-model-len", "0"],
             ["--threads", "0"],
+            ["--kv-risk", "2"],
+            ["--kv-risk", "NaN"],
         ] {
             let error = parse(&args).unwrap_err().to_string();
             assert!(error.contains(args[0]), "{error}");

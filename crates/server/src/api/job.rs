@@ -197,10 +197,12 @@ pub(crate) mod tests {
             num_prompt_tokens: 3,
             num_cached_tokens: 2,
             num_output_tokens: total,
+            features: None,
             finish: end.map(|reason| Finish {
                 reason,
                 stop: None,
                 recipe: Recipe::INT8,
+                risk: None,
                 kv_logical_bytes: 30,
                 kv_physical_bytes: 20,
                 num_preemptions: 0,

@@ -3,11 +3,15 @@
 use kvasir_engine::{Finish, Recipe};
 use serde::{Serialize, Serializer};
 
-/// Bytes of the sequences of a job that have ended, summed. All have one recipe.
+/// Bytes of the sequences of a job that have ended, summed. All have one recipe, unless a guard decided.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct KvUsage {
+    /// Of the sequence that ended last.
     #[serde(serialize_with = "name")]
     recipe: Recipe,
+    /// The largest risk that a guard took for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    risk: Option<f64>,
     /// What the tokens would take in f16.
     logical_bytes: usize,
     /// What they took; blocks shared with other sequences count whole in each.
@@ -26,7 +30,9 @@ impl KvUsage {
             0 => 0.0,
             _ => logical_bytes as f64 / physical_bytes as f64,
         };
-        Self { recipe: finish.recipe, logical_bytes, physical_bytes, ratio }
+        let risks = [so_far.and_then(|u| u.risk), finish.risk];
+        let risk = risks.into_iter().flatten().reduce(f64::max);
+        Self { recipe: finish.recipe, risk, logical_bytes, physical_bytes, ratio }
     }
 }
 
@@ -44,6 +50,7 @@ mod tests {
             reason: FinishReason::Stop,
             stop: None,
             recipe: Recipe::INT8,
+            risk: None,
             kv_logical_bytes: logical,
             kv_physical_bytes: physical,
             num_preemptions: 0,
@@ -58,6 +65,14 @@ mod tests {
             serde_json::to_string(&two).unwrap(),
             r#"{"recipe":"int8","logical_bytes":300,"physical_bytes":120,"ratio":2.5}"#
         );
+    }
+
+    #[test]
+    fn the_largest_risk_is_told() {
+        let guarded = |risk| Finish { risk, ..finish(100, 50) };
+        let one = KvUsage::add(None, &guarded(Some(0.25)));
+        let two = KvUsage::add(Some(one), &guarded(Some(0.125)));
+        assert_eq!(KvUsage::add(Some(two), &guarded(None)).risk, Some(0.25));
     }
 
     #[test]

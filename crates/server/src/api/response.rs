@@ -271,6 +271,7 @@ mod tests {
             reason,
             stop,
             recipe: kvasir_engine::Recipe::F16,
+            risk: None,
             kv_logical_bytes: 0,
             kv_physical_bytes: 0,
             num_preemptions: 0,

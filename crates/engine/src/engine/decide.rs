@@ -1,0 +1,166 @@
+//! What is known when a prompt is computed, and what follows from it.
+
+use std::time::Instant;
+
+use kvasir_cache::{Recipe, SequenceId, SharingMode};
+use kvasir_model::Tokenizer;
+
+use super::{Engine, LogitRow};
+use crate::config::EngineConfig;
+use crate::error::{EngineError, Result};
+use crate::guard::{FirstToken, Guard, PromptFeatures, TokenKinds, Watch, Watched};
+
+impl EngineConfig {
+    /// How sequences are stored, until something is decided, that ask for nothing.
+    pub(super) fn stored(&self) -> Recipe {
+        match self.guard {
+            Some(_) if self.kv_cache == Recipe::AUTO => Recipe::F16,
+            _ => self.kv_cache,
+        }
+    }
+
+    pub(super) fn watch(&self, tokenizer: &Tokenizer) -> Option<Watch> {
+        let observed = self.observe_prompts.clone();
+        let rated = self.guard.iter().flat_map(|guard| guard.model.parsed_recipes());
+        let chosen = rated.flatten();
+        (self.guard.is_some() || observed.is_some()).then(|| Watch {
+            kinds: TokenKinds::new(tokenizer),
+            recipes: observed.into_iter().flatten().chain(chosen).collect(),
+            guard: self.guard.clone(),
+        })
+    }
+}
+
+impl Engine {
+    /// Guards requests to come in another way, or not at all.
+    ///
+    /// # Errors
+    /// A limit that is no chance; a recipe that this engine cannot store anything by; `--kv-sharing tree`. The guard that was
+    /// there is gone then.
+    pub fn set_guard(&mut self, guard: Option<Guard>) -> Result<()> {
+        self.config.guard = guard;
+        let prepared = self.prepare_guard();
+        if prepared.is_err() {
+            self.config.guard = None;
+        }
+        self.watch = self.config.watch(self.model.tokenizer());
+        prepared
+    }
+
+    /// Makes ready what the guard may choose.
+    pub(super) fn prepare_guard(&mut self) -> Result<()> {
+        let Some(Guard { model, most_risk }) = &self.config.guard else { return Ok(()) };
+        if !(0.0..=1.0).contains(most_risk) {
+            return Err(EngineError::BadConfig {
+                option: "--kv-risk",
+                expected: "a chance, 0 to 1".to_owned(),
+                found: most_risk.to_string(),
+            });
+        }
+        if self.config.kv_sharing.mode == SharingMode::Tree {
+            return Err(EngineError::BadConfig {
+                option: "--kv-risk",
+                expected: "without --kv-sharing tree".to_owned(),
+                found: "both".to_owned(),
+            });
+        }
+        for recipe in model.parsed_recipes()? {
+            if recipe.needs_statistics() && !self.has_statistics {
+                return Err(EngineError::NoStatistics { recipe });
+            }
+            let prepared = self.cache.prepare(recipe);
+            prepared.map_err(|source| EngineError::Recipe { recipe, source })?;
+        }
+        Ok(())
+    }
+
+    /// How a new sequence is stored at first, and why it is looked at later.
+    pub(super) fn stored_at_first(&self, asked: Recipe) -> (Recipe, Option<Watched>) {
+        match &self.watch {
+            Some(Watch { guard: Some(_), .. }) if asked == Recipe::AUTO => {
+                (Recipe::F16, Some(Watched::Guarded))
+            }
+            Some(_) if asked == Recipe::F16 && self.config.observe_prompts.is_some() => {
+                (asked, Some(Watched::Observed))
+            }
+            _ => (asked, None),
+        }
+    }
+
+    /// Looks at a watched prompt whose first token is about to be handed out; decides how it is stored if it is guarded.
+    pub(super) fn look_at(
+        &mut self,
+        row: LogitRow,
+        first: FirstToken,
+    ) -> Result<Option<Box<PromptFeatures>>> {
+        let clock = Instant::now();
+        let Some(sequence) = self.scheduler.sequences.get_mut(&row.key) else { return Ok(None) };
+        let (Some(id), Some(why)) = (sequence.cache, sequence.watched.take()) else {
+            return Ok(None);
+        };
+        let features = self.features(row, id, first)?;
+        let guarded = self.watch.as_ref().is_some_and(|watch| watch.guard.is_some());
+        match why {
+            // The guard may have left meanwhile.
+            Watched::Guarded if !guarded => self.cache.stop_watching(id)?,
+            Watched::Observed => self.cache.stop_watching(id)?,
+            Watched::Guarded => {
+                self.decide(row, id, &features)?;
+                self.stats.guard_seconds += clock.elapsed().as_secs_f64();
+            }
+        }
+        Ok(self.config.observe_prompts.is_some().then(|| Box::new(features)))
+    }
+
+    fn features(
+        &mut self,
+        row: LogitRow,
+        id: SequenceId,
+        first: FirstToken,
+    ) -> Result<PromptFeatures> {
+        let (Some(sequence), Some(watch)) = (self.scheduler.sequences.get(&row.key), &self.watch)
+        else {
+            return Ok(PromptFeatures::default());
+        };
+        let prompt = &sequence.tokens[..sequence.prompt_len];
+        let mut features = PromptFeatures::new(prompt, &watch.kinds, first);
+        features.max_tokens = sequence.max_len - sequence.prompt_len;
+        features.attention_entropy = self.cache.attention_entropy(id)?.unwrap_or(0.0);
+        let (cache, threads) = (&mut self.cache, self.runner.threads());
+        for recipe in &watch.recipes {
+            if let Some(error) = threads.install(|| cache.coding_error(id, *recipe))? {
+                features.coding_errors.insert(recipe.to_string(), error);
+            }
+        }
+        Ok(features)
+    }
+
+    fn decide(&mut self, row: LogitRow, id: SequenceId, features: &PromptFeatures) -> Result<()> {
+        let guard = self.watch.as_ref().and_then(|watch| watch.guard.as_ref());
+        let (Some(sequence), Some(guard)) = (self.scheduler.sequences.get_mut(&row.key), guard)
+        else {
+            return Ok(());
+        };
+        let chosen = guard.model.cheapest(features, guard.most_risk);
+        let (recipe, risk) = match chosen {
+            // Read when the guard was made ready.
+            Some((rated, risk)) => (rated.recipe.parse::<Recipe>()?, risk),
+            None => (Recipe::F16, 0.0),
+        };
+        sequence.recipe = recipe;
+        sequence.risk = Some(risk);
+        if recipe == Recipe::F16 {
+            self.cache.stop_watching(id)?;
+        } else {
+            let (cache, salt) = (&mut self.cache, sequence.cache_salt.as_deref());
+            let tokens = &sequence.tokens[..sequence.prompt_len];
+            let threads = self.runner.threads();
+            let all = threads.install(|| cache.recode(id, recipe, salt, tokens))?;
+            self.stats.guard_no_room += u64::from(!all);
+        }
+        self.stats.guard_risks += risk;
+        self.stats.count_guarded(recipe);
+        self.stats.count_sequence(recipe);
+        Ok(())
+    }
+}
