@@ -142,7 +142,7 @@ impl Engine {
             })
         });
         let runner = Runner::new(Threads::new(config.threads)?);
-        let watch = config.watch(model.tokenizer());
+        let watch = config.watch();
         let samplers =
             std::iter::repeat_with(Mutex::default).take(runner.threads().count()).collect();
         let scheduler = Scheduler::new(config.max_num_seqs, config.max_num_batched_tokens);

@@ -3,12 +3,11 @@
 use std::time::Instant;
 
 use kvasir_cache::{Recipe, SequenceId, SharingMode};
-use kvasir_model::Tokenizer;
 
 use super::{Engine, LogitRow};
 use crate::config::EngineConfig;
 use crate::error::{EngineError, Result};
-use crate::guard::{FirstToken, Guard, PromptFeatures, TokenKinds, Watch, Watched};
+use crate::guard::{FirstToken, Guard, PromptFeatures, Watch, Watched};
 
 impl EngineConfig {
     /// How sequences are stored, until something is decided, that ask for nothing.
@@ -19,12 +18,11 @@ impl EngineConfig {
         }
     }
 
-    pub(super) fn watch(&self, tokenizer: &Tokenizer) -> Option<Watch> {
+    pub(super) fn watch(&self) -> Option<Watch> {
         let observed = self.observe_prompts.clone();
         let rated = self.guard.iter().flat_map(|guard| guard.model.parsed_recipes());
         let chosen = rated.flatten();
         (self.guard.is_some() || observed.is_some()).then(|| Watch {
-            kinds: TokenKinds::new(tokenizer),
             recipes: observed.into_iter().flatten().chain(chosen).collect(),
             guard: self.guard.clone(),
         })
@@ -43,7 +41,7 @@ impl Engine {
         if prepared.is_err() {
             self.config.guard = None;
         }
-        self.watch = self.config.watch(self.model.tokenizer());
+        self.watch = self.config.watch();
         prepared
     }
 
@@ -123,7 +121,7 @@ impl Engine {
             return Ok(PromptFeatures::default());
         };
         let prompt = &sequence.tokens[..sequence.prompt_len];
-        let mut features = PromptFeatures::new(prompt, &watch.kinds, first);
+        let mut features = PromptFeatures::new(prompt, first);
         features.max_tokens = sequence.max_len - sequence.prompt_len;
         features.attention_entropy = self.cache.attention_entropy(id)?.unwrap_or(0.0);
         let (cache, threads) = (&mut self.cache, self.runner.threads());

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::token_kinds::TokenKinds;
 use crate::request::TokenId;
 
 /// See the module's documentation. Everything is known before a token is handed out.
@@ -16,10 +15,6 @@ pub struct PromptFeatures {
     pub max_tokens: usize,
     /// Different tokens by tokens.
     pub distinct_share: f64,
-    /// Of all tokens, those with a digit.
-    pub digit_share: f64,
-    /// Of all tokens, those of punctuation and symbols alone.
-    pub symbol_share: f64,
     /// Log probability of the most likely first token less that of the next one.
     pub first_margin: f64,
     /// Entropy of the first token, in nats.
@@ -67,17 +62,13 @@ impl FirstToken {
 
 impl PromptFeatures {
     /// Of a prompt and its first token; the others are left at 0.
-    pub(crate) fn new(prompt: &[TokenId], kinds: &TokenKinds, first: FirstToken) -> Self {
+    pub(crate) fn new(prompt: &[TokenId], first: FirstToken) -> Self {
         let mut sorted = prompt.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
-        let share = |n: usize| n as f64 / prompt.len().max(1) as f64;
-        let [digits, symbols] = kinds.count(prompt);
         Self {
             prompt_tokens: prompt.len(),
-            distinct_share: share(sorted.len()),
-            digit_share: share(digits),
-            symbol_share: share(symbols),
+            distinct_share: sorted.len() as f64 / prompt.len().max(1) as f64,
             first_margin: first.margin,
             first_entropy: first.entropy,
             ..Self::default()
@@ -85,12 +76,10 @@ impl PromptFeatures {
     }
 
     /// Names of [`Self::numbers`].
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 7] = [
         "log_prompt_tokens",
         "log_max_tokens",
         "distinct_share",
-        "digit_share",
-        "symbol_share",
         "first_margin",
         "first_tie",
         "first_entropy",
@@ -98,13 +87,11 @@ impl PromptFeatures {
     ];
 
     /// As numbers of about one size.
-    pub fn numbers(&self) -> [f64; 9] {
+    pub fn numbers(&self) -> [f64; 7] {
         [
             (self.prompt_tokens.max(1) as f64).ln(),
             (self.max_tokens.max(1) as f64).ln(),
             self.distinct_share,
-            self.digit_share,
-            self.symbol_share,
             self.first_margin.min(10.0),
             // Near ties are a matter of their own.
             (-self.first_margin).exp(),
@@ -136,13 +123,11 @@ mod tests {
 
     #[test]
     fn features_by_hand() {
-        let kinds = TokenKinds::of(["7", "a", "!", "b"].map(str::as_bytes).into_iter());
         let first = FirstToken { margin: 0.5, entropy: 1.0 };
-        let found = PromptFeatures::new(&[1, 0, 1, 2], &kinds, first);
+        let found = PromptFeatures::new(&[1, 0, 1, 2], first);
         assert_eq!((found.prompt_tokens, found.distinct_share), (4, 0.75));
-        assert_eq!((found.digit_share, found.symbol_share), (0.25, 0.25));
         assert_eq!((found.first_margin, found.first_entropy), (0.5, 1.0));
-        assert_eq!(found.numbers()[6], (-0.5f64).exp());
+        assert_eq!(found.numbers()[4], (-0.5f64).exp());
         assert!(PromptFeatures::default().numbers().iter().all(|x| x.is_finite()));
     }
 }

@@ -10,7 +10,6 @@
 mod features;
 mod linear;
 mod risk;
-mod token_kinds;
 
 use std::sync::Arc;
 
@@ -20,7 +19,6 @@ pub(crate) use features::FirstToken;
 pub use features::PromptFeatures;
 pub use linear::{Linear, Weight, chance};
 pub use risk::{RatedRecipe, RiskModel};
-pub(crate) use token_kinds::TokenKinds;
 
 /// Whether and how requests of [`Recipe::AUTO`] are guarded.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +32,6 @@ pub struct Guard {
 /// What prompts are looked at with.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    pub(crate) kinds: TokenKinds,
     /// Whose coding errors are wanted.
     pub(crate) recipes: Vec<Recipe>,
     pub(crate) guard: Option<Guard>,

@@ -161,8 +161,8 @@ mod tests {
 
     /// Looks at the tie and at the loss.
     fn model() -> RiskModel {
-        let mut linear = Linear { features: vec![Weight::default(); 12], constant: -1.0 };
-        for at in [6, 9] {
+        let mut linear = Linear { features: vec![Weight::default(); 10], constant: -1.0 };
+        for at in [4, 7] {
             linear.features[at] = Weight { scale: 1.0, weight: 1.0, ..Weight::default() };
         }
         let rated = |recipe: &str, bytes_share: f64, loss: f64| RatedRecipe {
