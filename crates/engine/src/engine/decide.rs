@@ -139,7 +139,7 @@ impl Engine {
         else {
             return Ok(());
         };
-        let chosen = guard.model.cheapest(features, guard.most_risk);
+        let chosen = guard.model.choose(features, guard.most_risk);
         let (recipe, risk) = match chosen {
             // Read when the guard was made ready.
             Some((rated, risk)) => (rated.recipe.parse::<Recipe>()?, risk),

@@ -2,8 +2,8 @@
 //!
 //! A request of [`Recipe::AUTO`] that is guarded is computed over an uncompressed cache. With its first token what is known of
 //! it becomes features ([`PromptFeatures`]), a model that was trained on a run's answers says what each recipe risks
-//! ([`RiskModel`]), and the cheapest within the limit stores it from then on ([`KvCache::recode`]); if there is none it
-//! stays as it is.
+//! ([`RiskModel`]), and the cheapest that is worth its risk ([`choose`]) stores it from then on ([`KvCache::recode`]); if none
+//! is it stays as it is.
 //!
 //! [`KvCache::recode`]: kvasir_cache::KvCache::recode
 
@@ -18,14 +18,14 @@ use kvasir_cache::Recipe;
 pub(crate) use features::FirstToken;
 pub use features::PromptFeatures;
 pub use linear::{Linear, Weight, chance};
-pub use risk::{RatedRecipe, RiskModel};
+pub use risk::{RatedRecipe, RiskModel, choose};
 
 /// Whether and how requests of [`Recipe::AUTO`] are guarded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guard {
     /// What says the risks.
     pub model: Arc<RiskModel>,
-    /// The largest that is taken.
+    /// What all bytes of a request are worth; nothing above it is taken ([`choose`]).
     pub most_risk: f64,
 }
 

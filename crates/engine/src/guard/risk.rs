@@ -44,6 +44,19 @@ pub struct RatedRecipe {
     pub loss: f64,
 }
 
+/// Of offers, `(risk, share of the bytes)`, the one that is worth it; none if nothing is worth a risk.
+///
+/// `most` is the risk that all bytes of a request are worth: a recipe that saves a half of them may risk half of it, and a step from
+/// one recipe to a cheaper one may add as much as it saves. What is taken is therefore below `most` always. To take the cheapest
+/// recipe up to a limit instead was worse at equal bytes: it risks all that it may for a tenth of the bytes, and keeps in f16
+/// what four bits would nearly save (docs/measurements.md).
+pub fn choose(offers: impl Iterator<Item = (f64, f64)>, most: f64) -> Option<usize> {
+    let cost = |(risk, share): (f64, f64)| risk / most + share;
+    let costs = offers.map(cost).enumerate();
+    let best = costs.filter(|(_, cost)| *cost < 1.0).min_by(|a, b| a.1.total_cmp(&b.1));
+    best.map(|(number, _)| number)
+}
+
 impl RiskModel {
     /// Names of what [`Self::row`] makes beside [`PromptFeatures::NAMES`].
     pub const OF_RECIPES: [&'static str; 3] = ["log_loss", "log_loss_at_tie", "log_coding_error"];
@@ -81,10 +94,12 @@ impl RiskModel {
         self.linear.chance(&Self::row(features, &recipe.recipe, recipe.loss))
     }
 
-    /// The recipe of the fewest bytes whose risk is at most `most`; none if there is none.
-    pub fn cheapest(&self, features: &PromptFeatures, most: f64) -> Option<(&RatedRecipe, f64)> {
-        let rated = self.recipes.iter().map(|recipe| (recipe, self.risk(features, recipe)));
-        rated.into_iter().find(|(_, risk)| *risk <= most)
+    /// What [`choose`] takes of its recipes, and the risk of that; none for f16.
+    pub fn choose(&self, features: &PromptFeatures, most: f64) -> Option<(&RatedRecipe, f64)> {
+        let offers = self.recipes.iter().map(|r| (self.risk(features, r), r.bytes_share));
+        let offers: Vec<(f64, f64)> = offers.collect();
+        let chosen = choose(offers.iter().copied(), most)?;
+        Some((self.recipes.get(chosen)?, offers.get(chosen)?.0))
     }
 
     /// Its recipes, as the cache knows them.
@@ -175,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_within_the_limit() {
+    fn risks_by_hand() {
         let model = model();
         let sure = PromptFeatures { first_margin: 9.0, ..PromptFeatures::default() };
         let [joint2, joint4] = [0, 1].map(|i| model.risk(&sure, &model.recipes[i]));
@@ -185,12 +200,29 @@ mod tests {
             1.0 / (1.0 + (-sum).exp())
         };
         assert!((joint2 - by_hand(0.1)).abs() < 1e-12 && (joint4 - by_hand(0.001)).abs() < 1e-12);
-        let chosen = |most: f64| model.cheapest(&sure, most).map(|(r, _)| r.recipe.as_str());
-        assert_eq!(chosen(joint2), Some("joint2"));
-        assert_eq!(chosen(joint2 * 0.99), Some("joint4"));
-        assert_eq!(chosen(joint4 * 0.99), None);
         let tie = PromptFeatures::default();
         assert!(model.risk(&tie, &model.recipes[0]) > joint2);
+        let chosen = |most: f64| model.choose(&sure, most).map(|(r, _)| r.recipe.as_str());
+        // Joint4 saves .7 of the bytes, joint2 a tenth more.
+        assert_eq!(chosen(joint4 / 0.69), Some("joint4"));
+        assert_eq!(chosen(joint4 / 0.71), None);
+        assert_eq!(chosen((joint2 - joint4) / 0.09), Some("joint2"));
+        assert_eq!(chosen((joint2 - joint4) / 0.11), Some("joint4"));
+    }
+
+    #[test]
+    fn what_is_worth_a_risk() {
+        let offers = [(0.3, 0.1), (0.1, 0.2), (0.02, 0.5)];
+        let chosen = |most: f64| choose(offers.into_iter(), most);
+        assert_eq!((chosen(0.0), chosen(0.03)), (None, None));
+        assert_eq!((chosen(0.05), chosen(0.3)), (Some(2), Some(1)));
+        assert_eq!((chosen(3.0), chosen(f64::INFINITY)), (Some(0), Some(0)));
+        for most in [0.05, 0.1, 0.2, 0.5, 1.0] {
+            assert!(chosen(most).is_some_and(|i| offers[i].0 < most));
+        }
+        assert_eq!(choose(std::iter::empty(), 1.0), None);
+        assert_eq!(choose([(0.0, 1.5)].into_iter(), 1.0), None, "more bytes than f16");
+        assert_eq!(choose([(f64::NAN, 0.1)].into_iter(), 1.0), None);
     }
 
     #[test]

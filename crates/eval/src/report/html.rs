@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
+use super::predicted::predicted;
 use super::summary::{LaneSummary, WorstSample};
 use super::svg::{Axis, Series, chart, heat_map, short};
 use super::{Report, RunSummary, diff};
-use crate::analysis::Share;
-use crate::analysis::THETA;
+use crate::analysis::{Share, THETA};
 use crate::profile::Cell;
 use crate::suite::extras::QualityPoint;
 
@@ -115,7 +115,7 @@ fn section_of_run(page: &mut String, run: &RunSummary, named: bool) {
     }
 }
 
-fn figure(page: &mut String, title: &str, note: &str, body: &str) {
+pub(super) fn figure(page: &mut String, title: &str, note: &str, body: &str) {
     let (title, note) = (escape(title), escape(note));
     let _ = write!(
         page,
@@ -124,7 +124,7 @@ fn figure(page: &mut String, title: &str, note: &str, body: &str) {
 }
 
 /// A table; the first column is text, the others numbers.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut html = String::from("<table><thead><tr>");
     for name in head {
         let _ = write!(html, "<th>{}</th>", escape(name));
@@ -288,44 +288,6 @@ fn lengths_table(run: &RunSummary) -> String {
         "length × TPOT ÷ f16's",
     ];
     table(&head, rows)
-}
-
-/// What was to be known when the prompt was computed.
-fn predicted(page: &mut String, run: &RunSummary) {
-    let area = |area: Option<f64>| area.map_or_else(|| "–".to_owned(), |area| format!("{area:.2}"));
-    if !run.risks.is_empty() {
-        let rows = run.risks.iter().map(|(name, risk)| {
-            vec![
-                name.clone(),
-                format!("{} of {}", risk.negatives, risk.benign),
-                area(risk.auc),
-                area(risk.auc_constant),
-                format!("{:.3}", risk.log_loss),
-                format!("{:.3}", risk.log_loss_constant),
-            ]
-        });
-        let head =
-            ["recipe", "negatives", "AUC", "AUC, constant", "log loss", "log loss, constant"];
-        let note = "Chance of a negative, from the prompt's length and repetitions, the margin and entropy of the first token, the answer's limit and the \
-                    recipe's KL divergence; predicted for samples that the model has not seen. AUC: the chance that a negative has the larger risk of two; \
-                    the constant is the recipe's rate.";
-        figure(page, "Risks, predicted", note, &table(&head, rows));
-    }
-    if !run.answer_lengths.is_empty() {
-        let rows = run.answer_lengths.iter().map(|(name, length)| {
-            let percent = |error: f64| format!("{:.0}", 100.0 * error);
-            vec![
-                name.clone(),
-                length.answers.to_string(),
-                percent(length.error),
-                percent(length.error_constant),
-            ]
-        });
-        let head = ["recipe", "answers", "error, %", "error of the constant, %"];
-        let note = "Lengths of answers from the same features: the larger of the predicted and the true one by the smaller, less one. Answers that were cut are not \
-                    in it.";
-        figure(page, "Lengths, predicted", note, &table(&head, rows));
-    }
 }
 
 fn speed(page: &mut String, run: &RunSummary) {

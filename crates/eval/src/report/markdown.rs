@@ -80,6 +80,20 @@ fn run_of(text: &mut String, run: &RunSummary) {
             risk.benign
         );
     }
+    if let Some(guards) = &run.guards {
+        let names = ["fixed recipe", "bytes, % of f16", "negatives", "of a guard of no more bytes"];
+        head(text, &names.map(str::to_owned));
+        for at in &guards.at_bytes {
+            let cells = [
+                cell(&at.recipe),
+                format!("{:.1}", 100.0 * at.bytes_share),
+                format!("{} of {}", at.negatives, at.guard.benign),
+                at.guard.negatives.to_string(),
+            ];
+            row(text, &cells);
+        }
+        let _ = writeln!(text);
+    }
     let lanes = run.lanes.iter().map(|lane| cell(&lane.name));
     let names: Vec<String> =
         ["dataset".to_owned(), "n".to_owned()].into_iter().chain(lanes).collect();

@@ -3,6 +3,7 @@
 mod diff;
 mod html;
 mod markdown;
+mod predicted;
 mod summary;
 mod svg;
 
