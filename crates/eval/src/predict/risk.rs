@@ -9,9 +9,13 @@ use kvasir_engine::PromptFeatures;
 
 use super::logistic::{Target, fit, predict};
 use crate::analysis::{Interval, interval};
+use crate::random::hash;
 
 /// Parts into which samples are cut: each is predicted from the others.
 const FOLDS: usize = 10;
+
+/// How often they are cut.
+const CUTS: usize = 8;
 
 /// One sample under one recipe.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,32 +116,51 @@ pub(super) struct Judged {
     value: f64,
 }
 
-/// Predicts every row from the folds that it is not in. `smooth`: samples of a half that are added to a recipe's mean.
+/// Predicts every row from the folds that it is not in; the mean over several cuts into folds, so that the luck of one cut is not
+/// taken for knowledge. `smooth`: samples of a half that are added to a recipe's mean.
 pub(super) fn cross_validate(
     known: &[(&Prediction, f64)],
     target: Target,
     smooth: f64,
 ) -> Vec<Judged> {
-    let mut judged = Vec::with_capacity(known.len());
-    for fold in 0..FOLDS {
-        let (held, seen): (Vec<_>, Vec<_>) =
-            known.iter().enumerate().partition(|(_, (one, _))| one.sample % FOLDS == fold);
-        if seen.is_empty() {
-            continue;
-        }
-        let rows: Vec<Vec<f64>> = seen.iter().map(|(_, (one, _))| row(one)).collect();
-        let values: Vec<f64> = seen.iter().map(|(_, (_, value))| *value).collect();
-        let model = fit(&rows, &values, target);
-        let of_all = values.iter().sum::<f64>() / values.len() as f64;
-        for (number, (one, value)) in held {
-            let mine = seen.iter().filter(|(_, (other, _))| other.recipe == one.recipe);
-            let (n, sum) =
-                mine.fold((0.0, 0.0), |(n, sum), (_, (_, value))| (n + 1.0, sum + value));
-            let of_recipe = (sum + 0.5 * smooth) / f64::max(n + smooth, 1.0);
-            let recipe = one.recipe;
-            let predicted = predict(&model, &row(one), target);
-            let value = *value;
-            judged.push(Judged { row: number, recipe, predicted, of_recipe, of_all, value });
+    let rows: Vec<Vec<f64>> = known.iter().map(|(one, _)| row(one)).collect();
+    let mut judged: Vec<Judged> = known
+        .iter()
+        .enumerate()
+        .map(|(row, (one, value))| Judged {
+            row,
+            recipe: one.recipe,
+            predicted: 0.0,
+            of_recipe: 0.0,
+            of_all: 0.0,
+            value: *value,
+        })
+        .collect();
+    for cut in 0..CUTS {
+        // Samples come in the order of what they ask: neighbours must not fall into one fold.
+        let fold =
+            |one: &Prediction| (hash(cut as u64, one.sample.to_le_bytes()) >> 32) as usize % FOLDS;
+        for held in 0..FOLDS {
+            let seen = || known.iter().zip(&rows).filter(|((one, _), _)| fold(one) != held);
+            let values: Vec<f64> = seen().map(|((_, value), _)| *value).collect();
+            let seen_rows: Vec<Vec<f64>> = seen().map(|(_, row)| row.clone()).collect();
+            let model = fit(&seen_rows, &values, target);
+            let of_all = values.iter().sum::<f64>() / values.len().max(1) as f64;
+            let mut by_recipe: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+            for ((one, value), _) in seen() {
+                let (n, sum) = by_recipe.entry(one.recipe).or_default();
+                (*n, *sum) = (*n + 1.0, *sum + value);
+            }
+            for (judged, ((one, _), row)) in judged.iter_mut().zip(known.iter().zip(&rows)) {
+                if fold(one) != held {
+                    continue;
+                }
+                let (n, sum) = by_recipe.get(&one.recipe).copied().unwrap_or_default();
+                let of_recipe = (sum + 0.5 * smooth) / f64::max(n + smooth, 1.0);
+                judged.predicted += predict(&model, row, target) / CUTS as f64;
+                judged.of_recipe += of_recipe / CUTS as f64;
+                judged.of_all += of_all / CUTS as f64;
+            }
         }
     }
     judged
