@@ -2,53 +2,11 @@
 // unwrap: in the helpers, where a failure is a failed test.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod tiny;
+
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 
-use kvasir_model::testkit::tiny_gguf;
-use serde_json::Value;
-
-fn tiny(folder: &Path) -> String {
-    let path = folder.join("tiny.gguf");
-    fs::write(&path, tiny_gguf(1).build()).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn kvasir(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvasir"));
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("KVASIR_API_KEY")
-        .env_remove("OPENAI_API_KEY");
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    kvasir(args).output().unwrap()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Ends with the test.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use tiny::{json, kvasir, run, serve, stderr, tiny};
 
 #[test]
 fn every_benchmark_has_help_with_examples() {
@@ -106,16 +64,7 @@ fn throughput_takes_every_dataset() {
 fn a_server_is_driven_and_reports_name_its_cache() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
-    let args = ["serve", &model, "--port", "0", "--threads", "1", "--api-key", "key"];
-    let mut served = Served(kvasir(&args).args(["--kv-cache", "int8"]).spawn().unwrap());
-    let mut log = BufReader::new(served.0.stderr.take().unwrap());
-    let url = loop {
-        let mut line = String::new();
-        assert!(log.read_line(&mut line).unwrap() > 0, "the server ended early");
-        if let Some((_, url)) = line.split_once("ready: ") {
-            break url.trim().to_owned();
-        }
-    };
+    let (_served, url, _log) = serve(&[&model, "--api-key", "key", "--kv-cache", "int8"]);
     let bench = |args: &[&str]| {
         let common = ["bench", "serve", "--base-url", &url, "--num-prompts", "5"];
         kvasir(&[&common[..], args].concat()).env("OPENAI_API_KEY", "key").output().unwrap()

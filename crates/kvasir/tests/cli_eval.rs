@@ -2,51 +2,15 @@
 // unwrap: in the helpers, where a failure is a failed test.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod tiny;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-use kvasir_model::testkit::tiny_gguf;
 use serde_json::Value;
-
-fn tiny(folder: &Path) -> String {
-    let path = folder.join("tiny.gguf");
-    fs::write(&path, tiny_gguf(1).build()).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn kvasir(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvasir"));
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("KVASIR_API_KEY")
-        .env_remove("OPENAI_API_KEY");
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    kvasir(args).output().unwrap()
-}
-
-fn error(output: &Output) -> String {
-    let text = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    text
-}
-
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use tiny::{Running, error, kvasir, run, serve, tiny};
 
 /// Answers in a run's directory, less those of the lane that draws.
 fn answers(run: &Path) -> Vec<Value> {
@@ -75,7 +39,9 @@ const SMALL: [&str; 12] = [
 
 #[test]
 fn every_command_has_help_with_examples() {
-    for command in [&["eval", "suite"][..], &["eval", "report"], &["profile"], &["plan"]] {
+    for command in
+        [&["eval", "suite"][..], &["eval", "report"], &["eval", "risk"], &["profile"], &["plan"]]
+    {
         let output = run(&[command, &["--help"]].concat());
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(help.contains(&format!("Examples:\n  kvasir {}", command.join(" "))), "{help}");
@@ -146,16 +112,7 @@ fn a_disk_that_is_full_keeps_what_was_answered() {
 fn servers_answer_as_the_engine_does_and_one_that_dies_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
-    let serve = ["serve", &model, "--port", "0", "--threads", "1"];
-    let mut served = Running(kvasir(&serve).spawn().unwrap());
-    let mut log = BufReader::new(served.0.stderr.take().unwrap());
-    let url = loop {
-        let mut line = String::new();
-        assert!(log.read_line(&mut line).unwrap() > 0, "the server ended early");
-        if let Some((_, url)) = line.split_once("ready: ") {
-            break url.trim().to_owned();
-        }
-    };
+    let (served, url, _log) = serve(&[&model]);
     let [over, here, dies] = ["over", "here", "dies"].map(|name| folder.path().join(name));
     let suite = |out: &Path, rest: &[&str]| {
         run(&[&SMALL[..], rest, &["--out", out.to_str().unwrap()]].concat())

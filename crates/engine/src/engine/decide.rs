@@ -19,13 +19,18 @@ impl EngineConfig {
     }
 
     pub(super) fn watch(&self) -> Option<Watch> {
-        let observed = self.observe_prompts.clone();
-        let rated = self.guard.iter().flat_map(|guard| guard.model.parsed_recipes());
-        let chosen = rated.flatten();
-        (self.guard.is_some() || observed.is_some()).then(|| Watch {
-            recipes: observed.into_iter().flatten().chain(chosen).collect(),
-            guard: self.guard.clone(),
-        })
+        let (observed, guard) = (&self.observe_prompts, &self.guard);
+        if observed.is_none() && guard.is_none() {
+            return None;
+        }
+        let rated = guard.iter().flat_map(|guard| guard.model.parsed_recipes()).flatten();
+        let mut recipes: Vec<Recipe> = Vec::new();
+        for recipe in observed.iter().flatten().copied().chain(rated) {
+            if !recipes.contains(&recipe) {
+                recipes.push(recipe);
+            }
+        }
+        Some(Watch { recipes, guard: guard.clone() })
     }
 }
 

@@ -24,6 +24,7 @@ What the model is worth is told on samples that it has not seen: the area under 
 within a recipe), and negatives of a guard beside those of fixed recipes at the same bytes.
 
 Examples:
+  kvasir eval risk RUN
   kvasir eval suite --recipes f16,joint4,joint3,joint2 --out RUN && kvasir eval risk RUN
   kvasir eval risk RUN ANOTHER --out risks.kvrisk
   kvasir serve --kv-cache auto --kv-risk 0.05")]

@@ -151,13 +151,17 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     let config = command.config(name, command.lanes(&recipes))?;
     // Mistakes are found before a model is loaded; a run is begun only with a model that is there.
     config.samples()?;
+    let begun = command.out.join("config.json").exists();
+    if begun {
+        RunDir::open(&command.out)?;
+    }
     let path = resolve_model(&command.model.model)?;
     let risk_model = command.risk_model(&path)?;
     let config = config.with_risk_model(risk_model.as_deref());
     let version = env!("CARGO_PKG_VERSION");
     let threads = Threads::new(command.encoding.threads)?.count();
     let create = || RunDir::create(&command.out, &config, &Environment::here(version, threads));
-    if command.out.join("config.json").exists() {
+    if begun {
         create()?;
     }
     let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
