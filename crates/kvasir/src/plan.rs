@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvasir_cache::Recipe;
+use kvasir_cache::sharing::theory::Workload;
 use kvasir_eval::arrivals;
 use kvasir_eval::profile::Profile;
 use kvasir_eval::simulate::{
@@ -89,7 +90,31 @@ struct Plan {
     blocks_by_distinct: f64,
     /// The same, of blocks that differ in what precedes them: what the prefix cache saves.
     blocks_by_distinct_prefix: f64,
+    /// The first of both, foretold from some of the requests.
+    sharing_foretold: Foretold,
     rows: Vec<Row>,
+}
+
+/// What a sample of the requests says of all of them.
+#[derive(Debug, Serialize)]
+struct Foretold {
+    /// Requests that were looked at.
+    sampled: usize,
+    /// Blocks by blocks of different contents among those.
+    blocks_by_distinct_of_sample: f64,
+    /// Of all requests, expected.
+    blocks_by_distinct: f64,
+}
+
+/// From every fourth request, more of few: what a trace that goes on is like at four times its length.
+fn foretell(contents: &[Vec<u64>]) -> Foretold {
+    let step = (contents.len() / 16).clamp(1, 4);
+    let sample: Vec<Vec<u64>> = contents.iter().step_by(step).cloned().collect();
+    Foretold {
+        sampled: sample.len(),
+        blocks_by_distinct_of_sample: block_sharing(&sample),
+        blocks_by_distinct: Workload::of_sample(contents.len(), &sample).copies_ratio(),
+    }
 }
 
 /// Runs the command.
@@ -125,6 +150,7 @@ pub(crate) fn execute(command: &PlanCommand) -> Result<()> {
         requests: requests.len(),
         blocks_by_distinct: distinct(&contents),
         blocks_by_distinct_prefix: distinct(&names),
+        sharing_foretold: foretell(&contents),
         rows,
     };
     if command.json { print_json(&plan) } else { print(&plan) }
@@ -153,6 +179,11 @@ fn print(plan: &Plan) -> Result<()> {
     print_line(&format!(
         "{} requests; blocks by distinct blocks {:.2}, by distinct prefixes {:.2}",
         plan.requests, plan.blocks_by_distinct, plan.blocks_by_distinct_prefix
+    ))?;
+    let told = &plan.sharing_foretold;
+    print_line(&format!(
+        "foretold from {} of them, which have {:.2}: {:.2}",
+        told.sampled, told.blocks_by_distinct_of_sample, told.blocks_by_distinct
     ))
 }
 

@@ -208,6 +208,8 @@ fn loads_are_planned_on_a_profile() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(found["rows"][0]["cached_share"].as_f64() > Some(0.4), "{found}");
     assert_eq!(found["blocks_by_distinct"], 2.0);
+    let told = found["sharing_foretold"]["blocks_by_distinct"].as_f64().unwrap();
+    assert!((told - 2.0).abs() < 1e-3, "{found}");
 
     let text = error(&plan(&["--recipe", "kivi4", "--num-prompts", "1"]));
     assert!(text.contains("has no steps of kivi4"), "{text}");

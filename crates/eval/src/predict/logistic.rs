@@ -153,7 +153,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_counts_as_usual() {
-        let row = |i: u32| vec![f64::from(i), if i % 3 == 0 { f64::NAN } else { f64::from(i % 5) }];
+        let row = |i: u32| {
+            vec![f64::from(i), if i.is_multiple_of(3) { f64::NAN } else { f64::from(i % 5) }]
+        };
         let rows: Vec<Vec<f64>> = (0..300).map(row).collect();
         let targets: Vec<f64> = (0..300).map(|i| f64::from(i) + 4.0 * f64::from(i % 5)).collect();
         let model = fit(&rows, &targets, Target::Number);
