@@ -27,9 +27,10 @@ pub(super) fn predicted(page: &mut String, run: &RunSummary) {
         figure(page, "Risks, predicted", note, &table(&head, rows));
     }
     if let Some(guards) = &run.guards {
-        let note = "What a guard (--kv-cache auto --kv-risk) would have made of the benign samples, each decided by a model that has not seen it: the cheapest \
-                    recipe whose risk is within the limit, f16 if none is. Expected: the sum of the risks taken. Below, each fixed recipe beside the guard of \
-                    the smallest limit that takes no more bytes.";
+        let note = "What a guard (--kv-cache auto --kv-risk) would have made of the benign samples, each decided by a model that has not seen it. The limit is \
+                    the risk that all bytes of a request are worth: nothing above it is taken, and a step to a cheaper recipe may add as much of it as it saves of the \
+                    bytes; f16 where nothing is worth its risk. Expected: the sum of the risks taken. Below, each fixed recipe beside the guard of the smallest limit \
+                    that takes no more bytes.";
         let body = format!("{}{}{}", guard_chart(guards), limits(guards), at_bytes(guards));
         figure(page, "Guards", note, &body);
     }

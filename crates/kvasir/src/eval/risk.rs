@@ -18,7 +18,9 @@ use crate::risk;
 #[command(after_help = "\
 A run of `kvasir eval suite` has answers by several recipes, and what was known of each prompt when it was computed. From
 that a small model learns the chance that a recipe spoils an answer: that it loses a tenth of its score, where f16 does
-well. A server with --kv-cache auto --kv-risk 0.02 then stores each request by the cheapest recipe that risks at most that.
+well. A server with --kv-cache auto --kv-risk 0.1 then decides for each request: 0.1 is what all of its bytes are worth, so
+a recipe that saves three quarters of them may risk .075, and one that saves a tenth more .01 more than that. What is
+worth nothing stays as f16.
 
 What the model is worth is told on samples that it has not seen: the area under the ROC curve (AUC; the constant has .5
 within a recipe), and negatives of a guard beside those of fixed recipes at the same bytes.
@@ -27,7 +29,7 @@ Examples:
   kvasir eval risk RUN
   kvasir eval suite --recipes f16,joint4,joint3,joint2 --out RUN && kvasir eval risk RUN
   kvasir eval risk RUN ANOTHER --out risks.kvrisk
-  kvasir serve --kv-cache auto --kv-risk 0.05")]
+  kvasir serve --kv-cache auto --kv-risk 0.1")]
 pub(super) struct RiskCommand {
     /// Directories of runs of one model
     #[arg(value_name = "RUN", required = true)]

@@ -98,8 +98,8 @@ pub(super) struct SuiteCommand {
     /// Memory of the KV cache while samples are answered
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     kv_cache_memory: usize,
-    /// Answer under a guard, too: each sample by the cheapest recipe that risks at most this to spoil its answer; several limits,
-    /// comma separated, are compared
+    /// Answer under a guard, too, which decides how each sample is stored (see `kvasir eval risk`); several limits, comma
+    /// separated, are compared
     #[arg(long, value_name = "CHANCES", value_delimiter = ',', value_parser = parse_chance)]
     kv_risk: Vec<f64>,
     /// File that says what recipes risk (see `kvasir eval risk`) [default: the one beside the model]

@@ -28,8 +28,9 @@ pub(crate) struct CacheArgs {
     /// [default: those beside the model; made where a recipe needs one and it is not there]
     #[arg(long, value_name = "FILE")]
     kv_table: Vec<PathBuf>,
-    /// With --kv-cache auto: store each request by the cheapest recipe that risks at most this to spoil its answer, as f16 if none does,
-    /// decided when its prompt is computed; 0.02 is two of a hundred (see `kvasir eval risk --help`)
+    /// With --kv-cache auto: decide for each request how it is stored, when its prompt is computed, by the risk that this spoils its
+    /// answer. No request risks more than CHANCE, and only as much of it as it saves of its bytes; where nothing is worth its
+    /// risk it stays as f16 (see `kvasir eval risk --help`)
     #[arg(long, value_name = "CHANCE", value_parser = parse_chance)]
     kv_risk: Option<f64>,
     /// File that says what recipes risk [default: the one beside the model]
