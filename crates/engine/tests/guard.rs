@@ -15,10 +15,17 @@ const TOKENS: usize = 24;
 fn risk_model() -> RiskModel {
     let names = PromptFeatures::NAMES.len() + RiskModel::OF_RECIPES.len();
     let mut linear = Linear { features: vec![Weight::default(); names], constant: -9.0 };
-    linear.features[2] = Weight { mean: 0.5, scale: 1.0, weight: 20.0, ..Weight::default() };
+    linear.features[2] =
+        Weight { mean: 0.5, scale: 1.0, weight: 20.0, low: 0.0, high: 1.0, ..Weight::default() };
     let loss = PromptFeatures::NAMES.len();
-    linear.features[loss] =
-        Weight { mean: 0.01f64.ln(), scale: 1.0, weight: 1.0, ..Weight::default() };
+    linear.features[loss] = Weight {
+        mean: 0.01f64.ln(),
+        scale: 1.0,
+        weight: 1.0,
+        low: -99.0,
+        high: 99.0,
+        ..Weight::default()
+    };
     let rated = |recipe: &str, bytes_share: f64, loss: f64| RatedRecipe {
         recipe: recipe.to_owned(),
         bytes_share,

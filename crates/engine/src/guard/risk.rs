@@ -143,7 +143,8 @@ impl RiskModel {
         if model.recipes.is_empty() {
             return Err(wrong("no recipes to choose from".to_owned()));
         }
-        let of_features = model.linear.features.iter().flat_map(|f| [f.mean, f.scale, f.weight]);
+        let of_features =
+            model.linear.features.iter().flat_map(|f| [f.mean, f.scale, f.weight, f.low, f.high]);
         let of_recipes = model.recipes.iter().flat_map(|r| [r.bytes_share, r.loss]);
         let mut all = of_features.chain(of_recipes).chain([model.linear.constant, model.theta]);
         if let Some(odd) = all.find(|x| !x.is_finite()) {
@@ -178,7 +179,8 @@ mod tests {
     fn model() -> RiskModel {
         let mut linear = Linear { features: vec![Weight::default(); 10], constant: -1.0 };
         for at in [4, 7] {
-            linear.features[at] = Weight { scale: 1.0, weight: 1.0, ..Weight::default() };
+            linear.features[at] =
+                Weight { scale: 1.0, weight: 1.0, low: -1e9, high: 1e9, ..Weight::default() };
         }
         let rated = |recipe: &str, bytes_share: f64, loss: f64| RatedRecipe {
             recipe: recipe.to_owned(),

@@ -69,8 +69,14 @@ pub(super) fn fit(rows: &[Vec<f64>], targets: &[f64], target: Target) -> Linear 
             break;
         }
     }
+    let bound = |i: usize, of: fn(f64, f64) -> f64| {
+        let known = rows.iter().map(|row| row[i]).filter(|x| x.is_finite());
+        known.reduce(of).unwrap_or(0.0)
+    };
     let features = (0..n).map(|i| Weight {
         name: String::new(),
+        low: bound(i, f64::min),
+        high: bound(i, f64::max),
         mean: means[i],
         scale: scales[i],
         weight: weights[i],
