@@ -49,6 +49,9 @@ pub struct CacheStats {
     pub kept_shares: [u64; 10],
     /// Nanoseconds spent on sealing blocks: finding what to share, and encoding.
     pub seal_nanos: u64,
+    /// Nanoseconds spent on prompts whose recipe was decided late: on what was known of them, and on storing them anew, sealing
+    /// included.
+    pub recode_nanos: u64,
     /// Nanoseconds spent in attention, decoding of tiles included.
     pub attention_nanos: u64,
     /// Nanoseconds, of all threads together, spent on decoding blocks for attention.
@@ -190,6 +193,7 @@ impl KvCache {
             sharing: self.sharing_counts,
             kept_shares: self.kept_shares,
             seal_nanos: self.seal_nanos,
+            recode_nanos: self.recode_nanos,
             attention_nanos: self.attention_nanos.load(Ordering::Relaxed),
             decode_nanos: self.decode_nanos.load(Ordering::Relaxed),
         }

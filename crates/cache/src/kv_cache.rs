@@ -91,6 +91,7 @@ pub struct KvCache {
     pub(crate) num_lowered: u64,
     pub(crate) kept_shares: [u64; 10],
     pub(crate) seal_nanos: u64,
+    pub(crate) recode_nanos: u64,
     pub(crate) attention_nanos: AtomicU64,
     pub(crate) decode_nanos: AtomicU64,
 }
@@ -166,6 +167,7 @@ impl KvCache {
             num_lowered: 0,
             kept_shares: [0; 10],
             seal_nanos: 0,
+            recode_nanos: 0,
             attention_nanos: AtomicU64::new(0),
             decode_nanos: AtomicU64::new(0),
         };

@@ -5,6 +5,8 @@
 //! likeness. [`KvCache::recode`] then seals its blocks again, from the first on, as the new recipe does: each takes its new slots,
 //! is found in the prefix cache of that recipe or coded, and leaves its old ones, so that not more than a block is there twice.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use crate::codec::CodecKind;
@@ -93,6 +95,7 @@ impl KvCache {
     /// [`CacheError::UnknownSequence`]; as [`Self::prepare`]; [`CacheError::Integrity`] if `recipe` does not follow f16.
     pub fn coding_error(&mut self, id: SequenceId, recipe: Recipe) -> Result<Option<f64>> {
         self.check_follows(recipe)?;
+        let clock = Instant::now();
         let formats = self.prepare_formats(recipe)?;
         let sequence = self.sequence(id)?;
         let Some(last) = sequence.num_sealed.checked_sub(1) else { return Ok(None) };
@@ -110,6 +113,7 @@ impl KvCache {
             .into_par_iter()
             .map(|(job, unit)| self.unit_error(&job, &unit))
             .collect();
+        self.recode_nanos += clock.elapsed().as_nanos() as u64;
         Ok(Some(errors.iter().sum::<f64>() / errors.len().max(1) as f64))
     }
 
@@ -127,6 +131,7 @@ impl KvCache {
         tokens: &[u32],
     ) -> Result<bool> {
         self.check_follows(recipe)?;
+        let clock = Instant::now();
         let formats = self.prepare_formats(recipe)?;
         let root = self.root(recipe, salt);
         let block_size = self.geometry.block_size();
@@ -168,6 +173,7 @@ impl KvCache {
             }
             sequence.num_sealed = full;
             sequence.tail_tokens = open;
+            cache.recode_nanos += clock.elapsed().as_nanos() as u64;
             Ok(all)
         })
     }

@@ -468,6 +468,7 @@ impl Engine {
             kv_lowered: cache.num_lowered,
             kv_kept_shares: cache.kept_shares,
             kv_seal_seconds: cache.seal_nanos as f64 * 1e-9,
+            guard_seconds: cache.recode_nanos as f64 * 1e-9,
             kv_attention_seconds: cache.attention_nanos as f64 * 1e-9,
             kv_decode_seconds: cache.decode_nanos as f64 * 1e-9,
             ..self.stats.clone()

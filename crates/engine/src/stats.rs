@@ -58,7 +58,7 @@ pub struct EngineStats {
     pub guard_no_room: u64,
     /// Counter: risks that were taken, which is how many answers are expected to be spoiled.
     pub guard_risks: f64,
-    /// Counter: seconds spent on deciding, and on storing prompts anew.
+    /// Counter: seconds spent on what is known of prompts, and on storing them anew.
     pub guard_seconds: f64,
     /// Counter: prompt tokens of admitted requests.
     pub prompt_tokens: u64,

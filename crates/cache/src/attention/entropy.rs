@@ -1,6 +1,8 @@
 //! How widely the last token of a prompt looks around: the entropy of its attention, for prompts that are watched
 //! ([`KvCache::watch_prompt`]). One query a layer over rows as they were written, beside the prompt's own attention.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use super::BatchSlice;
@@ -26,6 +28,7 @@ impl KvCache {
             if !(slice.start..slice.start + slice.len).contains(&last) || last == 0 {
                 continue;
             }
+            let clock = Instant::now();
             let at = (slice.row + last - slice.start) * l.query_heads * l.head_dim;
             let query = &queries[at..at + l.query_heads * l.head_dim];
             let heads = 0..l.kv_heads;
@@ -34,6 +37,7 @@ impl KvCache {
                 .map(|head| self.entropies(sequence, (layer, l), head, last, query))
                 .sum();
             let count = l.query_heads;
+            self.recode_nanos += clock.elapsed().as_nanos() as u64;
             self.with_sequence(slice.sequence, |_, sequence| {
                 if let Some(watched) = &mut sequence.watched {
                     watched.entropy += sum / (watched.prompt as f64).ln();

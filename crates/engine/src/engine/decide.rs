@@ -1,7 +1,5 @@
 //! What is known when a prompt is computed, and what follows from it.
 
-use std::time::Instant;
-
 use kvasir_cache::{Recipe, SequenceId, SharingMode};
 
 use super::{Engine, LogitRow};
@@ -96,7 +94,6 @@ impl Engine {
         row: LogitRow,
         first: FirstToken,
     ) -> Result<Option<Box<PromptFeatures>>> {
-        let clock = Instant::now();
         let Some(sequence) = self.scheduler.sequences.get_mut(&row.key) else { return Ok(None) };
         let (Some(id), Some(why)) = (sequence.cache, sequence.watched.take()) else {
             return Ok(None);
@@ -107,10 +104,7 @@ impl Engine {
             // The guard may have left meanwhile.
             Watched::Guarded if !guarded => self.cache.stop_watching(id)?,
             Watched::Observed => self.cache.stop_watching(id)?,
-            Watched::Guarded => {
-                self.decide(row, id, &features)?;
-                self.stats.guard_seconds += clock.elapsed().as_secs_f64();
-            }
+            Watched::Guarded => self.decide(row, id, &features)?,
         }
         Ok(self.config.observe_prompts.is_some().then(|| Box::new(features)))
     }

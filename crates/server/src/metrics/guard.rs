@@ -37,7 +37,7 @@ impl GuardMetrics {
         );
         r.register(
             "kvasir_kv_guard_seconds",
-            "Seconds spent on deciding and on coding prompts late",
+            "Seconds spent on looking at prompts and on coding them late",
             m.seconds.clone(),
         );
         m
