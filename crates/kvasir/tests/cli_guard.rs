@@ -85,6 +85,12 @@ fn from_answers_to_a_server_that_decides() {
     assert_eq!((&cheapest["recipe"], &cheapest["negatives"]), (&"joint2".into(), &11.into()));
     assert!(folder.path().join("tiny.gguf.b32.kvrisk").exists());
 
+    assert!(run(&["eval", "report", run_path]).status.success());
+    let page = fs::read_to_string(run_dir.join("report.html")).unwrap();
+    assert!(page.contains("<h3>Guards</h3>") && page.contains("joint2"), "{page}");
+    let short = fs::read_to_string(run_dir.join("report.md")).unwrap();
+    assert!(short.contains("of a guard of no more bytes"), "{short}");
+
     // Samples that were answered under a guard.
     let again = folder.path().join("again");
     let args = [&SUITE[..], &[again.to_str().unwrap(), "--model", &model]].concat();
