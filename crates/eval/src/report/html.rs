@@ -170,9 +170,10 @@ fn recipes_table(run: &RunSummary) -> String {
 }
 
 fn quality_chart(points: &[QualityPoint]) -> String {
-    // One colour for each family of recipes: what comes before the number.
-    let family = |recipe: &str| -> String {
-        recipe.chars().take_while(|c| !c.is_ascii_digit() && *c != ':').collect()
+    // One colour for each family of recipes: what comes before the number at the end.
+    let family = |recipe: &str| {
+        let name = recipe.split(':').next().unwrap_or(recipe);
+        name.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned()
     };
     let mut series: Vec<Series> = Vec::new();
     let mut sorted: Vec<&QualityPoint> = points.iter().collect();
@@ -185,6 +186,11 @@ fn quality_chart(points: &[QualityPoint]) -> String {
         });
         series[place].points.push((point.ratio_total, point.kl_mean));
         series[place].labels.push(point.recipe.clone());
+    }
+    for one in &mut series {
+        if let [only] = &one.labels[..] {
+            one.name.clone_from(only);
+        }
     }
     let x = Axis { label: "ratio of all resident bytes", log: true, from_zero: false };
     let y = Axis { label: "KL divergence, nats", log: true, from_zero: false };

@@ -52,6 +52,10 @@ pub(super) struct SuiteCommand {
     /// Recipes to compare, comma separated
     #[arg(long, alias = "recipe", value_name = "RECIPES", value_delimiter = ',')]
     recipes: Vec<Recipe>,
+    /// Further recipes whose predictions are measured, for the curve of rate and quality, comma separated; all is every codec and
+    /// method as it is usually set
+    #[arg(long, value_name = "RECIPES", value_delimiter = ',', value_parser = parse_curve)]
+    curve: Vec<Curve>,
     /// Fewer and shorter samples: for minutes, not hours
     #[arg(long)]
     quick: bool,
@@ -121,6 +125,20 @@ impl std::fmt::Debug for SuiteCommand {
     }
 }
 
+/// One of `--curve`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Curve {
+    All,
+    Recipe(Recipe),
+}
+
+fn parse_curve(text: &str) -> Result<Curve, String> {
+    match text {
+        "all" => Ok(Curve::All),
+        name => name.parse().map(Curve::Recipe).map_err(|error| format!("{error}")),
+    }
+}
+
 /// Reads one of `--tasks`.
 fn parse_task(name: &str) -> Result<Generated, String> {
     Generated::by_name(name)
@@ -165,7 +183,8 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
         create()?;
     }
     let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
-    let mut needed = recipes.clone();
+    let curve = command.curve(&recipes);
+    let mut needed: Vec<Recipe> = recipes.iter().chain(&curve).copied().collect();
     if let Some(risks) = &risk_model {
         needed.extend(risks.parsed_recipes()?);
     }
@@ -191,7 +210,7 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     if command.answers_only {
         return Ok(());
     }
-    measure(command, &dir, &model, &recipes, &engine, progress)
+    measure(command, &dir, &model, (&recipes, &curve), &engine, progress)
 }
 
 /// Answers from servers.
@@ -234,7 +253,7 @@ fn measure(
     command: &SuiteCommand,
     dir: &RunDir,
     model: &Arc<Model>,
-    recipes: &[Recipe],
+    (recipes, curve): (&[Recipe], &[Recipe]),
     engine: &EngineConfig,
     progress: Progress,
 ) -> Result<()> {
@@ -246,8 +265,9 @@ fn measure(
             block_size: command.encoding.block_size,
             chunk: engine.max_num_batched_tokens,
         };
+        let others = recipes.iter().skip(1).chain(curve).copied().collect::<Vec<_>>();
         let caches = Caches {
-            recipes: recipes.get(1..).unwrap_or_default(),
+            recipes: &others,
             statistics: engine.statistics.clone(),
             tables: engine.tables.clone(),
             sharing: Sharing::OFF,
@@ -349,6 +369,25 @@ impl SuiteCommand {
         }
         let others = self.recipes.iter().copied().filter(|recipe| *recipe != Recipe::F16);
         Ok(std::iter::once(Recipe::F16).chain(others).collect())
+    }
+
+    /// Recipes of the curve that nobody answers by.
+    fn curve(&self, answered: &[Recipe]) -> Vec<Recipe> {
+        let mut found: Vec<Recipe> = Vec::new();
+        for one in &self.curve {
+            let recipes = match one {
+                Curve::All => Recipe::all(),
+                Curve::Recipe(recipe) => vec![*recipe],
+            };
+            // Without pressure it is joint4.
+            let new = recipes.into_iter().filter(|r| !answered.contains(r) && *r != Recipe::AUTO);
+            for recipe in new {
+                if !found.contains(&recipe) {
+                    found.push(recipe);
+                }
+            }
+        }
+        found
     }
 
     fn lanes(&self, recipes: &[Recipe]) -> Vec<Lane> {
@@ -459,6 +498,22 @@ mod tests {
             config("--longbench a.jsonl --tasks keys,json-copy --lengths 100,200 --samples 2");
         assert_eq!((both.tasks.len(), both.files.len()), (2, 1));
         assert_eq!((&both.tasks[1].tokens[..], both.tasks[1].samples), (&[100, 200][..], 2));
+    }
+
+    #[test]
+    fn a_curve_has_every_recipe_once() {
+        let command = parse("--recipes joint3 --curve all,int8,joint:2.5");
+        let answered = command.recipes().unwrap();
+        let curve = command.curve(&answered);
+        let mut both: Vec<String> = curve.iter().chain(&answered).map(Recipe::to_string).collect();
+        let count = both.len();
+        both.sort();
+        both.dedup();
+        assert_eq!(both.len(), count);
+        assert_eq!(count, Recipe::all().len(), "all but auto, and joint:2.5");
+        assert!(both.contains(&"joint:2.5".to_owned()) && both.contains(&"snapkv:0.5".to_owned()));
+        assert!(parse("--recipes int8").curve(&[Recipe::F16]).is_empty());
+        assert!(parse_curve("joint99").is_err());
     }
 
     #[test]
