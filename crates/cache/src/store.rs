@@ -323,7 +323,7 @@ impl KvCache {
         Ok(entry)
     }
 
-    /// Reads the tail's rows of all heads of a unit, side by side.
+    /// Reads the rows of all heads of a unit as the tail has them, side by side.
     fn gather(&self, job: &Block<'_>, unit: &Unit, rows: &mut Vec<f32>, head: &mut Vec<f32>) {
         let (tokens, dim) =
             (self.geometry.block_size(), self.geometry.layers()[unit.layer].head_dim);
@@ -332,8 +332,13 @@ impl KvCache {
         head.resize(tokens * dim, 0.0);
         let tables = &job.sequence.tables[unit.table..unit.table + unit.heads];
         for (i, table) in tables.iter().enumerate() {
-            let slot = table.part(unit.part)[job.block - job.sequence.released].slot;
-            job.sequence.recipe.tail().decode(self.pool.bytes(slot), tokens, dim, head);
+            let entry = table.part(unit.part)[job.block - job.sequence.released];
+            job.sequence.recipe.tail().decode(self.pool.bytes(entry.slot), tokens, dim, head);
+            // A prefix that was found may have blocks that stand for others.
+            let gain = entry.gain.to_f32();
+            if gain != 1.0 {
+                head.iter_mut().for_each(|x| *x *= gain);
+            }
             for (row, from) in rows.chunks_exact_mut(width).zip(head.chunks_exact(dim)) {
                 row[i * dim..(i + 1) * dim].copy_from_slice(from);
             }

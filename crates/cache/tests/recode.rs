@@ -37,6 +37,17 @@ fn plain(budget_bytes: usize, sharing: Sharing) -> KvCache {
 
 /// Writes some tokens, the same ones for the same seed, in one step; `odd` puts a value there that is no number.
 fn write(cache: &mut KvCache, id: SequenceId, tokens: &[u32], odd: Option<usize>) {
+    write_scaled(cache, id, tokens, odd, 1.0);
+}
+
+/// The same with keys and values that are so many times as large.
+fn write_scaled(
+    cache: &mut KvCache,
+    id: SequenceId,
+    tokens: &[u32],
+    odd: Option<usize>,
+    scale: f32,
+) {
     let start = cache.num_tokens(id).unwrap();
     let len = tokens.len() - start;
     cache.reserve(id, len).unwrap();
@@ -49,7 +60,8 @@ fn write(cache: &mut KvCache, id: SequenceId, tokens: &[u32], odd: Option<usize>
                 |t: &u32| Random::new(u64::from(*t) * 8 + part * 2 + layer as u64).values(width);
             tokens[start..].iter().flat_map(row).collect()
         };
-        let (q, mut k, v) = (rows(0, 4 * DIM), rows(1, 2 * DIM), rows(2, 2 * DIM));
+        let (q, mut k, mut v) = (rows(0, 4 * DIM), rows(1, 2 * DIM), rows(2, 2 * DIM));
+        k.iter_mut().chain(&mut v).for_each(|x| *x *= scale);
         if let Some(odd) = odd.filter(|odd| *odd >= start) {
             k[(odd - start) * 2 * DIM] = f32::NAN;
         }
@@ -165,6 +177,34 @@ fn blocks_are_shared_by_likeness_only_when_it_is_decided() {
     write(&mut cache, late, &b, None);
     assert!(cache.recode(late, Recipe::JOINT4, None, &b).unwrap());
     assert!(shared(&cache) > 0);
+}
+
+#[test]
+fn prefixes_that_stand_for_others_are_read_as_what_they_stand_for() {
+    let mut cache = plain(8 << 20, Sharing { mode: SharingMode::Tokens, ..Sharing::OFF });
+    let a: Vec<u32> = (0..64).collect();
+    let b: Vec<u32> = (500..516).chain(0..64).chain(900..905).collect();
+    let first = cache.add_sequence(None).unwrap();
+    write(&mut cache, first, &a, None);
+    // The same tokens elsewhere, half as large again: they share, with a gain.
+    let second = cache.add_sequence(None).unwrap();
+    write_scaled(&mut cache, second, &b, None, 1.5);
+    assert!(cache.stats().sharing.shared > 0);
+    let late = watched(&mut cache, &b);
+    assert_eq!(cache.num_tokens(late).unwrap(), 80, "the prefix of the second");
+    write_scaled(&mut cache, late, &b, None, 1.5);
+    let entropy = cache.attention_entropy(late).unwrap().unwrap();
+    assert!(cache.recode(late, Recipe::INT8, None, &b).unwrap());
+    let (exact, coded) = (attend(&cache, second), attend(&cache, late));
+    let error: f32 = exact.iter().zip(&coded).map(|(a, b)| (a - b).powi(2)).sum();
+    let square: f32 = exact.iter().map(|a| a * a).sum();
+    assert!(error < 1e-3 * square, "{error} {square}");
+    // Without sharing all of it is as it was written.
+    let mut apart = plain(8 << 20, Sharing::OFF);
+    let alone = watched(&mut apart, &b);
+    write_scaled(&mut apart, alone, &b, None, 1.5);
+    let expected = apart.attention_entropy(alone).unwrap().unwrap();
+    assert!((entropy - expected).abs() < 1e-3, "{entropy} {expected}");
 }
 
 #[test]

@@ -3,8 +3,6 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::BatchSlice;
 use crate::error::Result;
 use crate::geometry::LayerGeometry;
@@ -31,9 +29,8 @@ impl KvCache {
             let clock = Instant::now();
             let at = (slice.row + last - slice.start) * l.query_heads * l.head_dim;
             let query = &queries[at..at + l.query_heads * l.head_dim];
-            let heads = 0..l.kv_heads;
-            let sum: f64 = heads
-                .into_par_iter()
+            // One query: not worth waking threads for, and sums in one order.
+            let sum: f64 = (0..l.kv_heads)
                 .map(|head| self.entropies(sequence, (layer, l), head, last, query))
                 .sum();
             let count = l.query_heads;
@@ -72,12 +69,13 @@ impl KvCache {
             }
             keys.resize((last + 1 - first).min(block_size) * dim, 0.0);
             tail.decode(self.pool.bytes(entry.slot), block_size, dim, &mut keys);
+            let gain = entry.gain.to_f32();
             for (head, scores) in scores.iter_mut().enumerate() {
                 let own = &query[(kv_head * group + head) * dim..][..dim];
                 self.frame.rotate(l.rope, last - first, own, &mut turned);
                 scores.extend(keys.chunks_exact(dim).map(|key| {
                     let dot: f32 = key.iter().zip(&turned).map(|(k, q)| k * q).sum();
-                    let score = dot * l.score_scale;
+                    let score = dot * gain * l.score_scale;
                     l.score_cap.map_or(score, |cap| cap * (score / cap).tanh())
                 }));
             }
