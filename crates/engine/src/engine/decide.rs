@@ -50,6 +50,18 @@ impl Engine {
 
     /// Makes ready what the guard may choose.
     pub(super) fn prepare_guard(&mut self) -> Result<()> {
+        let tree = self.config.kv_sharing.mode == SharingMode::Tree;
+        for recipe in self.config.observe_prompts.iter().flatten().copied() {
+            if tree || !recipe.follows_f16() {
+                return Err(EngineError::BadConfig {
+                    option: "observed prompts",
+                    expected: "of recipes that blocks of f16 can be stored anew by, without --kv-sharing tree".to_owned(),
+                    found: recipe.to_string(),
+                });
+            }
+            let prepared = self.cache.prepare(recipe);
+            prepared.map_err(|source| EngineError::Recipe { recipe, source })?;
+        }
         let Some(Guard { model, most_risk }) = &self.config.guard else { return Ok(()) };
         if !(0.0..=1.0).contains(most_risk) {
             return Err(EngineError::BadConfig {
@@ -58,7 +70,7 @@ impl Engine {
                 found: most_risk.to_string(),
             });
         }
-        if self.config.kv_sharing.mode == SharingMode::Tree {
+        if tree {
             return Err(EngineError::BadConfig {
                 option: "--kv-risk",
                 expected: "without --kv-sharing tree".to_owned(),
@@ -138,12 +150,17 @@ impl Engine {
         else {
             return Ok(());
         };
-        let chosen = guard.model.choose(features, guard.most_risk);
-        let (recipe, risk) = match chosen {
+        let (mut recipe, mut risk) = match guard.model.choose(features, guard.most_risk) {
             // Read when the guard was made ready.
             Some((rated, risk)) => (rated.recipe.parse::<Recipe>()?, risk),
             None => (Recipe::F16, 0.0),
         };
+        // It was accepted as f16. By a codec its prompt may need more than that while it is computed, tails and coded blocks side by side:
+        // after a preemption it would not fit again.
+        let budget = self.config.kv_cache_memory;
+        if recipe != Recipe::F16 && self.cache.bytes_alone(recipe, sequence.max_len) > budget {
+            (recipe, risk) = (Recipe::F16, 0.0);
+        }
         sequence.recipe = recipe;
         sequence.risk = Some(risk);
         if recipe == Recipe::F16 {

@@ -51,6 +51,9 @@ pub struct RatedRecipe {
 /// recipe up to a limit instead was worse at equal bytes: it risks all that it may for a tenth of the bytes, and keeps in f16
 /// what four bits would nearly save (docs/measurements.md).
 pub fn choose(offers: impl Iterator<Item = (f64, f64)>, most: f64) -> Option<usize> {
+    if most.is_nan() || most <= 0.0 {
+        return None;
+    }
     let cost = |(risk, share): (f64, f64)| risk / most + share;
     let costs = offers.map(cost).enumerate();
     let best = costs.filter(|(_, cost)| *cost < 1.0).min_by(|a, b| a.1.total_cmp(&b.1));
@@ -89,7 +92,7 @@ impl RiskModel {
         row
     }
 
-    /// The chance that a recipe spoils the answer.
+    /// The chance that a recipe spoils the answer, if f16 would have done well.
     pub fn risk(&self, features: &PromptFeatures, recipe: &RatedRecipe) -> f64 {
         self.linear.chance(&Self::row(features, &recipe.recipe, recipe.loss))
     }
@@ -110,9 +113,13 @@ impl RiskModel {
         let parse = |rated: &RatedRecipe| {
             let name = &rated.recipe;
             let recipe = Recipe::from_str(name).map_err(|error| error.to_string());
-            let recipe = recipe.and_then(|recipe| match recipe.follows_f16() {
-                true => Ok(recipe),
-                false => Err(format!("blocks of f16 cannot be stored anew by '{name}'")),
+            let recipe = recipe.and_then(|recipe| match recipe {
+                recipe if !recipe.follows_f16() => {
+                    Err(format!("blocks of f16 cannot be stored anew by '{name}'"))
+                }
+                // Pressure would change what was decided; f16 is what is left when nothing is chosen.
+                Recipe::AUTO | Recipe::F16 => Err(format!("'{name}' is nothing to choose")),
+                recipe => Ok(recipe),
             });
             recipe.map_err(|what| EngineError::RiskModel { what })
         };
@@ -217,6 +224,7 @@ mod tests {
         let offers = [(0.3, 0.1), (0.1, 0.2), (0.02, 0.5)];
         let chosen = |most: f64| choose(offers.into_iter(), most);
         assert_eq!((chosen(0.0), chosen(0.03)), (None, None));
+        assert_eq!((chosen(-0.0), chosen(-1.0), chosen(f64::NAN)), (None, None, None));
         assert_eq!((chosen(0.05), chosen(0.3)), (Some(2), Some(1)));
         assert_eq!((chosen(3.0), chosen(f64::INFINITY)), (Some(0), Some(0)));
         for most in [0.05, 0.1, 0.2, 0.5, 1.0] {
@@ -241,6 +249,7 @@ mod tests {
             ("\"theta\": 0.1,", "", "theta"),
             ("first_tie", "second_tie", "features"),
             ("\"joint2\"", "\"joint99\"", "joint99"),
+            ("\"joint2\"", "\"auto\"", "'auto' is nothing to choose"),
             ("\"joint2\"", "\"kivi4\"", "cannot be stored anew by 'kivi4'"),
             ("\"loss\": 0.1", "\"loss\": -1.0", "loss of -1"),
             ("\"bytes_share\": 0.2", "\"bytes_share\": 0.9", "order"),

@@ -70,7 +70,8 @@ struct Offer<'a> {
 fn of_followers(all: &[Prediction]) -> Vec<&Prediction> {
     let follows = |one: &&Prediction| {
         let recipe: Option<Recipe> = one.name.parse().ok();
-        one.bytes.is_some() && recipe.is_some_and(|r| r.follows_f16() && r != Recipe::F16)
+        let fixed = |r: Recipe| r.follows_f16() && ![Recipe::F16, Recipe::AUTO].contains(&r);
+        one.bytes.is_some() && recipe.is_some_and(fixed)
     };
     all.iter().filter(follows).collect()
 }
@@ -105,13 +106,15 @@ fn at_limit(samples: &[Vec<Offer<'_>>], most_risk: f64) -> GuardPoint {
         chosen: BTreeMap::new(),
     };
     for offers in samples {
-        let whole = offers.first().and_then(|offer| offer.one.bytes).map_or(0, |bytes| bytes.0);
-        logical += whole as f64;
+        let whole = offers.first().map_or(0, |offer| offer.one.whole) as f64;
+        logical += whole;
         let costs = offers.iter().map(|offer| (offer.risk, offer.share));
         let chosen = choose(costs, most_risk).map(|chosen| &offers[chosen]);
         let name = chosen.map_or_else(|| Recipe::F16.to_string(), |offer| offer.one.name.clone());
         *point.chosen.entry(name).or_default() += 1;
-        physical += chosen.and_then(|offer| offer.one.bytes).map_or(whole, |bytes| bytes.1) as f64;
+        // Answers are of different lengths: what counts is the share.
+        let bytes = chosen.and_then(|offer| offer.one.bytes);
+        physical += bytes.map_or(whole, |(all, held)| whole * held as f64 / all.max(1) as f64);
         point.negatives += usize::from(chosen.is_some_and(|offer| offer.negative));
         point.expected += chosen.map_or(0.0, |offer| offer.risk);
     }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::risk::Prediction;
 use crate::analysis::{Negatives, THETA};
 use crate::error::Result;
+use crate::random::hash;
 use crate::suite::{RunDir, extras, scored};
 
 /// Every sample under every recipe; guards and controls left out. Recipes are numbered as lanes are, samples as they come.
@@ -31,6 +32,8 @@ pub(crate) fn of_run(run: &RunDir) -> Result<Vec<Prediction>> {
             let (id, answer) = (&*question.id, answers[recipe]);
             all.push(Prediction {
                 sample,
+                question: hash(run.config().seed, asked(id).bytes()),
+                whole: answers[0].logical_bytes.unwrap_or(0),
                 recipe,
                 name: name.clone(),
                 features: features.clone(),
@@ -43,4 +46,31 @@ pub(crate) fn of_run(run: &RunDir) -> Result<Vec<Prediction>> {
         }
     }
     Ok(all)
+}
+
+/// A generated sample's name less its length: `passkey-400-3` and `passkey-1600-3` ask for the same.
+fn asked(id: &str) -> String {
+    let mut parts = id.rsplitn(3, '-');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(index), Some(length), Some(task)) if length.parse::<usize>().is_ok() => {
+            format!("{task}-{index}")
+        }
+        _ => id.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_one_question_are_one() {
+        assert_eq!(asked("passkey-400-3"), asked("passkey-1600-3"));
+        assert_eq!(asked("json-copy-100-12"), "json-copy-12");
+        assert_ne!(asked("passkey-400-3"), asked("passkey-400-4"));
+        assert_eq!(
+            (&*asked("open-7"), &*asked("qasper"), &*asked("a-b-c")),
+            ("open-7", "qasper", "a-b-c")
+        );
+    }
 }

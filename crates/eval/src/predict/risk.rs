@@ -20,8 +20,10 @@ const CUTS: usize = 8;
 /// One sample under one recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// The sample's number: all of its rows are in one fold.
+    /// The sample's number.
     pub sample: usize,
+    /// What is asked, whatever the length of what stands before it: all rows of one question are in one fold.
+    pub question: u64,
     /// The recipe's number.
     pub recipe: usize,
     /// The recipe's name.
@@ -31,7 +33,9 @@ pub struct Prediction {
     /// How much the recipe changes predictions at large: its mean KL divergence, or another number that is larger for worse
     /// recipes.
     pub recipe_loss: f64,
-    /// What it would take in f16, and what it took.
+    /// What f16's answer takes, as if nothing but its tokens had to be stored.
+    pub whole: usize,
+    /// What its own answer would take in f16, and what it took.
     pub bytes: Option<(usize, usize)>,
     /// Whether it is a negative; none if the sample is not benign or has no score.
     pub negative: Option<bool>,
@@ -138,8 +142,9 @@ pub(super) fn cross_validate(
         .collect();
     for cut in 0..CUTS {
         // Samples come in the order of what they ask: neighbours must not fall into one fold.
-        let fold =
-            |one: &Prediction| (hash(cut as u64, one.sample.to_le_bytes()) >> 32) as usize % FOLDS;
+        let fold = |one: &Prediction| {
+            (hash(cut as u64, one.question.to_le_bytes()) >> 32) as usize % FOLDS
+        };
         for held in 0..FOLDS {
             let seen = || known.iter().zip(&rows).filter(|((one, _), _)| fold(one) != held);
             let values: Vec<f64> = seen().map(|((_, value), _)| *value).collect();
@@ -249,6 +254,8 @@ pub(super) mod tests {
                 };
                 all.push(Prediction {
                     sample,
+                    question: sample as u64,
+                    whole: 100,
                     recipe,
                     name: "made".to_owned(),
                     bytes: None,

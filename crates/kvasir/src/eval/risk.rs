@@ -88,6 +88,10 @@ fn text(trained: &TrainedRisk) -> String {
         let bytes = 100.0 * point.bytes_share;
         format!("{bytes:4.1} % of the bytes, {negatives} of {benign} negatives: {chosen}")
     };
+    if trained.guards.points.is_empty() {
+        text.push_str("\n\nno sample was answered by every recipe of the model: of guards nothing can be said");
+        return text;
+    }
     text.push_str("\n\nguard");
     for point in &trained.guards.points {
         text.push_str(&format!("\n  at {:5}  {}", point.most_risk, of(point)));

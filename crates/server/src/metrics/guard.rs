@@ -27,7 +27,7 @@ impl GuardMetrics {
         );
         r.register(
             "kvasir_kv_guard_risk",
-            "Sum of the risks that were taken: answers that are expected to be spoiled",
+            "Sum of the risks that were taken: answers expected to be spoiled, of those that f16 would do well",
             m.risks.clone(),
         );
         r.register(
