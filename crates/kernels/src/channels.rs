@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Channels that a word of a mask stands for, and that are moved together.
 const CHANNELS: usize = 32;
@@ -27,9 +27,9 @@ fn expand_channels_on(isa: Isa, kept: &[f16], mask: &[u32], dim: usize, out: &mu
     });
     assert!(!beyond, "bits beyond channel {dim}");
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512
+    if isa.has(Set::Avx512)
         && dim.is_multiple_of(CHANNELS)
-        && std::is_x86_feature_detected!("avx512vbmi2")
+        && isa.has(Set::Avx512Icl)
     {
         // SAFETY: the processor can, and lengths were checked.
         return unsafe { x86::expand(kept, mask, n, out) };

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Channels that are expanded together.
 const CHANNELS: usize = 32;
@@ -52,7 +52,7 @@ fn expand_codes_on<const BITS: usize>(
     assert!(codes.len() >= tokens * row_bytes, "{} bytes of codes", codes.len());
     assert!(scales.len() >= 2 * pairs && zeros.len() >= 2 * pairs, "{} scales", scales.len());
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: the processor has AVX-512; lengths were checked.
         return unsafe { x86::expand::<BITS>(codes, scales, zeros, axis, (tokens, dim), out) };
     }
@@ -89,7 +89,7 @@ fn expand_bytes_on(isa: Isa, codes: &[u8], scales: &[u8], group: usize, out: &mu
     for ((out, codes), scale) in groups.zip(scales.chunks_exact(2)) {
         let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx512 && group.is_multiple_of(16) {
+        if isa.has(Set::Avx512) && group.is_multiple_of(16) {
             // SAFETY: the processor has AVX-512; both are `group` long.
             unsafe { x86::scale_bytes(codes, scale, out) };
             continue;

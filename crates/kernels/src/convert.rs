@@ -3,7 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::isa::{Isa, dispatch};
+use crate::isa::{Isa, Set, dispatch};
 
 /// Widens; exact.
 ///
@@ -12,7 +12,7 @@ use crate::isa::{Isa, dispatch};
 #[inline]
 pub fn f16_to_f32(from: &[f16], to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if Isa::best() == Isa::Avx512 {
+    if Isa::best().has(Set::Avx512) {
         assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
         // SAFETY: the processor has it.
         return unsafe { widen(from, to) };
@@ -45,7 +45,7 @@ fn widen(from: &[f16], to: &mut [f32]) {
 #[inline]
 pub fn f32_to_f16(from: &[f32], to: &mut [f16]) {
     #[cfg(target_arch = "x86_64")]
-    if Isa::best() == Isa::Avx512 {
+    if Isa::best().has(Set::Avx512) {
         assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
         // SAFETY: the processor has it.
         return unsafe { narrow(from, to) };

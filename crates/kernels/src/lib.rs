@@ -29,6 +29,7 @@ mod low_rank;
 mod norm;
 mod peak;
 mod rope;
+mod simd;
 mod softmax;
 mod spill;
 mod threads;
@@ -46,7 +47,7 @@ pub use codes::{ScaleAxis, expand_bytes, expand_codes};
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
 pub use elementwise::{add_assign, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
-pub use isa::Isa;
+pub use isa::{ISA_VARIABLE, Isa, IsaError, Set};
 pub use linear::{
     ActivationKind, Activations, CodeFormat, GROUP, GroupCodes, Linear, forward_all, forward_gated,
 };

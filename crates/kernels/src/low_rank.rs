@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Channels of a vector.
 const LANES: usize = 16;
@@ -136,7 +136,7 @@ fn rows_from_latents_on<T: RowElement>(
     for (column, tile) in tiles.chunks_exact(2 * lanes * rank.max(1)).enumerate() {
         let j = column * lanes;
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx512 && lanes == LANES {
+        if isa.has(Set::Avx512) && lanes == LANES {
             // A tile stays in L1 while all rows pass.
             let place = x86::Place { j, half, pitch };
             for first in (0..tokens).step_by(ROWS) {

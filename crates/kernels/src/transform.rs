@@ -28,7 +28,7 @@ impl Transform {
     pub fn is_available() -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            crate::Isa::best() == crate::Isa::Avx512 && std::is_x86_feature_detected!("avx512bf16")
+            crate::Isa::best().has(crate::Set::Avx512Bf16)
         }
         #[cfg(not(target_arch = "x86_64"))]
         {

@@ -20,7 +20,7 @@
 use half::f16;
 
 use crate::elementwise::{scale_in_place, soft_cap};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 use crate::softmax::OnlineSoftmax;
 
 #[cfg(target_arch = "x86_64")]
@@ -207,7 +207,7 @@ fn attend_block_on(
     let plan = tile::Plan::new(isa, queries, block);
     tile::prepare(isa, &plan, block, dim, scratch);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && !plan.keys_in_registers {
+    if isa.has(Set::Avx512) && !plan.keys_in_registers {
         block.next.into_iter().for_each(avx512::fetch);
     }
     for first in (0..rows).step_by(ROWS) {
@@ -254,7 +254,7 @@ fn check(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Isa {
     }
     // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
     let whole = dim.is_multiple_of(LANES) && block.value_dim.is_multiple_of(LANES) && filled <= 64;
-    if whole { isa } else { isa.max(Isa::Avx2) }
+    if whole { isa } else { isa.without_avx512() }
 }
 
 /// Some rows against some of a block's tokens.
@@ -305,7 +305,7 @@ fn turn_rows(
         return;
     };
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && dim.is_multiple_of(2 * LANES) {
+    if isa.has(Set::Avx512) && dim.is_multiple_of(2 * LANES) {
         avx512::turn(rows, place, dim, cos, sin, &mut avx512::Turned::F32(out));
         return;
     }
@@ -334,7 +334,7 @@ fn score(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         match (plan.keys_in_registers, block.keys) {
             (true, StoredRows::F16(stored)) => {
                 avx512::scores_of_stored(part, stored, queries, scores, block.next[0]);
@@ -357,7 +357,7 @@ fn weigh(
     factors: &mut [f32; ROWS],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         avx512::weights(plan.pairs, part, visible, scores, states, factors);
         return;
     }
@@ -398,7 +398,7 @@ fn mix(
         StoredRows::F16(_) => scratch.values.as_slice(),
     };
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         match (plan.values_in_registers, block.values) {
             (true, StoredRows::F16(stored)) => {
                 let next = if plan.keys_in_registers { block.next[1] } else { &[] };

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{BlockScratch, FEW_ROWS, KvBlock, LANES, Products, QueryRows, StoredRows};
 use crate::convert::f16_to_f32;
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Floats that begin on a cache line.
 #[derive(Debug, Default)]
@@ -77,12 +77,12 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
         let capacity = (block.keys.len() / queries.dim).min(block.values.len() / block.value_dim);
-        let few = isa == Isa::Avx512 && queries.num() <= FEW_ROWS;
+        let few = isa.has(Set::Avx512) && queries.num() <= FEW_ROWS;
         let halves = |rows| matches!(rows, StoredRows::F16(_));
         // Keys are read 32 at a time.
         let readable = block.filled.next_multiple_of(2 * LANES) <= capacity;
         Self {
-            pairs: isa == Isa::Avx512 && queries.products == Products::Bf16 && has_bf16(),
+            pairs: isa.has(Set::Avx512) && queries.products == Products::Bf16 && has_bf16(),
             keys_in_registers: few && halves(block.keys) && readable,
             values_in_registers: few && halves(block.values),
         }
@@ -98,7 +98,7 @@ impl Plan {
 #[inline]
 pub(super) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx512bf16");
+    return Isa::best().has(Set::Avx512Bf16);
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -130,7 +130,7 @@ pub(super) fn prepare(
     keys.resize(dim * tokens);
     let keys = keys.as_mut_slice();
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx512, StoredRows::F16(stored)) = (isa, block.keys)
+    if let (true, StoredRows::F16(stored)) = (isa.has(Set::Avx512), block.keys)
         && stored.len() >= tokens * dim
     {
         super::avx512::transpose_stored(stored, dim, tokens, keys);
@@ -182,7 +182,7 @@ fn prepare_pairs(plan: &Plan, block: &KvBlock<'_>, dim: usize, scratch: &mut Blo
 fn widen<'a>(isa: Isa, stored: &[f16], rows: &'a mut [f32]) -> &'a [f32] {
     let rows = &mut rows[..stored.len()];
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && stored.len().is_multiple_of(LANES) {
+    if isa.has(Set::Avx512) && stored.len().is_multiple_of(LANES) {
         super::avx512::widen(stored, rows);
         return rows;
     }
@@ -200,7 +200,7 @@ fn transpose(
     out: &mut [f32],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && dim.is_multiple_of(4) {
+    if isa.has(Set::Avx512) && dim.is_multiple_of(4) {
         super::avx512::transpose(rows, (filled, dim), tokens, out);
         return;
     }

@@ -42,15 +42,7 @@ impl ByteIsa {
     }
 
     fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-            && std::is_x86_feature_detected!("avx512vbmi")
-            && std::is_x86_feature_detected!("avx512vnni")
-            && std::is_x86_feature_detected!("fma")
-        {
+        if crate::Isa::best().has(crate::Set::Avx512Icl) {
             return Self::Vnni;
         }
         Self::Scalar

@@ -9,7 +9,7 @@
 // Tiles are indexed by (row, column) of the register block; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use crate::isa::{Isa, mul_add};
+use crate::isa::{Isa, Set, mul_add};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -139,9 +139,9 @@ unsafe fn tile<const MR: usize, const NR: usize>(
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => x86::tile_avx512::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
+            isa if isa.has(Set::Avx512) => x86::tile_avx512::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => tile_avx2::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
+            isa if isa.has(Set::Avx2) => tile_avx2::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
             _ => tile_lanes::<false, MR, NR>(k, x, ldx, w, ldw, out, ldo),
         }
     }
@@ -253,7 +253,7 @@ fn gemm_nn_acc_on(
     assert!(acc.len() >= (m - 1) * lda + n, "acc is {} long for [{m}, {n}] / {lda}", acc.len());
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if n.is_multiple_of(4 * LANES) => {
+        isa if isa.has(Set::Avx512) && n.is_multiple_of(4 * LANES) => {
             const MR: usize = 6;
             let mut d = 0;
             while d < n {
@@ -279,7 +279,7 @@ fn gemm_nn_acc_on(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx2 => {
+        isa if isa.has(Set::Avx2) => {
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments)]
             fn avx2(

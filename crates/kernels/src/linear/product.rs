@@ -10,7 +10,7 @@ use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{pairs, quads};
 use crate::AlignedBytes;
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Most rows of any register block: 6 × 2 sums of a group, as many of all groups, weights and an input fill 27 of
 /// 32 registers.
@@ -155,17 +155,14 @@ impl Path {
     #[inline]
     pub(super) fn best(kind: ActivationKind) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if Isa::best() == Isa::Avx512 {
+        if Isa::best().has(Set::Avx512) {
             match kind {
                 ActivationKind::Bf16
-                    if std::is_x86_feature_detected!("avx512bf16")
-                        && std::is_x86_feature_detected!("avx512vbmi") =>
+                    if Isa::best().has(Set::Avx512Bf16) && Isa::best().has(Set::Avx512Icl) =>
                 {
                     return Self::Bf16;
                 }
-                ActivationKind::Bytes
-                    if std::is_x86_feature_detected!("avx512vnni")
-                        && std::is_x86_feature_detected!("avx512bf16") =>
+                ActivationKind::Bytes if Isa::best().has(Set::Avx512Bf16) =>
                 {
                     return Self::Vnni;
                 }

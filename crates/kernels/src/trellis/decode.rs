@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, scaled, segment_bytes, tables};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -117,7 +117,7 @@ impl Layout {
 
 fn decode_block(isa: Isa, layout: &Layout, block: Block<'_>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: `Isa::best` and `Isa::available` name only sets the processor has.
         return unsafe { x86::decode_block(layout, block, out) };
     }

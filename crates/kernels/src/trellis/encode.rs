@@ -5,7 +5,7 @@
 //! integers. So every instruction set writes the same bytes.
 
 use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, segment_bytes};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 pub(super) mod header;
 mod paths;
@@ -112,7 +112,7 @@ pub(super) fn encode_segment(isa: Isa, bits: u8, segment: &Segment<'_>, codes: &
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: `Isa::best` and `Isa::available` name only sets the processor has.
         return unsafe { x86::encode_segment(bits, segment, codes) };
     }

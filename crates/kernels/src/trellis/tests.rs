@@ -56,7 +56,7 @@ fn squared_error(a: &[f32], b: &[f32]) -> f64 {
 fn encoded(layout: &Layout, z: &[f32]) -> (Vec<u8>, f64) {
     let bytes = layout.slot_bytes(z.len() / layout.width());
     let mut row = vec![0xA5; bytes];
-    layout.encode_on(Isa::Baseline, z, &mut row);
+    layout.encode_on(Isa::BASELINE, z, &mut row);
     for isa in Isa::available() {
         let mut other = vec![0x5A; bytes];
         layout.encode_on(isa, z, &mut other);
@@ -73,7 +73,7 @@ fn encoded_segment(bits: u8, z: &[f32]) -> Vec<u8> {
     let segment = encode::Segment { z, stride: SEGMENT, inverses: &inverses };
     let mut row = vec![0; HEADER_BYTES + segment_bytes(bits)];
     row[0] = 128;
-    encode::encode_segment(Isa::Baseline, bits, &segment, &mut row[HEADER_BYTES..]);
+    encode::encode_segment(Isa::BASELINE, bits, &segment, &mut row[HEADER_BYTES..]);
     for isa in Isa::available() {
         let mut codes = vec![0x5A; segment_bytes(bits)];
         encode::encode_segment(isa, bits, &segment, &mut codes);

@@ -4,7 +4,7 @@
 // Lanes are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 use crate::trellis::tables::{GRAIN, REACH, SPREAD};
 use crate::trellis::{BOOSTS, MAX_SEGMENTS, ROW_SCALES, SEGMENT};
 
@@ -177,7 +177,7 @@ pub(super) fn choose(isa: Isa, search: &Search, z: &[f32]) -> Header {
 /// Fills `x`; returns the sums of its squares.
 fn magnitudes(isa: Isa, search: &Search, z: &[f32], x: &mut Magnitudes) -> [f32; MAX_SEGMENTS] {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: `Isa::best` and `Isa::available` name only sets the processor has.
         return unsafe { x86::magnitudes(search, z, x) };
     }
@@ -205,7 +205,7 @@ fn errors(
     most: usize,
 ) -> [f32; CANDIDATES] {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: as above.
         return unsafe { x86::errors(segments, x, factors, most) };
     }
@@ -223,7 +223,7 @@ fn errors(
 /// The same of one segment.
 fn error(isa: Isa, terms: &Terms, x: &[f32; SEGMENT], factor: f32) -> f32 {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has(Set::Avx512) {
         // SAFETY: as above.
         return unsafe { x86::error(terms, x, factor) };
     }

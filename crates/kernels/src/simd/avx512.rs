@@ -1,0 +1,254 @@
+//! AVX-512: a vector is a register.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+/// F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+/// With products of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Vnni(());
+/// With permutations of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Icl(());
+/// With products of bytes and of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(());
+
+/// What a product of bytes takes without VNNI: the even and the odd ones, 16 bits each.
+type Words = [__m512i; 2];
+
+/// Methods that are one instruction.
+macro_rules! one {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $instruction:expr;)*) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // Some are no instruction at all.
+            #[allow(unused_unsafe)]
+            // SAFETY: having `self` means that the processor has the set.
+            unsafe { $instruction }
+        })*
+    };
+}
+
+/// The same that read or write.
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $instruction:expr;)*) => {
+        $(#[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: as above, and the memory is by contract.
+            unsafe { $instruction }
+        })*
+    };
+}
+
+/// A shift count that is a constant where it matters.
+#[inline(always)]
+fn count(n: u32) -> __m128i {
+    // SAFETY: part of x86-64.
+    unsafe { _mm_cvtsi32_si128(n as i32) }
+}
+
+#[inline(always)]
+fn below(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// What all sets with AVX-512 do alike.
+macro_rules! registers {
+    ($set:ident) => {
+        impl $set {
+            /// # Safety
+            /// The processor has the set.
+            #[inline(always)]
+            pub(crate) unsafe fn new() -> Self {
+                Self(())
+            }
+        }
+
+        impl Simd for $set {
+            const WIDE: bool = true;
+            type F = __m512;
+            type I = __m512i;
+            type M = __mmask16;
+
+            memory! {
+                load(from: *const f32) -> __m512 = _mm512_loadu_ps(from);
+                store(to: *mut f32, v: __m512) = _mm512_storeu_ps(to, v);
+                load_first(from: *const f32, n: usize) -> __m512 = _mm512_maskz_loadu_ps(below(n), from);
+                store_first(to: *mut f32, v: __m512, n: usize) = _mm512_mask_storeu_ps(to, below(n), v);
+                load_f16(from: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+                store_f16(to: *mut u16, v: __m512) =
+                    _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+                iload(from: *const u8) -> __m512i = _mm512_loadu_si512(from.cast());
+                istore(to: *mut u8, v: __m512i) = _mm512_storeu_si512(to.cast(), v);
+                store_low_bytes(to: *mut u8, v: __m512i) =
+                    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(v));
+                store_low_halves(to: *mut u16, v: __m512i) =
+                    _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(v));
+                load_halves(from: *const u16) -> __m512i =
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            }
+            one! {
+                zero() -> __m512 = _mm512_setzero_ps();
+                splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+                add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+                sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+                mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+                fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+                fms(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmsub_ps(a, b, c);
+                max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+                min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+                round(a: __m512) -> __m512 =
+                    _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+                scale(p: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(p, n);
+                lt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
+                mask(bits: u16) -> __mmask16 = bits;
+                select(mask: __mmask16, yes: __m512, no: __m512) -> __m512 =
+                    _mm512_mask_mov_ps(no, mask, yes);
+                sum(v: __m512) -> f32 = {
+                    let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+                    super::avx2::sum(half)
+                };
+                largest(v: __m512) -> f32 = {
+                    let half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+                    super::avx2::largest(half)
+                };
+                to_int(v: __m512) -> __m512i = _mm512_cvtps_epi32(v);
+                from_int(v: __m512i) -> __m512 = _mm512_cvtepi32_ps(v);
+                bits(v: __m512) -> __m512i = _mm512_castps_si512(v);
+                from_bits(v: __m512i) -> __m512 = _mm512_castsi512_ps(v);
+                izero() -> __m512i = _mm512_setzero_si512();
+                isplat(x: i32) -> __m512i = _mm512_set1_epi32(x);
+                and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+                or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+                xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+                iadd(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+                isub(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+                imax_u(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epu32(a, b);
+                shl(a: __m512i, n: u32) -> __m512i = _mm512_sll_epi32(a, count(n));
+                shr(a: __m512i, n: u32) -> __m512i = _mm512_srl_epi32(a, count(n));
+                sar(a: __m512i, n: u32) -> __m512i = _mm512_sra_epi32(a, count(n));
+                shl16(a: __m512i, n: u32) -> __m512i = _mm512_sll_epi16(a, count(n));
+                shr16(a: __m512i, n: u32) -> __m512i = _mm512_srl_epi16(a, count(n));
+                sar16(a: __m512i, n: u32) -> __m512i = _mm512_sra_epi16(a, count(n));
+                add16(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
+                madd16(a: __m512i, b: __m512i) -> __m512i = _mm512_madd_epi16(a, b);
+                fold4_max_u(v: [__m512i; 4]) -> [u32; 4] = fold4!(v, _mm512_max_epu32);
+                fold4_add(v: [__m512i; 4]) -> [i32; 4] = fold4!(v, _mm512_add_epi32);
+            }
+            products! { $set }
+        }
+    };
+}
+
+/// Folds the lanes of each of four registers.
+macro_rules! fold4 {
+    ($v:expr, $op:ident) => {{
+        let [a, b, c, d] = $v;
+        let ab = $op(_mm512_shuffle_i64x2::<0x44>(a, b), _mm512_shuffle_i64x2::<0xee>(a, b));
+        let cd = $op(_mm512_shuffle_i64x2::<0x44>(c, d), _mm512_shuffle_i64x2::<0xee>(c, d));
+        let fours = $op(_mm512_shuffle_i64x2::<0x88>(ab, cd), _mm512_shuffle_i64x2::<0xdd>(ab, cd));
+        let twos = $op(fours, _mm512_shuffle_epi32::<0x4e>(fours));
+        let ones = $op(twos, _mm512_shuffle_epi32::<0xb1>(twos));
+        let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let firsts = _mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, ones));
+        std::mem::transmute::<__m128i, _>(firsts)
+    }};
+}
+
+/// What sets do differently: products of bytes, of codes, of pairs.
+macro_rules! products {
+    (Avx512) => {
+        type Quads = Words;
+        one! {
+            quads_u(v: __m512i) -> Words =
+                [_mm512_and_si512(v, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(v)];
+            quads_i(v: __m512i) -> Words =
+                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v)), _mm512_srai_epi16::<8>(v)];
+            dot_quads(sums: __m512i, u: Words, i: Words) -> __m512i = {
+                let even = _mm512_add_epi32(sums, _mm512_madd_epi16(u[0], i[0]));
+                _mm512_add_epi32(even, _mm512_madd_epi16(u[1], i[1]))
+            };
+            // Eight sums of products of 15 and 127 stay below 2^15.
+            dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
+                _mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, bytes));
+            join_codes(first: __m512i, last: __m512i, steps: __m512i, begin: __m512i) -> __m512i = {
+                let even = _mm512_and_si512(steps, _mm512_set1_epi32(0xffff));
+                let even = _mm512_or_si512(even, _mm512_slli_epi32::<16>(steps));
+                let odd = _mm512_srli_epi32::<16>(steps);
+                let odd = _mm512_or_si512(odd, _mm512_slli_epi32::<16>(odd));
+                let begin = _mm512_add_epi32(begin, _mm512_madd_epi16(first, even));
+                _mm512_add_epi32(begin, _mm512_madd_epi16(last, odd))
+            };
+        }
+        pairs_by_fma! {}
+    };
+    (Avx512Bf16) => {
+        vnni! {}
+        type Pairs = __m512i;
+        one! {
+            pairs(v: __m512i) -> __m512i = v;
+            dot_pairs(sums: __m512, a: __m512i, b: __m512i) -> __m512 = {
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                _mm512_dpbf16_ps(sums, a, std::mem::transmute::<__m512i, __m512bh>(b))
+            };
+            round_bf16(v: __m512) -> __m512i =
+                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)));
+        }
+    };
+    ($set:ident) => {
+        vnni! {}
+        pairs_by_fma! {}
+    };
+}
+
+macro_rules! vnni {
+    () => {
+        type Quads = __m512i;
+        one! {
+            quads_u(v: __m512i) -> __m512i = v;
+            quads_i(v: __m512i) -> __m512i = v;
+            dot_quads(sums: __m512i, u: __m512i, i: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, u, i);
+            dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
+                _mm512_dpbusd_epi32(sums, codes, bytes);
+            // Sums of half a group of codes fit 16 bits.
+            join_codes(first: __m512i, last: __m512i, steps: __m512i, begin: __m512i) -> __m512i = {
+                let last = _mm512_slli_epi32::<16>(last);
+                let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, first, last);
+                _mm512_dpwssd_epi32(begin, both, steps)
+            };
+        }
+    };
+}
+
+macro_rules! pairs_by_fma {
+    () => {
+        /// High halves, low halves, as numbers.
+        type Pairs = [__m512; 2];
+        one! {
+            pairs(v: __m512i) -> [__m512; 2] = [
+                _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff_0000_u32 as i32))),
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)),
+            ];
+            dot_pairs(sums: __m512, a: [__m512; 2], b: [__m512; 2]) -> __m512 =
+                _mm512_fmadd_ps(a[1], b[1], _mm512_fmadd_ps(a[0], b[0], sums));
+            round_bf16(v: __m512) -> __m512i = {
+                let bits = _mm512_castps_si512(v);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                // NaN, made quiet, so that it does not become infinite.
+                let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(up, nan, quiet))
+            };
+        }
+    };
+}
+
+registers!(Avx512);
+registers!(Avx512Vnni);
+registers!(Avx512Icl);
+registers!(Avx512Bf16);

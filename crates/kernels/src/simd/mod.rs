@@ -1,0 +1,250 @@
+//! Registers of every instruction set behind one interface, so that a kernel is written once.
+//!
+//! A *vector* here always has 16 lanes of 32 bits, whatever the processor's registers: with AVX-512 it is one
+//! register, with AVX2 two, elsewhere an array. So the order of sums, and the layout of weights, is that of all sets, and
+//! what a lane computes is equal bit for bit wherever multiply-add is one instruction.
+//!
+//! A kernel is an `#[inline(always)]` function generic over [`Simd`] that takes the set as a value; [`compiled!`]
+//! makes a copy for each set it names and picks one at run time. Everything that such a function calls must be
+//! `#[inline(always)]` too, and so must what a closure would do: a function that is not inlined is compiled without the
+//! set's instructions, and calls each of them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::{Avx2, AvxVnni};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni};
+pub(crate) use portable::Portable;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Vectors of an instruction set. Having the value means that the processor has the instructions.
+pub(crate) trait Simd: Copy {
+    /// Whether there are 32 vectors; 8 otherwise.
+    const WIDE: bool;
+    /// 16 numbers.
+    type F: Copy;
+    /// 64 bytes of integers, of 8, 16 or 32 bits.
+    type I: Copy;
+    /// 16 yes or no.
+    type M: Copy;
+
+    /// 16 zeros.
+    fn zero(self) -> Self::F;
+    /// 16 times the same.
+    fn splat(self, x: f32) -> Self::F;
+    /// # Safety
+    /// 16 numbers are readable.
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// 16 numbers are writable.
+    unsafe fn store(self, to: *mut f32, v: Self::F);
+    /// The first `n` lanes; the others are 0.
+    ///
+    /// # Safety
+    /// `n` numbers are readable.
+    unsafe fn load_first(self, from: *const f32, n: usize) -> Self::F;
+    /// # Safety
+    /// `n` numbers are writable.
+    unsafe fn store_first(self, to: *mut f32, v: Self::F, n: usize);
+    /// 16 numbers of half precision.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_f16(self, from: *const u16) -> Self::F;
+    /// Rounds to half precision, ties to even.
+    ///
+    /// # Safety
+    /// 16 of them are writable.
+    unsafe fn store_f16(self, to: *mut u16, v: Self::F);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once where the set has FMA.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a · b − c`, as [`Self::fma`].
+    fn fms(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` where they cannot be compared.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where they cannot be compared.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `p · 2^n` for whole numbers n from -126 to 127.
+    fn scale(self, p: Self::F, n: Self::F) -> Self::F;
+
+    /// `a < b`.
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Lane i is bit i.
+    fn mask(self, bits: u16) -> Self::M;
+    /// Of `yes` where the mask is set, else of `no`.
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+
+    /// The sum of all lanes: halves, quarters, pairs, as [`crate::gemm::sum_lanes`].
+    fn sum(self, v: Self::F) -> f32;
+    /// The largest lane, of numbers that can be compared.
+    fn largest(self, v: Self::F) -> f32;
+
+    /// To the nearest integers, ties to even; `i32::MIN` for what is out of range or no number.
+    fn to_int(self, v: Self::F) -> Self::I;
+    fn from_int(self, v: Self::I) -> Self::F;
+    fn bits(self, v: Self::F) -> Self::I;
+    fn from_bits(self, v: Self::I) -> Self::F;
+
+    fn izero(self) -> Self::I;
+    /// 16 times the same 32 bits.
+    fn isplat(self, x: i32) -> Self::I;
+    /// # Safety
+    /// 64 bytes are readable.
+    unsafe fn iload(self, from: *const u8) -> Self::I;
+    /// # Safety
+    /// 64 bytes are writable.
+    unsafe fn istore(self, to: *mut u8, v: Self::I);
+    /// The low bytes of the 16 lanes.
+    ///
+    /// # Safety
+    /// 16 bytes are writable.
+    unsafe fn store_low_bytes(self, to: *mut u8, v: Self::I);
+    /// The low halves of the 16 lanes.
+    ///
+    /// # Safety
+    /// 16 of them are writable.
+    unsafe fn store_low_halves(self, to: *mut u16, v: Self::I);
+    /// 16 numbers of 16 bits, each in the low half of a lane; the others are 0.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_halves(self, from: *const u16) -> Self::I;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a + b` of 32 bits.
+    fn iadd(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a − b` of 32 bits.
+    fn isub(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The larger of 32 bits without sign.
+    fn imax_u(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Shifts of 32 bits by a constant: to the left, to the right with zeros, and with the sign.
+    fn shl(self, a: Self::I, n: u32) -> Self::I;
+    fn shr(self, a: Self::I, n: u32) -> Self::I;
+    fn sar(self, a: Self::I, n: u32) -> Self::I;
+    /// The same of 16 bits.
+    fn shl16(self, a: Self::I, n: u32) -> Self::I;
+    fn shr16(self, a: Self::I, n: u32) -> Self::I;
+    fn sar16(self, a: Self::I, n: u32) -> Self::I;
+    /// `a + b` of 16 bits.
+    fn add16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Products of 16 bits with sign, two neighbours added.
+    fn madd16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The largest of the lanes without sign, and the sum of the lanes, of four vectors.
+    fn fold4_max_u(self, v: [Self::I; 4]) -> [u32; 4];
+    fn fold4_add(self, v: [Self::I; 4]) -> [i32; 4];
+
+    /// Four bytes for each of 16 lanes as products of bytes take them.
+    type Quads: Copy;
+    /// Bytes without sign.
+    fn quads_u(self, v: Self::I) -> Self::Quads;
+    /// Bytes with a sign.
+    fn quads_i(self, v: Self::I) -> Self::Quads;
+    /// `sums + u · i`, summed over the four bytes of each lane. Exact.
+    fn dot_quads(self, sums: Self::I, u: Self::Quads, i: Self::Quads) -> Self::I;
+
+    /// Products of codes of four bits (0 to 15) with bytes (-127 to 127), over half a group: 32-bit sums, or pairs of
+    /// 16-bit ones. Begins with zeros; takes up to 4 quads.
+    fn dot_codes(self, sums: Self::I, codes: Self::I, bytes: Self::I) -> Self::I;
+    /// `begin + first · step₀ + last · step₁` of two such sums; `steps` has both in every lane, in the halves of 32 bits. Wraps.
+    fn join_codes(self, first: Self::I, last: Self::I, steps: Self::I, begin: Self::I) -> Self::I;
+
+    /// Two bf16 for each of 16 lanes as products take them.
+    type Pairs: Copy;
+    fn pairs(self, v: Self::I) -> Self::Pairs;
+    /// `sums + a · b`: first the products of the high halves, then of the low ones; `vdpbf16ps` where the set has it, which
+    /// gives the same but for numbers that are not normal.
+    fn dot_pairs(self, sums: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
+    /// Rounded to bf16 (ties to even), each in the low half of a lane; the others are 0. NaN stays one.
+    fn round_bf16(self, v: Self::F) -> Self::I;
+}
+
+/// Makes copies of a kernel for the instruction sets named, best first, and picks the first that may be used; arrays
+/// ([`Portable`]) serve where none of them is.
+///
+/// `compiled! { fn name[declared generics][their names](args…) -> ret = body for [Set, …]; }` makes `name(isa, args…)`; the body is
+/// `#[inline(always)] fn body<S: Simd, declared generics>(set: S, args…) -> ret`.
+macro_rules! compiled {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident ($($args:tt)*) $(-> $ret:ty)? = $body:ident for [$($set:ident),*];) => {
+        $crate::simd::compiled! {
+            $(#[$meta])* $vis fn $name [] [] ($($args)*) $(-> $ret)? = $body for [$($set),*];
+        }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident [$($declared:tt)*] $used:tt ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident for [$($set:ident),*];) => {
+        $(#[$meta])*
+        #[inline]
+        $vis fn $name <$($declared)*> (isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+            $crate::simd::each_set! { isa [$($set),*] [$($declared)*] $used ($($arg: $ty),*) [$($ret)?] $body }
+            let _ = isa;
+            $crate::simd::call!($body, $crate::simd::Portable, $used, ($($arg),*))
+        }
+    };
+}
+pub(crate) use compiled;
+
+/// [`compiled!`], for one set after the other.
+macro_rules! each_set {
+    ($isa:ident [] $($rest:tt)*) => {};
+    ($isa:ident [$set:ident $(, $more:ident)*] $declared:tt $used:tt ($($arg:ident : $ty:ty),*) $ret:tt $body:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        if $isa.has($crate::isa::Set::$set) {
+            $crate::simd::on_set! { $set $declared $used ($($arg: $ty),*) $ret $body }
+            // SAFETY: an `Isa` names only sets that the processor has.
+            return unsafe { $crate::simd::call!(on_set, $used, ($($arg),*)) };
+        }
+        $crate::simd::each_set! { $isa [$($more),*] $declared $used ($($arg: $ty),*) $ret $body }
+    };
+}
+pub(crate) use each_set;
+
+/// Calls a function with the generics that [`compiled!`] was given, after the set if one comes first.
+macro_rules! call {
+    ($f:ident, $set:expr, [$($used:ident),*], ($($arg:ident),*)) => { $f::<_, $($used),*>($set, $($arg),*) };
+    ($f:ident, [$($used:ident),*], ($($arg:ident),*)) => { $f::<$($used),*>($($arg),*) };
+}
+pub(crate) use call;
+
+/// The function `on_set`: a body compiled for one set.
+#[cfg(target_arch = "x86_64")]
+macro_rules! on_set {
+    (Avx2 $($rest:tt)*) => { $crate::simd::on_set! { @ "avx2,fma,f16c", Avx2 $($rest)* } };
+    (AvxVnni $($rest:tt)*) => { $crate::simd::on_set! { @ "avx2,fma,f16c,avxvnni", AvxVnni $($rest)* } };
+    (Avx512 $($rest:tt)*) => { $crate::simd::on_set! { @ "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c", Avx512 $($rest)* } };
+    (Avx512Vnni $($rest:tt)*) => {
+        $crate::simd::on_set! { @ "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c", Avx512Vnni $($rest)* }
+    };
+    (Avx512Icl $($rest:tt)*) => {
+        $crate::simd::on_set! { @ "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,fma,f16c", Avx512Icl $($rest)* }
+    };
+    (Avx512Bf16 $($rest:tt)*) => {
+        $crate::simd::on_set! { @ "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,f16c", Avx512Bf16 $($rest)* }
+    };
+    (@ $features:literal, $set:ident [$($declared:tt)*] $used:tt ($($arg:ident : $ty:ty),*) [$($ret:ty)?] $body:ident) => {
+        /// # Safety
+        /// The processor has the set.
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn on_set<$($declared)*>($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: by contract.
+            let set = unsafe { $crate::simd::$set::new() };
+            $crate::simd::call!($body, set, $used, ($($arg),*))
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use on_set;

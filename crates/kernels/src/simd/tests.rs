@@ -1,0 +1,143 @@
+//! Every set against arrays.
+
+use super::*;
+use crate::isa::Isa;
+
+/// Numbers of all kinds: small and large, halves, infinite.
+fn numbers(seed: u32) -> [f32; LANES] {
+    std::array::from_fn(|i| {
+        let x = (i as u32 + 1).wrapping_mul(seed.wrapping_mul(2_654_435_761) | 1);
+        let small = (x >> 9) as f32 / 65536.0 - 64.0;
+        match x % 7 {
+            0 => small.round() + 0.5,
+            1 => small * 1e-6,
+            2 => small * 1e5,
+            _ => small,
+        }
+    })
+}
+
+fn words(seed: u32) -> [i32; LANES] {
+    std::array::from_fn(|i| {
+        (i as u32 + 3).wrapping_mul(seed.wrapping_mul(2_246_822_519) | 1).rotate_left(i as u32) as i32
+    })
+}
+
+/// What all operations make of some operands.
+#[inline(always)]
+fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<[i32; LANES]>) {
+    let (a, b, c) = (numbers(seed), numbers(seed + 1), numbers(seed + 2));
+    let (x, y) = (words(seed), words(seed + 1));
+    // SAFETY: all pointers are to whole vectors.
+    unsafe {
+        let [fa, fb, fc] = [s.load(a.as_ptr()), s.load(b.as_ptr()), s.load(c.as_ptr())];
+        let [ix, iy] = [s.iload(x.as_ptr().cast()), s.iload(y.as_ptr().cast())];
+        let mut put = |v: S::F| {
+            let mut out = [0.0f32; LANES];
+            s.store(out.as_mut_ptr(), v);
+            floats.push(out.map(f32::to_bits));
+        };
+        put(s.add(fa, fb));
+        put(s.sub(fa, fb));
+        put(s.mul(fa, fb));
+        put(s.max(fa, fb));
+        put(s.min(fa, fb));
+        put(s.round(fa));
+        put(s.from_int(ix));
+        put(s.from_bits(s.bits(fc)));
+        put(s.select(s.lt(fa, fb), fa, fc));
+        put(s.select(s.mask(0xa5c3), fa, fc));
+        put(s.splat(s.sum(fa)));
+        put(s.splat(s.largest(fb)));
+        put(s.load_first(a.as_ptr(), seed as usize % 17));
+        let whole = s.round(s.mul(fa, s.splat(0.5)));
+        put(s.scale(fb, s.max(s.splat(-100.0), s.min(s.splat(100.0), whole))));
+        let mut halves = [0u16; LANES];
+        s.store_f16(halves.as_mut_ptr(), fa);
+        put(s.load_f16(halves.as_ptr()));
+        let mut first = a;
+        s.store_first(first.as_mut_ptr(), fb, seed as usize % 17);
+        put(s.load(first.as_ptr()));
+        // One rounding or two: to be compared where products are exact.
+        let small = s.round(fa);
+        put(s.fma(small, small, small));
+        put(s.fms(small, small, small));
+        let pairs = |v: S::F| s.pairs(s.or(s.round_bf16(v), s.shl(s.round_bf16(v), 16)));
+        put(s.dot_pairs(s.zero(), pairs(s.splat(3.0)), pairs(small)));
+        let mut put = |v: S::I| {
+            let mut out = [0; LANES];
+            s.istore(out.as_mut_ptr().cast(), v);
+            ints.push(out);
+        };
+        put(s.to_int(fa));
+        put(s.to_int(s.mul(fa, s.splat(1e9))));
+        put(s.and(ix, iy));
+        put(s.or(ix, iy));
+        put(s.xor(ix, iy));
+        put(s.iadd(ix, iy));
+        put(s.isub(ix, iy));
+        put(s.imax_u(ix, iy));
+        put(s.shl(ix, 5));
+        put(s.shr(ix, 5));
+        put(s.sar(ix, 5));
+        put(s.shl16(ix, 3));
+        put(s.shr16(ix, 3));
+        put(s.sar16(ix, 3));
+        put(s.add16(ix, iy));
+        put(s.madd16(ix, iy));
+        put(s.isplat(seed as i32));
+        let four = [ix, iy, s.xor(ix, iy), s.iadd(ix, iy)];
+        for lane in s.fold4_max_u(four) {
+            put(s.isplat(lane as i32));
+        }
+        for lane in s.fold4_add(four) {
+            put(s.isplat(lane));
+        }
+        put(s.dot_quads(ix, s.quads_u(ix), s.quads_i(iy)));
+        put(s.round_bf16(fa));
+        put(s.round_bf16(s.splat(f32::INFINITY)));
+        let nan = s.round_bf16(s.splat(f32::NAN));
+        put(s.and(nan, s.isplat(0x7fc0)));
+        // The largest that half a group may have.
+        let codes = s.and(ix, s.isplat(0x0f0f_0f0f));
+        for (codes, byte) in [(codes, 127), (s.isplat(0x0f0f_0f0f), 127), (s.isplat(0x0f0f_0f0f), -127)] {
+            let bytes = s.isplat(i32::from_le_bytes([byte as u8; 4]));
+            let mut sums = s.izero();
+            for _ in 0..4 {
+                sums = s.dot_codes(sums, codes, bytes);
+            }
+            put(s.join_codes(sums, sums, s.isplat(32767 | 16384 << 16), s.isplat(seed as i32)));
+        }
+        let mut bytes = [0u8; LANES];
+        s.store_low_bytes(bytes.as_mut_ptr(), ix);
+        ints.push(bytes.map(i32::from));
+        s.store_low_halves(halves.as_mut_ptr(), iy);
+        ints.push(halves.map(i32::from));
+        let mut out = [0; LANES];
+        s.istore(out.as_mut_ptr().cast(), s.load_halves(halves.as_ptr()));
+        ints.push(out);
+    }
+}
+
+compiled! {
+    fn all_on(seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<[i32; LANES]>) = all
+        for [Avx512Bf16, Avx512Icl, Avx512Vnni, Avx512, AvxVnni, Avx2];
+}
+
+#[test]
+fn every_set_does_what_arrays_do() {
+    for seed in 1..200 {
+        let (mut floats, mut ints) = (Vec::new(), Vec::new());
+        all(Portable, seed, &mut floats, &mut ints);
+        for isa in Isa::available() {
+            let (mut own_floats, mut own_ints) = (Vec::new(), Vec::new());
+            all_on(isa, seed, &mut own_floats, &mut own_ints);
+            for (i, (own, expected)) in own_floats.iter().zip(&floats).enumerate() {
+                assert_eq!(own.map(f32::from_bits), expected.map(f32::from_bits), "{isa}, {seed}, operation {i}");
+            }
+            for (i, (own, expected)) in own_ints.iter().zip(&ints).enumerate() {
+                assert_eq!(own, expected, "{isa}, {seed}, operation {i} of integers");
+            }
+        }
+    }
+}
