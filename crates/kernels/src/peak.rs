@@ -81,7 +81,7 @@ pub(crate) fn bf16_is_fast(isa: Isa) -> bool {
 compiled! {
     /// So many vectors of products.
     fn products(product: Product, rounds: usize) = products_body
-        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2];
+        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
 }
 
 #[inline(always)]

@@ -24,7 +24,8 @@ impl ActivationKind {
     /// What this processor multiplies fastest, with codes or with other weights.
     pub fn fastest(codes: bool) -> Self {
         let isa = Isa::best();
-        if codes && isa.has(crate::isa::Set::Avx2) {
+        // Where compilers must find them, products of bytes are slower than others.
+        if codes && cfg!(target_arch = "x86_64") {
             Self::Bytes
         } else if crate::peak::bf16_is_fast(isa) {
             Self::Bf16
@@ -343,12 +344,12 @@ thread_local! {
 compiled! {
     /// Rounds groups to bf16; their sums are of what they are then.
     fn round_to_words(x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) = words_body
-        for [Avx512Bf16, Avx512, Avx2];
+        for [Avx512Bf16, Avx512, Avx2, Sse2];
 }
 compiled! {
     /// Groups as f32, rounded to bf16 or not, and their sums.
     fn put_floats(round: bool, x: &[[f32; GROUP]], out: &mut [[f32; GROUP]], sums: &mut [f32]) = floats_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]

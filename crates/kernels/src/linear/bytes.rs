@@ -77,7 +77,7 @@ pub(super) fn round_groups_to_bytes(
 compiled! {
     /// Rounds two groups to bytes.
     pub(super) fn round_two(x: [&[f32; GROUP]; 2], bytes: [&mut [i8; GROUP]; 2], headers: [&mut GroupHeader; 2]) = round_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 // Lanes are indexed; iterators would hide that.

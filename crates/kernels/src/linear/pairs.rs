@@ -571,5 +571,5 @@ compiled! {
 compiled! {
     /// The same with inputs in f32.
     pub(super) fn multiply_floats(matrix: &Packed, tile: &[u8], room: (&mut [u8], &mut [f32]), rows: &Rows<'_>, out: &Target<'_>) = floats_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }

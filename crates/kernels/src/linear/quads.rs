@@ -342,7 +342,7 @@ fn stored_body<S: Simd>(s: S, format: CodeFormat, tile: &[u8], rows: &Rows<'_>, 
 compiled! {
     /// A tile as it is stored against few rows. `out` has the rows, and the format counts from its lowest code.
     pub(super) fn multiply_stored(format: CodeFormat, tile: &[u8], rows: &Rows<'_>, out: &Target<'_>) = stored_body
-        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2];
+        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
 }
 
 /// Room that a tile needs when it is turned: bytes of codes, and numbers for scales and minimums.
@@ -399,5 +399,5 @@ compiled! {
     /// A tile against many rows: turned first, into the room given ([`turned_room`]). `out` has the rows, and the format counts from
     /// its lowest code.
     pub(super) fn multiply_turned(format: CodeFormat, tile: &[u8], room: (&mut [u8], &mut [f32]), rows: &Rows<'_>, out: &Target<'_>) = turned_body
-        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2];
+        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
 }

@@ -14,6 +14,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod sse2;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,8 @@ pub(crate) use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni};
 pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use sse2::Sse2;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -204,8 +208,12 @@ macro_rules! compiled {
         #[inline]
         $vis fn $name <$($declared)*> (isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
             $crate::simd::each_set! { isa [$($set),*] [$($declared)*] $used ($($arg: $ty),*) [$($ret)?] $body }
-            let _ = isa;
-            $crate::simd::call!($body, $crate::simd::Portable, $used, ($($arg),*))
+            // Nothing is left where the target guarantees a set.
+            #[allow(unreachable_code)]
+            {
+                let _ = isa;
+                $crate::simd::call!($body, $crate::simd::Portable, $used, ($($arg),*))
+            }
         }
     };
 }
@@ -214,6 +222,15 @@ pub(crate) use compiled;
 /// [`compiled!`], for one set after the other.
 macro_rules! each_set {
     ($isa:ident [] $($rest:tt)*) => {};
+    // What is left: no other set may be used, and every x86-64 processor has it.
+    ($isa:ident [Sse2] $declared:tt $used:tt ($($arg:ident : $ty:ty),*) $ret:tt $body:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: part of x86-64.
+            let set = unsafe { $crate::simd::Sse2::new() };
+            return $crate::simd::call!($body, set, $used, ($($arg),*));
+        }
+    };
     ($isa:ident [$set:ident $(, $more:ident)*] $declared:tt $used:tt ($($arg:ident : $ty:ty),*) $ret:tt $body:ident) => {
         #[cfg(target_arch = "x86_64")]
         if $isa.has($crate::isa::Set::$set) {
