@@ -13,14 +13,17 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod lanes;
 mod portable;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tile;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni};
+pub(crate) use lanes::Lanes;
 pub(crate) use portable::Portable;
 
 /// Lanes of a vector.
