@@ -2,36 +2,9 @@
 //! finished softmax weights. The weights of a row are known when its last block was seen, so scores are
 //! computed once more, a block at a time; no matrix of them ever exists.
 
-use super::exp2::exp2;
-use super::tile;
-use super::{BlockScratch, KvBlock, LANES, Part, QueryRows, ROWS, score, turn_rows};
-use crate::elementwise::soft_cap;
-use crate::isa::{Isa, dispatch_on, mul_add};
+use super::{BlockScratch, KvBlock, Pass, Plan, QueryRows, passes, weigh};
+use crate::isa::Isa;
 use crate::softmax::OnlineSoftmax;
-
-dispatch_on! {
-    /// `columns[t] += Σ_i e^(scores[i, t] − max_i) / sum_i` over the tokens that row i sees, in order of rows.
-    fn add_weights_on(part: &Part, visible: &[(usize, usize); ROWS], scores: &[f32], states: &[OnlineSoftmax], columns: &mut [f32]) = add_weights_body;
-}
-
-#[inline(always)]
-fn add_weights_body<const FMA: bool>(
-    part: &Part,
-    visible: &[(usize, usize); ROWS],
-    scores: &[f32],
-    states: &[OnlineSoftmax],
-    columns: &mut [f32],
-) {
-    let &Part { n, tokens, .. } = part;
-    for (i, state) in states.iter().enumerate().take(n) {
-        let (from, to) = visible[i];
-        let (row, share) = (&scores[i * tokens..(i + 1) * tokens], state.normaliser());
-        for (column, score) in columns[from..to].iter_mut().zip(&row[from..to]) {
-            let weight = exp2::<FMA>((score - state.max) * std::f32::consts::LOG2_E);
-            *column = mul_add::<FMA>(weight, share, *column);
-        }
-    }
-}
 
 /// Adds what each token of a block gets of the attention of the query rows, whose softmax over all blocks is finished:
 /// `columns[t] += Σ_rows weight(row, t)`. Weights are those of [`super::attend_block`], as its products
@@ -58,35 +31,17 @@ fn add_columns_on(
     columns: &mut [f32],
     scratch: &mut BlockScratch,
 ) {
-    let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
+    let (rows, filled) = (queries.num(), block.filled);
     if rows == 0 || filled == 0 {
         return;
     }
-    let isa = super::check(isa, queries, block);
     assert!(states.len() >= rows && columns.len() >= filled, "{} columns", columns.len());
-    let tokens = filled.next_multiple_of(LANES);
-    scratch.begin(dim, tokens);
-    let plan = tile::Plan::for_keys(isa, queries, block);
-    tile::prepare(isa, &plan, block, dim, scratch);
-    for first in (0..rows).step_by(ROWS) {
-        let n = ROWS.min(rows - first);
-        let visible = queries.visible(first, n, filled);
-        let (from, to) = (visible[0].0, visible[n - 1].1);
-        if from >= to {
-            continue;
-        }
-        let vectors = (from / LANES, to.div_ceil(LANES));
-        turn_rows(isa, &plan, queries, (first, n), scratch);
-        let part = Part { dim, n, tokens, vectors, from, to };
-        score(isa, &plan, &part, block, scratch);
-        let scores = &mut scratch.scores.as_mut_slice()[..n * tokens];
-        if let Some(cap) = queries.cap {
-            for row in scores.chunks_exact_mut(tokens) {
-                soft_cap(&mut row[vectors.0 * LANES..vectors.1 * LANES], cap);
-            }
-        }
-        add_weights_on(isa, &part, &visible, scores, &states[first..first + n], columns);
-    }
+    let columns = &mut columns[..filled];
+    let plan = Plan::new(isa, queries, block);
+    passes(isa, &plan, queries, block, &mut scratch.passes, |Pass { first, part, visible, scores }| {
+        let states = &states[first..first + part.n];
+        weigh::add_weights(isa, &part, visible, scores, states, columns);
+    });
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Joins the online softmax of two ranges of tokens.
 
-use super::exp2::exp2;
+use super::weigh::exp2_of_one;
 use crate::isa::{dispatch, mul_add};
 use crate::softmax::OnlineSoftmax;
 
@@ -27,7 +27,7 @@ pub fn merge_rows(
             continue;
         }
         let [own, new] =
-            [state.max, other.max].map(|m| exp2::<false>((m - max) * std::f32::consts::LOG2_E));
+            [state.max, other.max].map(|m| exp2_of_one((m - max) * std::f32::consts::LOG2_E));
         *state = OnlineSoftmax { max, sum: state.sum * own + other.sum * new };
         join(sums, own, other_sums, new);
     }

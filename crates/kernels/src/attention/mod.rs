@@ -13,6 +13,8 @@
 //! **Products.** Where they are of bf16, queries, keys, weights and values are rounded to it, two channels of a score
 //! or two tokens of a mixed value are taken at a time, and tiles hold such pairs; sums stay in f32, in the same order,
 //! so that all of this holds for them too. Processors without such products use those of f32.
+//!
+//! Every stage is one function, generic over the set and over what products are of (`kind.rs`).
 
 // Register blocks are indexed by (row, column); iterators would hide that.
 #![allow(clippy::needless_range_loop)]
@@ -20,20 +22,23 @@
 use half::f16;
 
 use crate::elementwise::{scale_in_place, soft_cap};
-use crate::isa::{Isa, Set};
+use crate::isa::Isa;
+use crate::simd::tile::Meanwhile;
 use crate::softmax::OnlineSoftmax;
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod columns;
-mod exp2;
+mod fetch;
+mod kind;
 mod merge;
-mod portable;
+mod mix;
+mod score;
 mod tile;
+mod weigh;
 
 pub use columns::add_columns;
+use fetch::Fetch;
 pub use merge::merge_rows;
-use tile::Lines;
+use tile::{Lines, Plan};
 
 /// Tokens of a vector of scores.
 const LANES: usize = 16;
@@ -41,9 +46,6 @@ const LANES: usize = 16;
 /// Query rows that pass through rotation, scores, softmax and values together: 12 × 2 vectors of scores
 /// fill the registers, and what they leave between the stages stays in L1.
 const ROWS: usize = 12;
-
-/// Most rows for which f16 keys are transposed in registers.
-const FEW_ROWS: usize = 8;
 
 /// Rows `[tokens, dim]` of keys or of values, as stored.
 #[derive(Debug, Clone, Copy)]
@@ -137,31 +139,27 @@ impl QueryRows<'_> {
 /// One thread's buffers for [`attend_block`].
 #[derive(Debug, Default)]
 pub struct BlockScratch {
+    values: Lines, // [tokens, dim]
+    passes: PassScratch,
+}
+
+/// The same for [`passes`].
+#[derive(Debug, Default)]
+struct PassScratch {
     keys: Lines,    // [dim, tokens]
-    values: Lines,  // [tokens, dim]
-    rows: Lines,    // [tokens, dim], keys as f32 before they are transposed
     queries: Lines, // [ROWS, dim]
-    pairs: Lines,   // [ROWS, dim / 2], queries as pairs of bf16
     scores: Lines,  // [ROWS, tokens]
 }
 
 impl BlockScratch {
-    /// Room for what every block needs.
-    fn begin(&mut self, dim: usize, tokens: usize) {
-        self.queries.resize(ROWS * dim);
-        self.scores.resize(ROWS * tokens);
-        self.pairs.resize(ROWS * dim / 2);
-    }
-
     /// Makes room for blocks of `tokens` rows of `dim` channels, so that [`attend_block`] need not.
     pub fn reserve(&mut self, tokens: usize, dim: usize) {
         let tokens = tokens.next_multiple_of(LANES);
-        for tile in [&mut self.keys, &mut self.values, &mut self.rows] {
-            tile.resize(tokens * dim);
-        }
-        self.queries.resize(ROWS * dim);
-        self.pairs.resize(ROWS * dim / 2);
-        self.scores.resize(ROWS * tokens);
+        let PassScratch { keys, queries, scores } = &mut self.passes;
+        self.values.resize(tokens * dim.next_multiple_of(LANES));
+        keys.resize(tokens * dim);
+        queries.resize(ROWS * dim);
+        scores.resize(ROWS * tokens);
     }
 }
 
@@ -192,7 +190,7 @@ fn attend_block_on(
     stride: usize,
     scratch: &mut BlockScratch,
 ) {
-    let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
+    let (rows, filled) = (queries.num(), block.filled);
     if rows == 0 || filled == 0 {
         return;
     }
@@ -201,14 +199,53 @@ fn attend_block_on(
     assert!(stride >= at + value_dim, "{value_dim} channels at {at} of {stride}");
     assert!(sums.len() >= rows * stride, "sums are {}", sums.len());
     assert!(states.len() >= rows);
-    let isa = check(isa, queries, block);
+    let BlockScratch { values, passes: scratch } = scratch;
+    let plan = Plan::new(isa, queries, block);
+    let values = tile::values(isa, &plan, block, values);
+    passes(isa, &plan, queries, block, scratch, |Pass { first, part, visible, scores }| {
+        let n = part.n;
+        let mut factors = [1.0; ROWS];
+        let states = &mut states[first..first + n];
+        weigh::weigh(isa, plan.pairs, &part, visible, scores, states, &mut factors);
+        let sums = &mut sums[first * stride..(first + n) * stride];
+        if stride > value_dim {
+            for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
+                scale_in_place(&mut row[..at], factor);
+                scale_in_place(&mut row[at + value_dim..], factor);
+            }
+        }
+        let part = Part { dim: value_dim, ..part };
+        mix::mix(isa, plan.pairs, &part, scores, &factors, values, &mut sums[at..], stride);
+    });
+}
+
+/// Some rows' scores of a block, on their way.
+struct Pass<'a> {
+    first: usize,
+    part: Part,
+    visible: &'a [(usize, usize); ROWS],
+    /// `[n, tokens]`.
+    scores: &'a mut [f32],
+}
+
+/// Computes scores of all rows that see anything of a block, some rows at a time.
+fn passes(
+    isa: Isa,
+    plan: &Plan,
+    queries: &QueryRows<'_>,
+    block: &KvBlock<'_>,
+    scratch: &mut PassScratch,
+    mut pass: impl FnMut(Pass<'_>),
+) {
+    let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
+    check(queries, block);
     let tokens = filled.next_multiple_of(LANES);
-    scratch.begin(dim, tokens);
-    let plan = tile::Plan::new(isa, queries, block);
-    tile::prepare(isa, &plan, block, dim, scratch);
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) && !plan.keys_in_registers {
-        block.next.into_iter().for_each(avx512::fetch);
+    let PassScratch { keys, queries: turned, scores } = scratch;
+    turned.resize(ROWS * dim);
+    scores.resize(ROWS * tokens);
+    let keys = tile::keys(isa, plan, block, dim, keys);
+    if !plan.keys_in_registers {
+        block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
     }
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
@@ -219,31 +256,22 @@ fn attend_block_on(
         }
         // Whole vectors that anybody sees.
         let vectors = (from / LANES, to.div_ceil(LANES));
-        turn_rows(isa, &plan, queries, (first, n), scratch);
+        let by = score::Turn { first, group: queries.group, angles: queries.turn };
+        let rows = &queries.rows[first * dim..(first + n) * dim];
+        score::turn(isa, plan.pairs, rows, dim, by, turned.as_mut_slice());
         let part = Part { dim, n, tokens, vectors, from, to };
-        score(isa, &plan, &part, block, scratch);
-        let scores = &mut scratch.scores.as_mut_slice()[..n * tokens];
+        let scores = &mut scores.as_mut_slice()[..n * tokens];
+        score::score(isa, plan.pairs, &part, keys, turned.as_slice(), scores);
         if let Some(cap) = queries.cap {
             for row in scores.chunks_exact_mut(tokens) {
                 soft_cap(&mut row[vectors.0 * LANES..vectors.1 * LANES], cap);
             }
         }
-        let mut factors = [1.0; ROWS];
-        weigh(isa, &plan, &part, &visible, scores, &mut states[first..first + n], &mut factors);
-        let sums = &mut sums[first * stride..(first + n) * stride];
-        if stride > value_dim {
-            for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
-                scale_in_place(&mut row[..at], factor);
-                scale_in_place(&mut row[at + value_dim..], factor);
-            }
-        }
-        let part = Part { dim: value_dim, ..part };
-        mix(isa, &plan, &part, block, &factors, scratch, &mut sums[at..], stride);
+        pass(Pass { first, part, visible: &visible, scores });
     }
 }
 
-/// Checks shapes, and returns the instruction set that can do them.
-fn check(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Isa {
+fn check(queries: &QueryRows<'_>, block: &KvBlock<'_>) {
     let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
     let capacity = block.keys.len() / dim;
     assert!(filled <= capacity, "{filled} tokens in a block for {capacity}");
@@ -252,9 +280,6 @@ fn check(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Isa {
         let needed = rows.div_ceil(queries.group) * (dim / 2);
         assert!(dim.is_multiple_of(2) && cos.len() >= needed && sin.len() >= needed, "rotations");
     }
-    // The AVX-512 way is for whole vectors of channels, and for masks of 64 tokens.
-    let whole = dim.is_multiple_of(LANES) && block.value_dim.is_multiple_of(LANES) && filled <= 64;
-    if whole { isa } else { isa.without_avx512() }
 }
 
 /// Some rows against some of a block's tokens.
@@ -269,146 +294,6 @@ struct Part {
     /// Tokens that some row sees.
     from: usize,
     to: usize,
-}
-
-/// Rotated rows `first .. first + n`, in the form that products of scores read.
-fn turn_rows(
-    isa: Isa,
-    plan: &tile::Plan,
-    queries: &QueryRows<'_>,
-    (first, n): (usize, usize),
-    scratch: &mut BlockScratch,
-) {
-    let dim = queries.dim;
-    let rows = &queries.rows[first * dim..(first + n) * dim];
-    let place = (first, queries.group);
-    #[cfg(target_arch = "x86_64")]
-    if plan.pairs {
-        let out = &mut scratch.pairs.halves_mut()[..n * dim];
-        match queries.turn {
-            Some((cos, sin)) if dim.is_multiple_of(2 * LANES) => {
-                avx512::turn(rows, place, dim, cos, sin, &mut avx512::Turned::Bf16(out));
-            }
-            Some((cos, sin)) => {
-                let turned = &mut scratch.queries.as_mut_slice()[..n * dim];
-                portable::turn_on(isa, rows, place, dim, cos, sin, turned);
-                avx512::round(turned, out);
-            }
-            None => avx512::round(rows, out),
-        }
-        return;
-    }
-    let _ = plan;
-    let out = &mut scratch.queries.as_mut_slice()[..n * dim];
-    let Some((cos, sin)) = queries.turn else {
-        out.copy_from_slice(rows);
-        return;
-    };
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) && dim.is_multiple_of(2 * LANES) {
-        avx512::turn(rows, place, dim, cos, sin, &mut avx512::Turned::F32(out));
-        return;
-    }
-    portable::turn_on(isa, rows, place, dim, cos, sin, out);
-}
-
-/// Scores of a part's rows, in its vectors.
-fn score(
-    isa: Isa,
-    plan: &tile::Plan,
-    part: &Part,
-    block: &KvBlock<'_>,
-    scratch: &mut BlockScratch,
-) {
-    let BlockScratch { keys, queries, pairs, scores, .. } = scratch;
-    let (queries, scores) = (queries.as_slice(), scores.as_mut_slice());
-    #[cfg(target_arch = "x86_64")]
-    if plan.pairs {
-        let queries = pairs.words();
-        match (plan.keys_in_registers, block.keys) {
-            (true, StoredRows::F16(stored)) => {
-                avx512::scores_of_stored_pairs(part, stored, queries, scores, block.next[0]);
-            }
-            _ => avx512::scores_of_pairs(part, keys.words(), queries, scores),
-        }
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        match (plan.keys_in_registers, block.keys) {
-            (true, StoredRows::F16(stored)) => {
-                avx512::scores_of_stored(part, stored, queries, scores, block.next[0]);
-            }
-            _ => avx512::scores_of_tile(part, keys.as_slice(), queries, scores),
-        }
-        return;
-    }
-    portable::scores_on(isa, part, keys.as_slice(), queries, scores);
-}
-
-/// Turns scores into weights (in place; as bf16 they take the first half of a row's vectors); `factors` become what the rows' sums are to be multiplied with.
-fn weigh(
-    isa: Isa,
-    plan: &tile::Plan,
-    part: &Part,
-    visible: &[(usize, usize); ROWS],
-    scores: &mut [f32],
-    states: &mut [OnlineSoftmax],
-    factors: &mut [f32; ROWS],
-) {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        avx512::weights(plan.pairs, part, visible, scores, states, factors);
-        return;
-    }
-    let _ = plan;
-    portable::weights_on(isa, part, visible, scores, states, factors);
-}
-
-/// Adds the weighted values to the rows' sums.
-#[allow(clippy::too_many_arguments)]
-fn mix(
-    isa: Isa,
-    plan: &tile::Plan,
-    part: &Part,
-    block: &KvBlock<'_>,
-    factors: &[f32; ROWS],
-    scratch: &BlockScratch,
-    sums: &mut [f32],
-    stride: usize,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if plan.pairs {
-        let weights = scratch.scores.words();
-        match (plan.values_in_registers, block.values) {
-            (true, StoredRows::F16(stored)) => {
-                let next = if plan.keys_in_registers { block.next[1] } else { &[] };
-                avx512::mix_stored_pairs(part, weights, factors, stored, sums, stride, next);
-            }
-            _ => {
-                let values = scratch.values.words();
-                avx512::mix_pairs(part, weights, factors, values, sums, stride);
-            }
-        }
-        return;
-    }
-    let scores = scratch.scores.as_slice();
-    let values = match block.values {
-        StoredRows::F32(rows) => rows,
-        StoredRows::F16(_) => scratch.values.as_slice(),
-    };
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        match (plan.values_in_registers, block.values) {
-            (true, StoredRows::F16(stored)) => {
-                let next = if plan.keys_in_registers { block.next[1] } else { &[] };
-                avx512::mix(part, scores, factors, stored, sums, stride, next);
-            }
-            _ => avx512::mix(part, scores, factors, values, sums, stride, &[]),
-        }
-        return;
-    }
-    portable::mix_on(isa, part, scores, factors, values, sums, stride);
 }
 
 #[cfg(test)]

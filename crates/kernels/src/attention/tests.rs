@@ -1,6 +1,7 @@
 use super::*;
 use crate::convert::f32_to_f16;
 use crate::gemm::tests::values;
+use crate::isa::Set;
 
 /// One call's operands.
 struct Case {
@@ -101,10 +102,9 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
 /// Normalised output by the definition, in f64, with operands rounded as products of the case round them; but
 /// not weights.
 fn exact(isa: Isa, case: &Case) -> Vec<f64> {
-    let rounds = isa.has(Set::Avx512)
-        && case.products == Products::Bf16
+    let rounds = case.products == Products::Bf16
         && case.dim.is_multiple_of(LANES)
-        && tile::has_bf16();
+        && tile::has_bf16(isa);
     let round = |x: f64| if rounds { half::bf16::from_f32(x as f32).to_f64() } else { x };
     let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
     let rows = values(tokens * group * dim, 1);
@@ -162,6 +162,8 @@ fn cases() -> Vec<Case> {
         Case { dim: 256, group: 4, ..base() },
         Case { dim: 20, tokens: 3, ..base() },
         Case { tokens: 4, capacity: 24, filled: 19, ..base() },
+        Case { dim: 36, tokens: 2, capacity: 80, filled: 75, offset: 100, ..base() },
+        Case { tokens: 6, capacity: 96, filled: 90, offset: 120, window: Some(77), ..base() },
     ];
     let single = cases.iter().map(|case| Case { half: false, ..*case }).collect::<Vec<_>>();
     cases.extend(single);
@@ -205,11 +207,59 @@ fn rows_do_not_depend_on_the_batch_or_on_storage() {
 
 #[test]
 fn fused_paths_agree_bit_for_bit() {
-    if Isa::best().has(Set::Avx512) {
-        let exact = |case: &Case| case.products == Products::F32;
+    let exact = |case: &Case| case.products == Products::F32;
+    let fused = Isa::available().into_iter().filter(|isa| isa.has(Set::Avx2));
+    for isa in fused {
         for (i, case) in cases().into_iter().filter(exact).enumerate() {
             let (all, case) = (0..case.tokens, &case);
-            assert_eq!(run(Isa::best(), case, all.clone()), run(Isa::best().without_avx512(), case, all), "case {i}");
+            let expected = run(Isa::best(), case, all.clone());
+            assert_eq!(run(isa, case, all), expected, "{isa} case {i}");
+        }
+    }
+}
+
+/// Products of pairs are exact in f32, so that arrays need no FMA to give the same bits.
+#[test]
+fn pairs_are_alike_on_all_sets() {
+    let (dim, n, tokens) = (48, 5, 32);
+    let mut halves = vec![f16::ZERO; tokens * dim];
+    f32_to_f16(&values(tokens * dim, 3), &mut halves);
+    let wide: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+    let (rows, begin) = (values(n * dim, 4), values(n * dim, 5));
+    let part = Part { dim, n, tokens, vectors: (0, 2), from: 2, to: 28 };
+    let factors = [0.5; ROWS];
+    let by = score::Turn { first: 0, group: 1, angles: None };
+    let on = |isa: Isa, stored: bool, rows_of: StoredRows<'_>| {
+        let mut turned = vec![0.0; n * dim / 2];
+        score::turn(isa, true, &rows, dim, by, &mut turned);
+        let shape = (tokens, dim);
+        let (mut keys, mut mixed) = (vec![0.0; dim / 2 * tokens], vec![0.0; tokens / 2 * dim]);
+        tile::transpose(isa, true, rows_of, shape, tokens, &mut keys);
+        tile::widen(isa, true, rows_of, shape, &mut mixed);
+        let (keys, mixed) = match stored {
+            true => (score::Keys::Stored(&halves, &[]), mix::Values::Stored(&halves, &[])),
+            false => (score::Keys::Tile(&keys), mix::Values::Tile(&mixed, dim)),
+        };
+        let mut scores = vec![0.0; n * tokens];
+        score::score(isa, true, &part, keys, &turned, &mut scores);
+        let first = scores.clone();
+        // Weights that no set rounds differently.
+        let ones = half::bf16::from_f32(0.75).to_bits();
+        scores.fill(f32::from_bits(u32::from(ones) << 16 | u32::from(ones)));
+        let mut sums = begin.clone();
+        mix::mix(isa, true, &part, &scores, &factors, mixed, &mut sums, dim);
+        (first, sums)
+    };
+    let expected = on(Isa::BASELINE, false, StoredRows::F16(&halves));
+    let exact: f32 = rows[..dim].iter().zip(&wide).map(|(a, b)| a * b).sum();
+    assert!((expected.0[0] - exact).abs() < 0.05, "{} {exact}", expected.0[0]);
+    for isa in [Isa::BASELINE, Isa::best()] {
+        for (stored, rows) in [
+            (true, StoredRows::F16(&halves)),
+            (false, StoredRows::F16(&halves)),
+            (false, StoredRows::F32(&wide)),
+        ] {
+            assert_eq!(on(isa, stored, rows), expected, "{isa} {stored}");
         }
     }
 }
@@ -219,13 +269,12 @@ fn exp2_is_accurate() {
     for i in 0..=130_000 {
         let x = -i as f32 * 1e-3;
         let exact = f64::from(x).exp2();
-        for got in [exp2::exp2::<true>(x), exp2::exp2::<false>(x)] {
-            assert!((f64::from(got) - exact).abs() <= exact * 2e-7 + 1.2e-38, "2^{x}: {got}");
-        }
+        let got = weigh::exp2_of_one(x);
+        assert!((f64::from(got) - exact).abs() <= exact * 2e-7 + 1.2e-38, "2^{x}: {got}");
     }
-    assert_eq!(exp2::exp2::<true>(0.0), 1.0);
-    assert_eq!(exp2::exp2::<true>(f32::NEG_INFINITY), 0.0);
-    assert!(exp2::exp2::<true>(f32::NAN).is_nan());
+    assert_eq!(weigh::exp2_of_one(0.0), 1.0);
+    assert_eq!(weigh::exp2_of_one(f32::NEG_INFINITY), 0.0);
+    assert!(weigh::exp2_of_one(f32::NAN).is_nan());
 }
 
 #[test]

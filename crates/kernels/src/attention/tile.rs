@@ -1,10 +1,11 @@
-//! Tiles of keys and values, in f32 or in pairs of bf16.
+//! How a block is read: as it is stored, or from tiles of keys and values in f32 or in pairs of bf16.
 
-use half::f16;
-
-use super::{BlockScratch, FEW_ROWS, KvBlock, LANES, Products, QueryRows, StoredRows};
-use crate::convert::f16_to_f32;
+use super::kind::{Element, Kind, by_kind};
+use super::mix::Values;
+use super::score::Keys;
+use super::{KvBlock, LANES, Products, QueryRows, StoredRows};
 use crate::isa::{Isa, Set};
+use crate::simd::Lanes;
 
 /// Floats that begin on a cache line.
 #[derive(Debug, Default)]
@@ -39,31 +40,6 @@ impl Lines {
     }
 }
 
-/// The same as words: pairs of bf16.
-#[cfg(target_arch = "x86_64")]
-impl Lines {
-    #[inline]
-    pub(super) fn words(&self) -> &[u32] {
-        let floats = self.as_slice();
-        // SAFETY: words are as long and as aligned as floats, and any bits are good.
-        unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
-    }
-
-    #[inline]
-    pub(super) fn words_mut(&mut self) -> &mut [u32] {
-        let floats = self.as_mut_slice();
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
-    }
-
-    #[inline]
-    pub(super) fn halves_mut(&mut self) -> &mut [u16] {
-        let floats = self.as_mut_slice();
-        // SAFETY: as above; twice as many halves fill the same bytes.
-        unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), 2 * floats.len()) }
-    }
-}
-
 /// How a block is read.
 pub(super) struct Plan {
     /// Products are of pairs of bf16.
@@ -77,137 +53,173 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
         let capacity = (block.keys.len() / queries.dim).min(block.values.len() / block.value_dim);
-        let few = isa.has(Set::Avx512) && queries.num() <= FEW_ROWS;
+        let few = queries.num() <= few_rows(isa);
         let halves = |rows| matches!(rows, StoredRows::F16(_));
-        // Keys are read 32 at a time.
-        let readable = block.filled.next_multiple_of(2 * LANES) <= capacity;
+        let [keys, values] = [queries.dim, block.value_dim].map(|dim| dim.is_multiple_of(LANES));
         Self {
-            pairs: isa.has(Set::Avx512) && queries.products == Products::Bf16 && has_bf16(),
-            keys_in_registers: few && halves(block.keys) && readable,
-            values_in_registers: few && halves(block.values),
+            pairs: queries.products == Products::Bf16 && has_bf16(isa) && keys && values,
+            keys_in_registers: few
+                && halves(block.keys)
+                && keys
+                && block.filled.next_multiple_of(LANES) <= capacity,
+            values_in_registers: few && halves(block.values) && values,
         }
     }
+}
 
-    /// The same where values are not read.
-    pub(super) fn for_keys(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
-        Self { values_in_registers: true, ..Self::new(isa, queries, block) }
+/// Whether products of bf16 are there and worth it.
+#[inline]
+pub(super) fn has_bf16(isa: Isa) -> bool {
+    isa.has(Set::Avx512Bf16)
+}
+
+/// Most rows for which f16 is widened in registers, again for every few of them.
+fn few_rows(isa: Isa) -> usize {
+    match isa {
+        isa if isa.has(Set::Avx512) => 8,
+        isa if isa.has(Set::Avx2) => 6,
+        // Conversion is slow.
+        _ => 0,
     }
 }
 
-/// Whether the processor has products of bf16.
-#[inline]
-pub(super) fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return Isa::best().has(Set::Avx512Bf16);
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// Fills the tiles that the plan needs.
-pub(super) fn prepare(
+/// Keys of a block for products with rows that pass.
+pub(super) fn keys<'a>(
     isa: Isa,
     plan: &Plan,
-    block: &KvBlock<'_>,
+    block: &KvBlock<'a>,
     dim: usize,
-    scratch: &mut BlockScratch,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if plan.pairs {
-        prepare_pairs(plan, block, dim, scratch);
-        return;
-    }
-    let BlockScratch { keys, values, rows, .. } = scratch;
-    if let (false, StoredRows::F16(stored)) = (plan.values_in_registers, block.values) {
-        let filled = block.filled * block.value_dim;
-        values.resize(filled);
-        widen(isa, &stored[..filled], values.as_mut_slice());
-    }
-    let filled = block.filled * dim;
-    if plan.keys_in_registers {
-        return;
-    }
+    scratch: &'a mut Lines,
+) -> Keys<'a> {
     let tokens = block.filled.next_multiple_of(LANES);
-    keys.resize(dim * tokens);
-    let keys = keys.as_mut_slice();
-    #[cfg(target_arch = "x86_64")]
-    if let (true, StoredRows::F16(stored)) = (isa.has(Set::Avx512), block.keys)
-        && stored.len() >= tokens * dim
-    {
-        super::avx512::transpose_stored(stored, dim, tokens, keys);
-        return;
-    }
-    let rows: &[f32] = match block.keys {
-        StoredRows::F32(rows) => rows,
-        StoredRows::F16(stored) => {
-            rows.resize(filled);
-            widen(isa, &stored[..filled], rows.as_mut_slice())
-        }
-    };
-    transpose(isa, rows, (block.filled, dim), tokens, keys);
-}
-
-/// The same with products of bf16.
-#[cfg(target_arch = "x86_64")]
-fn prepare_pairs(plan: &Plan, block: &KvBlock<'_>, dim: usize, scratch: &mut BlockScratch) {
-    use super::avx512::{pair_keys, pair_values, round};
-    let BlockScratch { keys, values, rows, .. } = scratch;
-    let (shape, tokens) = ((block.filled, dim), block.filled.next_multiple_of(LANES));
-    if !plan.values_in_registers {
-        let shape = (block.filled, block.value_dim);
-        values.resize(block.filled.div_ceil(2) * block.value_dim);
-        match block.values {
-            StoredRows::F16(stored) => pair_values(stored, shape, values.words_mut()),
-            StoredRows::F32(stored) => pair_values(stored, shape, values.words_mut()),
-        }
-    }
-    if plan.keys_in_registers {
-        return;
-    }
-    keys.resize(dim / 2 * tokens);
     match block.keys {
-        StoredRows::F16(stored) => {
-            let bits: &[u16] = half::slice::HalfFloatSliceExt::reinterpret_cast(stored);
-            pair_keys::<true>(bits, shape, tokens, keys.words_mut());
+        StoredRows::F16(rows) if plan.keys_in_registers => {
+            return Keys::Stored(&rows[..tokens * dim], block.next[0]);
         }
-        StoredRows::F32(stored) => {
-            rows.resize(block.filled * dim / 2);
-            let rounded = &mut rows.halves_mut()[..block.filled * dim];
-            round(&stored[..block.filled * dim], rounded);
-            pair_keys::<false>(rounded, shape, tokens, keys.words_mut());
+        rows => {
+            scratch.resize(tokens * dim);
+            transpose(isa, plan.pairs, rows, (block.filled, dim), tokens, scratch.as_mut_slice());
         }
     }
+    Keys::Tile(scratch.as_slice())
 }
 
-/// The first rows as f32.
-fn widen<'a>(isa: Isa, stored: &[f16], rows: &'a mut [f32]) -> &'a [f32] {
-    let rows = &mut rows[..stored.len()];
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) && stored.len().is_multiple_of(LANES) {
-        super::avx512::widen(stored, rows);
-        return rows;
-    }
-    let _ = isa;
-    f16_to_f32(stored, rows);
-    rows
-}
-
-/// `out[c, t] = rows[t, c]` for `t < filled`; `out`: `[dim, tokens]`, other columns become anything.
-fn transpose(
+/// Values of a block.
+pub(super) fn values<'a>(
     isa: Isa,
-    rows: &[f32],
+    plan: &Plan,
+    block: &KvBlock<'a>,
+    scratch: &'a mut Lines,
+) -> Values<'a> {
+    let dim = block.value_dim;
+    let stride = dim.next_multiple_of(LANES);
+    match block.values {
+        StoredRows::F16(rows) if plan.values_in_registers => {
+            let next = if plan.keys_in_registers { block.next[1] } else { &[] };
+            return Values::Stored(rows, next);
+        }
+        StoredRows::F32(rows) if !plan.pairs && stride == dim => return Values::Tile(rows, dim),
+        rows => {
+            scratch.resize(block.filled * stride);
+            widen(isa, plan.pairs, rows, (block.filled, dim), scratch.as_mut_slice());
+        }
+    }
+    Values::Tile(scratch.as_slice(), stride)
+}
+
+by_kind! {
+    /// Keys `[filled, dim]` as a tile of words, `[dim / depth, tokens]`. Columns beyond `filled` become anything.
+    fn transpose(rows: StoredRows<'_>, shape: (usize, usize), tokens: usize, out: &mut [f32]) = transpose_body;
+}
+
+#[inline(always)]
+fn transpose_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: StoredRows<'_>,
+    shape: (usize, usize),
+    tokens: usize,
+    out: &mut [f32],
+) {
+    match rows {
+        StoredRows::F16(rows) => transpose_rows(s, kind, rows, shape, tokens, out),
+        StoredRows::F32(rows) => transpose_rows(s, kind, rows, shape, tokens, out),
+    }
+}
+
+#[inline(always)]
+fn transpose_rows<S: Lanes, T: Element>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: &[T],
     (filled, dim): (usize, usize),
     tokens: usize,
     out: &mut [f32],
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) && dim.is_multiple_of(4) {
-        super::avx512::transpose(rows, (filled, dim), tokens, out);
-        return;
+    assert!(filled > 0 && filled <= tokens && tokens.is_multiple_of(LANES));
+    assert!(rows.len() >= filled * dim && out.len() >= dim / kind.depth() * tokens);
+    let whole = dim - dim % 8;
+    for t in (0..filled).step_by(LANES) {
+        for c in (0..whole).step_by(8) {
+            // SAFETY: rows are not read past the last filled one, and a vector from `t` on of the words of 8 channels is
+            // inside `out`.
+            unsafe {
+                let rows = rows.as_ptr().add(t * dim + c);
+                let out = out.as_mut_ptr().add(c / kind.depth() * tokens + t);
+                kind.put_keys(s, (rows, dim), filled - t, (out, tokens));
+            }
+        }
     }
-    let _ = isa;
-    for (c, out) in out.chunks_exact_mut(tokens).take(dim).enumerate() {
-        for (t, out) in out.iter_mut().take(filled).enumerate() {
-            *out = rows[t * dim + c];
+    // Products of pairs are for whole vectors only.
+    for c in whole..dim {
+        for t in 0..filled {
+            out[c * tokens + t] = rows[t * dim + c].widen();
+        }
+    }
+}
+
+by_kind! {
+    /// Values `[filled, dim]` as words, `[filled / depth, dim in whole vectors]`.
+    fn widen(rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32]) = widen_body;
+}
+
+#[inline(always)]
+fn widen_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: StoredRows<'_>,
+    shape: (usize, usize),
+    out: &mut [f32],
+) {
+    match rows {
+        StoredRows::F16(rows) => widen_rows(s, kind, rows, shape, out),
+        StoredRows::F32(rows) => widen_rows(s, kind, rows, shape, out),
+    }
+}
+
+#[inline(always)]
+fn widen_rows<S: Lanes, T: Element>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: &[T],
+    (filled, dim): (usize, usize),
+    out: &mut [f32],
+) {
+    let (depth, stride) = (kind.depth(), dim.next_multiple_of(LANES));
+    assert!(rows.len() >= filled * dim && out.len() >= filled.div_ceil(depth) * stride);
+    let whole = dim - dim % LANES;
+    for t in (0..filled).step_by(depth) {
+        for d in (0..whole).step_by(LANES) {
+            // SAFETY: a vector from `d` on of token `t`, and of the next if it is there, and its place.
+            unsafe {
+                let rows = rows.as_ptr().add(t * dim + d);
+                let out = out.as_mut_ptr().add(t / depth * stride + d);
+                kind.put_values(s, rows, dim, t + 1 < filled, out);
+            }
+        }
+        // Products of pairs are for whole vectors only.
+        for d in whole..dim {
+            out[t * stride + d] = rows[t * dim + d].widen();
         }
     }
 }

@@ -1,0 +1,359 @@
+//! What differs between products of f32 and products of two bf16: how rows that are stored become operands.
+
+use half::f16;
+
+use super::LANES;
+use crate::simd::Lanes;
+use crate::simd::tile::{Meanwhile, Pairs, Product, Single, Vectors, accumulate};
+
+/// What rows are stored as.
+pub(super) trait Element: Copy {
+    fn widen(self) -> f32;
+
+    /// A vector.
+    ///
+    /// # Safety
+    /// 16 elements are readable.
+    unsafe fn load<S: Lanes>(s: S, from: *const Self) -> S::F;
+
+    /// 8 channels of 16 tokens, as [`Lanes::halves8`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn channels8<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::F; 8];
+
+    /// The same in 4 pairs of bf16.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn pairs4<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::I; 4] {
+        // SAFETY: by contract.
+        let [a, b, c, d, e, f, g, h] = unsafe { Self::channels8(s, rows, stride, n) };
+        [s.join(a, b), s.join(c, d), s.join(e, f), s.join(g, h)]
+    }
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(s: S, from: *const Self) -> S::F {
+        // SAFETY: by contract.
+        unsafe { s.load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn channels8<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::F; 8] {
+        let rows: *const u32 = rows.cast();
+        // SAFETY: by contract.
+        let [a, b, c, d] = unsafe { s.words4(rows, stride, n) };
+        // SAFETY: by contract.
+        let [e, f, g, h] = unsafe { s.words4(rows.add(4), stride, n) };
+        let (low, high) = ([a, b, c, d], [e, f, g, h]);
+        let mut out = [s.zero(); 8];
+        for c in 0..4 {
+            out[c] = s.from_bits(low[c]);
+            out[4 + c] = s.from_bits(high[c]);
+        }
+        out
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(s: S, from: *const Self) -> S::F {
+        // SAFETY: by contract.
+        unsafe { s.load_f16(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn channels8<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::F; 8] {
+        // SAFETY: by contract.
+        unsafe { s.halves8(rows.cast(), stride, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs4<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::I; 4] {
+        // SAFETY: by contract; the stride is even, as 8 channels are.
+        let [a, b, c, d] = unsafe { s.words4(rows.cast(), stride / 2, n) };
+        [s.narrowed(a), s.narrowed(b), s.narrowed(c), s.narrowed(d)]
+    }
+}
+
+/// R rows of NV vectors of sums.
+type Sums<S, const R: usize, const NV: usize> = [[<S as crate::simd::Simd>::F; NV]; R];
+
+/// What products are of, and how stored rows become that.
+pub(super) trait Kind<S: Lanes>: Product<S> {
+    /// Products of R query rows with 16 NV keys as they are stored, `[tokens, dim]`, transposed in registers.
+    /// `dim` is a multiple of 8; `queries` are in words, `dim / depth` a row.
+    ///
+    /// # Safety
+    /// Keys and queries exist.
+    unsafe fn stored_keys<const R: usize, const NV: usize>(
+        self,
+        s: S,
+        keys: (*const f16, usize),
+        queries: *const f32,
+        meanwhile: &mut impl Meanwhile,
+    ) -> Sums<S, R, NV>;
+
+    /// Adds products of R rows of weights with NV vectors of values as they are stored to `sums`: words `begin .. end`
+    /// of the tokens. `weights`: rows of words, and what lies between them.
+    ///
+    /// # Safety
+    /// Weights and values exist.
+    unsafe fn stored_values<const R: usize, const NV: usize>(
+        self,
+        s: S,
+        values: StoredValues,
+        range: (usize, usize),
+        weights: (*const f32, usize),
+        meanwhile: &mut impl Meanwhile,
+        sums: Sums<S, R, NV>,
+    ) -> Sums<S, R, NV>;
+
+    /// 8 channels of 16 tokens into a tile of words, `[dim / depth, tokens]`. Tokens from `n` on are the last again.
+    ///
+    /// # Safety
+    /// As for [`Lanes::halves8`]; `out` takes a vector of each row.
+    unsafe fn put_keys<T: Element>(
+        self,
+        s: S,
+        rows: (*const T, usize),
+        n: usize,
+        out: (*mut f32, usize),
+    );
+
+    /// A vector of one word's tokens: the second is there if `both`.
+    ///
+    /// # Safety
+    /// 16 elements are readable of each token, and 16 words writable.
+    unsafe fn put_values<T: Element>(
+        self,
+        s: S,
+        first: *const T,
+        dim: usize,
+        both: bool,
+        out: *mut f32,
+    );
+}
+
+/// Keys `[tokens, dim]` in f16, transposed on the way.
+#[derive(Clone, Copy)]
+struct Transposed {
+    keys: *const f16,
+    dim: usize,
+}
+
+impl<S: Lanes, const NV: usize> Vectors<S, Single, NV, 8> for Transposed {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Single, k: usize) -> [[S::F; NV]; 8] {
+        let mut out = [[s.zero(); NV]; 8];
+        for v in 0..NV {
+            // SAFETY: by contract.
+            let channels = unsafe {
+                let rows = self.keys.add(v * LANES * self.dim + k);
+                f16::channels8(s, rows, self.dim, LANES)
+            };
+            for c in 0..8 {
+                out[c][v] = channels[c];
+            }
+        }
+        out
+    }
+}
+
+impl<S: Lanes, const NV: usize> Vectors<S, Pairs, NV, 4> for Transposed {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Pairs, k: usize) -> [[S::Pairs; NV]; 4] {
+        let mut out = [[s.pairs(s.izero()); NV]; 4];
+        for v in 0..NV {
+            // SAFETY: by contract.
+            let pairs = unsafe {
+                let rows = self.keys.add(v * LANES * self.dim + 2 * k);
+                f16::pairs4(s, rows, self.dim, LANES)
+            };
+            for c in 0..4 {
+                out[c][v] = s.pairs(pairs[c]);
+            }
+        }
+        out
+    }
+}
+
+/// Values `[tokens, dim]` in f16, from one channel on.
+#[derive(Clone, Copy)]
+pub(super) struct StoredValues {
+    pub(super) from: *const f16,
+    pub(super) dim: usize,
+    /// Tokens that are there.
+    pub(super) tokens: usize,
+}
+
+impl<S: Lanes, const NV: usize> Vectors<S, Single, NV, 1> for StoredValues {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Single, k: usize) -> [[S::F; NV]; 1] {
+        let mut out = [s.zero(); NV];
+        for v in 0..NV {
+            // SAFETY: by contract.
+            out[v] = unsafe { f16::load(s, self.from.add(k * self.dim + v * LANES)) };
+        }
+        [out]
+    }
+}
+
+impl<S: Lanes, const NV: usize> Vectors<S, Pairs, NV, 1> for StoredValues {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Pairs, k: usize) -> [[S::Pairs; NV]; 1] {
+        let mut out = [s.pairs(s.izero()); NV];
+        let both = 2 * k + 1 < self.tokens;
+        for v in 0..NV {
+            // SAFETY: by contract.
+            unsafe {
+                let first = self.from.add(2 * k * self.dim + v * LANES);
+                let second = if both { f16::load(s, first.add(self.dim)) } else { s.zero() };
+                out[v] = s.pairs(s.join(f16::load(s, first), second));
+            }
+        }
+        [out]
+    }
+}
+
+/// What both kinds do by [`accumulate`], with vectors of their own.
+macro_rules! stored {
+    () => {
+        #[inline(always)]
+        unsafe fn stored_keys<const R: usize, const NV: usize>(
+            self,
+            s: S,
+            (keys, dim): (*const f16, usize),
+            queries: *const f32,
+            meanwhile: &mut impl Meanwhile,
+        ) -> Sums<S, R, NV> {
+            let words = dim / <Self as Product<S>>::depth(self);
+            let (keys, sums) = (Transposed { keys, dim }, [[s.zero(); NV]; R]);
+            // SAFETY: by contract.
+            unsafe { accumulate((s, self), keys, (0, words), (queries, words), meanwhile, sums) }
+        }
+
+        #[inline(always)]
+        unsafe fn stored_values<const R: usize, const NV: usize>(
+            self,
+            s: S,
+            values: StoredValues,
+            range: (usize, usize),
+            weights: (*const f32, usize),
+            meanwhile: &mut impl Meanwhile,
+            sums: Sums<S, R, NV>,
+        ) -> Sums<S, R, NV> {
+            // SAFETY: by contract.
+            unsafe { accumulate((s, self), values, range, weights, meanwhile, sums) }
+        }
+    };
+}
+
+impl<S: Lanes> Kind<S> for Single {
+    stored! {}
+
+    #[inline(always)]
+    unsafe fn put_keys<T: Element>(
+        self,
+        s: S,
+        (rows, stride): (*const T, usize),
+        n: usize,
+        (out, tokens): (*mut f32, usize),
+    ) {
+        // SAFETY: by contract.
+        unsafe {
+            let channels = T::channels8(s, rows, stride, n);
+            for c in 0..8 {
+                s.store(out.add(c * tokens), channels[c]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_values<T: Element>(
+        self,
+        s: S,
+        first: *const T,
+        _dim: usize,
+        _both: bool,
+        out: *mut f32,
+    ) {
+        // SAFETY: by contract.
+        unsafe { s.store(out, T::load(s, first)) }
+    }
+}
+
+impl<S: Lanes> Kind<S> for Pairs {
+    stored! {}
+
+    #[inline(always)]
+    unsafe fn put_keys<T: Element>(
+        self,
+        s: S,
+        (rows, stride): (*const T, usize),
+        n: usize,
+        (out, tokens): (*mut f32, usize),
+    ) {
+        // SAFETY: by contract.
+        unsafe {
+            let pairs = T::pairs4(s, rows, stride, n);
+            for c in 0..4 {
+                s.istore(out.add(c * tokens).cast(), pairs[c]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_values<T: Element>(
+        self,
+        s: S,
+        first: *const T,
+        dim: usize,
+        both: bool,
+        out: *mut f32,
+    ) {
+        // SAFETY: by contract.
+        unsafe {
+            let second = if both { T::load(s, first.add(dim)) } else { s.zero() };
+            s.istore(out.cast(), s.join(T::load(s, first), second));
+        }
+    }
+}
+
+/// Compiles a function for both kinds of products: `name(isa, pairs, args…)`. Its body is
+/// `fn body<S: Lanes>(set: S, kind: impl Kind<S>, args…)`.
+macro_rules! by_kind {
+    ($(#[$meta:meta])* fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) = $body:ident;) => {
+        $(#[$meta])*
+        #[inline]
+        #[allow(clippy::too_many_arguments)]
+        pub(super) fn $name(isa: $crate::isa::Isa, pairs: bool, $($arg: $ty),*) {
+            $crate::simd::compiled! {
+                #[allow(clippy::too_many_arguments)]
+                fn of_single(kind: $crate::simd::tile::Single, $($arg: $ty),*) = $body for [Avx512, Avx2];
+            }
+            $crate::simd::compiled! {
+                #[allow(clippy::too_many_arguments)]
+                fn of_pairs(kind: $crate::simd::tile::Pairs, $($arg: $ty),*) = $body for [Avx512Bf16];
+            }
+            match pairs {
+                true => of_pairs(isa, $crate::simd::tile::Pairs, $($arg),*),
+                false => of_single(isa, $crate::simd::tile::Single, $($arg),*),
+            }
+        }
+    };
+}
+pub(super) use by_kind;

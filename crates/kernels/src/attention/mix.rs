@@ -1,0 +1,110 @@
+//! Weighted values.
+
+use half::f16;
+
+use super::fetch::Fetch;
+use super::kind::{Kind, StoredValues, by_kind};
+use super::{LANES, Part, ROWS};
+use crate::simd::Lanes;
+use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
+
+/// Values that sums are of.
+#[derive(Clone, Copy)]
+pub(super) enum Values<'a> {
+    /// As they are stored, `[tokens, dim]`, `dim` in whole vectors. Bytes to fetch meanwhile.
+    Stored(&'a [f16], &'a [u8]),
+    /// In words, `[tokens / depth, stride]`, in whole vectors.
+    Tile(&'a [f32], usize),
+}
+
+by_kind! {
+    /// `sums[i] = sums[i] · factors[i] + Σ_t weights[i, t] · values[t]`. `weights`: what [`super::weigh`] leaves.
+    fn mix(part: &Part, weights: &[f32], factors: &[f32; ROWS], values: Values<'_>, sums: &mut [f32], stride: usize) = mix_body;
+}
+
+#[inline(always)]
+fn mix_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    part: &Part,
+    weights: &[f32],
+    factors: &[f32; ROWS],
+    values: Values<'_>,
+    sums: &mut [f32],
+    stride: usize,
+) {
+    let &Part { dim, n, tokens, vectors, from, to } = part;
+    let depth = kind.depth();
+    assert!(n > 0 && n <= ROWS && stride >= dim && to <= tokens && vectors.0 * LANES <= from);
+    assert!(weights.len() >= n * tokens && sums.len() >= (n - 1) * stride + dim);
+    let range = (from / depth, to.div_ceil(depth));
+    let sums = sums.as_mut_ptr();
+    // SAFETY: a row's first weight is that of vector `vectors.0`, so that of word `range.0` is inside the row.
+    let weights = unsafe { weights.as_ptr().add(vectors.0 * LANES - vectors.0 * LANES / depth) };
+    let weights = |first: usize| (weights.wrapping_add(first * tokens), tokens);
+    match values {
+        Values::Stored(values, next) => {
+            assert!(dim.is_multiple_of(LANES) && values.len() >= to * dim);
+            let tiles = (dim / LANES).div_ceil(tile::at_once::<S>(n).min(4));
+            let mut next = Fetch::new(next, (range.1 - range.0) * tiles);
+            // SAFETY: the asserts cover tokens `from .. to` of NV vectors, and rows `first .. first + R` of weights and
+            // sums.
+            tiles!(S, n, dim / LANES, |R, first, NV, v| unsafe {
+                let from = values.as_ptr().add(v * LANES);
+                let values = StoredValues { from, dim, tokens: to };
+                let at = sums.add(first * stride + v * LANES);
+                let begin = begin::<S, R, NV>(s, at, stride, factors.as_ptr().add(first));
+                let of = kind.stored_values(s, values, range, weights(first), &mut next, begin);
+                tile::store(s, of, at, stride);
+            });
+        }
+        Values::Tile(values, step) => {
+            assert!(step >= dim.next_multiple_of(LANES) && values.len() >= range.1 * step);
+            let values = |v: usize| {
+                let from = values.as_ptr().wrapping_add(v * LANES);
+                Matrix { from, step, pitch: LANES }
+            };
+            // SAFETY: as above.
+            tiles!(S, n, dim / LANES, |R, first, NV, v| unsafe {
+                let at = sums.add(first * stride + v * LANES);
+                let begin = begin::<S, R, NV>(s, at, stride, factors.as_ptr().add(first));
+                let of = accumulate((s, kind), values(v), range, weights(first), &mut (), begin);
+                tile::store(s, of, at, stride);
+            });
+            let (whole, left) = (dim / LANES, dim % LANES);
+            if left > 0 {
+                by_rows!(S, 1, n, [1], |R, first| unsafe {
+                    let at = sums.add(first * stride + whole * LANES);
+                    let begin = s.mul(s.load_first(at, left), s.splat(factors[first]));
+                    let (values, begin) = (values(whole), [[begin]; R]);
+                    let of = accumulate((s, kind), values, range, weights(first), &mut (), begin);
+                    s.store_first(at, of[0][0], left);
+                });
+            }
+        }
+    }
+}
+
+/// R rows of NV vectors of sums so far, times their factors.
+///
+/// # Safety
+/// They are readable, a row every `stride`.
+#[inline(always)]
+unsafe fn begin<S: Lanes, const R: usize, const NV: usize>(
+    s: S,
+    from: *const f32,
+    stride: usize,
+    factors: *const f32,
+) -> [[S::F; NV]; R] {
+    let mut sums = [[s.zero(); NV]; R];
+    for r in 0..R {
+        // SAFETY: by contract.
+        unsafe {
+            let factor = s.splat(*factors.add(r));
+            for v in 0..NV {
+                sums[r][v] = s.mul(s.load(from.add(r * stride + v * LANES)), factor);
+            }
+        }
+    }
+    sums
+}

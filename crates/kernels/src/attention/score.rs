@@ -1,0 +1,152 @@
+//! Query rows in the form that products read, and their products with keys.
+
+use half::f16;
+
+use super::fetch::Fetch;
+use super::kind::{Kind, by_kind};
+use super::{LANES, Part};
+use crate::simd::Lanes;
+use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
+
+/// Rotations of rows.
+#[derive(Clone, Copy)]
+pub(super) struct Turn<'a> {
+    /// Number of the first row.
+    pub(super) first: usize,
+    /// Rows that share a token.
+    pub(super) group: usize,
+    /// Cosines and sines, `[tokens, dim / 2]` each, from row 0's token on; if none, rows stay as they are.
+    pub(super) angles: Option<(&'a [f32], &'a [f32])>,
+}
+
+by_kind! {
+    /// Rotates rows `[n, dim]` of a head's queries into words: `[n, dim / depth]`.
+    fn turn(rows: &[f32], dim: usize, by: Turn<'_>, out: &mut [f32]) = turn_body;
+}
+
+#[inline(always)]
+fn turn_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: &[f32],
+    dim: usize,
+    by: Turn<'_>,
+    out: &mut [f32],
+) {
+    let (words, half) = (dim / kind.depth(), dim / 2);
+    assert!(dim.is_multiple_of(kind.depth()) && out.len() >= rows.len() / dim * words);
+    let (mut token, mut member) = (by.first / by.group, by.first % by.group);
+    for (row, out) in rows.chunks_exact(dim).zip(out.chunks_exact_mut(words)) {
+        let (row, out) = (row.as_ptr(), out.as_mut_ptr());
+        // SAFETY: elements below `dim` of a row, and below `half` of its token's angles.
+        unsafe {
+            if let Some((cos, sin)) = by.angles {
+                let cos = cos[token * half..(token + 1) * half].as_ptr();
+                let sin = sin[token * half..(token + 1) * half].as_ptr();
+                let mut i = 0;
+                while i + LANES <= half {
+                    let [a, b] = [s.load(row.add(i)), s.load(row.add(half + i))];
+                    let [x, y] = turned(s, [a, b], [s.load(cos.add(i)), s.load(sin.add(i))]);
+                    kind.put(s, out, i, x, LANES);
+                    kind.put(s, out, half + i, y, LANES);
+                    i += LANES;
+                }
+                if i < half {
+                    let n = half - i;
+                    let [a, b] = [s.load_first(row.add(i), n), s.load_first(row.add(half + i), n)];
+                    let [c, d] = [s.load_first(cos.add(i), n), s.load_first(sin.add(i), n)];
+                    let [x, y] = turned(s, [a, b], [c, d]);
+                    kind.put(s, out, i, x, n);
+                    kind.put(s, out, half + i, y, n);
+                }
+            } else {
+                for i in (0..dim).step_by(LANES) {
+                    let n = LANES.min(dim - i);
+                    kind.put(s, out, i, s.load_first(row.add(i), n), n);
+                }
+            }
+        }
+        member += 1;
+        if member == by.group {
+            (token, member) = (token + 1, 0);
+        }
+    }
+}
+
+/// Pairs of channels by an angle's cosine and sine.
+#[inline(always)]
+pub(crate) fn turned<S: Lanes>(s: S, [a, b]: [S::F; 2], [cos, sin]: [S::F; 2]) -> [S::F; 2] {
+    [s.fms(a, cos, s.mul(b, sin)), s.fma(b, cos, s.mul(a, sin))]
+}
+
+/// Keys that scores are computed from.
+#[derive(Clone, Copy)]
+pub(super) enum Keys<'a> {
+    /// As they are stored, `[tokens, dim]`: whole vectors of tokens are there. Bytes to fetch meanwhile.
+    Stored(&'a [f16], &'a [u8]),
+    /// Transposed, in words: `[dim / depth, tokens]`.
+    Tile(&'a [f32]),
+}
+
+by_kind! {
+    /// Scores of a part's rows in its vectors: `scores[i, t] = Σ_c queries[i, c] · keys[c, t]`. `queries`: what
+    /// [`turn`] gives.
+    fn score(part: &Part, keys: Keys<'_>, queries: &[f32], scores: &mut [f32]) = score_body;
+}
+
+#[inline(always)]
+fn score_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    part: &Part,
+    keys: Keys<'_>,
+    queries: &[f32],
+    scores: &mut [f32],
+) {
+    let &Part { dim, n, tokens, vectors, .. } = part;
+    let words = dim / kind.depth();
+    assert!(vectors.1 * LANES <= tokens && queries.len() >= n * words);
+    assert!(scores.len() >= n * tokens);
+    let (queries, scores) = (queries.as_ptr(), scores.as_mut_ptr());
+    match keys {
+        Keys::Stored(keys, next) => {
+            assert!(dim.is_multiple_of(8) && keys.len() >= vectors.1 * LANES * dim);
+            let most = if S::WIDE { 2 } else { 1 };
+            let mut next = Fetch::new(next, (vectors.1 - vectors.0).div_ceil(most) * dim / 8);
+            let mut v = vectors.0;
+            while v < vectors.1 {
+                // SAFETY: the asserts cover one or two vectors of keys from `v` on, and rows `first .. first + R` of
+                // queries and of scores.
+                let keys = unsafe { (keys.as_ptr().add(v * LANES * dim), dim) };
+                if most == 2 && v + 2 <= vectors.1 {
+                    by_rows!(S, 2, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
+                        let queries = queries.add(first * words);
+                        let sums = kind.stored_keys::<R, 2>(s, keys, queries, &mut next);
+                        tile::store(s, sums, scores.add(first * tokens + v * LANES), tokens);
+                    });
+                    v += 2;
+                } else {
+                    by_rows!(S, 1, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
+                        let queries = queries.add(first * words);
+                        let sums = kind.stored_keys::<R, 1>(s, keys, queries, &mut next);
+                        tile::store(s, sums, scores.add(first * tokens + v * LANES), tokens);
+                    });
+                    v += 1;
+                }
+            }
+        }
+        Keys::Tile(keys) => {
+            assert!(keys.len() >= tokens * words);
+            // SAFETY: the assert covers `words` rows of `tokens` keys, of which NV vectors from `at` on are read, and
+            // the others rows `first .. first + R` of queries and scores.
+            tiles!(S, n, vectors.1 - vectors.0, |R, first, NV, v| unsafe {
+                let at = (vectors.0 + v) * LANES;
+                let keys = Matrix { from: keys.as_ptr().add(at), step: tokens, pitch: LANES };
+                let queries = (queries.add(first * words), words);
+                let sums = [[s.zero(); NV]; R];
+                let sums = accumulate((s, kind), keys, (0, words), queries, &mut (), sums);
+                tile::store(s, sums, scores.add(first * tokens + at), tokens);
+            });
+        }
+    }
+}
