@@ -15,8 +15,30 @@ use super::Simd;
 pub(crate) const BYTES: usize = 64;
 
 /// A table of levels, repeated to the length that look-ups take, whatever their number.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Table(pub(crate) [i8; BYTES]);
+
+/// A table of up to 64 numbers of 16 bits, also by their bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Words {
+    pub(crate) words: [i16; BYTES],
+    low: Table,
+    high: Table,
+}
+
+impl Words {
+    pub(crate) const fn new(words: [i16; BYTES]) -> Self {
+        let (mut low, mut high) = ([0; BYTES], [0; BYTES]);
+        let mut i = 0;
+        while i < BYTES {
+            (low[i], high[i]) = (words[i] as i8, (words[i] >> 8) as i8);
+            i += 1;
+        }
+        Self { words, low: Table(low), high: Table(high) }
+    }
+}
 
 /// See the module's documentation.
 pub(crate) trait Bytes: Simd {
@@ -97,6 +119,11 @@ pub(crate) trait Bytes: Simd {
     fn zip16<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
     fn zip32<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
     fn zip64<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 32 bytes, and as many zeros.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_half(self, from: *const u8) -> Self::I;
     /// Quarters `stride` bytes apart.
     ///
     /// # Safety
@@ -119,6 +146,14 @@ pub(crate) trait Bytes: Simd {
     fn table(self, table: &Table) -> [Self::I; 4];
     /// Elements of a table of `N`: 16, 32 or 64. Indices are smaller.
     fn look_up<const N: usize>(self, table: [Self::I; 4], at: Self::I) -> Self::I;
+    /// Numbers of 16 bits of a table of `N`: 16, 32 or 64. Indices, of 16 bits, are smaller.
+    #[inline(always)]
+    fn look_up16<const N: usize>(self, table: &Words, at: Self::I) -> Self::I {
+        // Where indices have their high bytes there is element 0, which goes away.
+        let low = self.look_up::<N>(self.table(&table.low), at);
+        let high = self.look_up::<N>(self.table(&table.high), at);
+        self.or(self.and(low, self.splat16(255)), self.shl16(high, 8))
+    }
     /// The bytes that the low six bits of `at` name; and of two vectors, seven bits.
     fn permute(self, v: Self::I, at: Self::I) -> Self::I;
     fn permute2(self, a: Self::I, b: Self::I, at: Self::I) -> Self::I;

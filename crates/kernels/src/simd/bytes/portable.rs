@@ -207,6 +207,13 @@ impl Bytes for Portable {
     }
     zips! { zip8 1 zip16 2 zip32 4 zip64 8 }
     #[inline(always)]
+    unsafe fn load_half(self, from: *const u8) -> I {
+        let mut out = [0; BYTES];
+        // SAFETY: by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), BYTES / 2) };
+        of_bytes(out)
+    }
+    #[inline(always)]
     unsafe fn load_quarters(self, from: *const u8, stride: usize) -> I {
         let mut out = [[0u8; 16]; 4];
         for (i, out) in out.iter_mut().enumerate() {

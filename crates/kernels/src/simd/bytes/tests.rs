@@ -63,10 +63,16 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         put(s.look_up::<64>(table, low));
         put(s.look_up::<32>(table, s.and(low, s.isplat(0x1f1f_1f1f))));
         put(s.look_up::<16>(table, s.and(low, s.isplat(0x0f0f_0f0f))));
+        let words = Words::new(std::array::from_fn(|i| (i as i16).wrapping_mul(1237) - seed as i16));
+        let low = s.and(b, s.isplat(0x003f_003f));
+        put(s.look_up16::<64>(&words, low));
+        put(s.look_up16::<32>(&words, s.and(low, s.isplat(0x001f_001f))));
+        put(s.look_up16::<16>(&words, s.and(low, s.isplat(0x000f_000f))));
         let equal = s.equal8(s.and(a, s.isplat(0x0101_0303)), s.and(b, s.isplat(0x0101_0303)));
         put(s.isplat(equal as i32));
         put(s.isplat((equal >> 32) as i32));
         let many: Vec<u8> = (0..300).map(|i| (i as u8).wrapping_mul(seed as u8 | 1)).collect();
+        put(s.load_half(many.as_ptr().add(5)));
         put(s.load_quarters(many.as_ptr().add(3), 90));
         let mut to = [0u8; 256];
         s.store_quarters(to.as_mut_ptr(), 56, a);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::portable::{bytes, of_bytes};
-use super::{BYTES, Bytes, Table};
+use super::{BYTES, Bytes, Table, Words};
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd};
 
 /// Methods that are some instructions.
@@ -154,6 +154,19 @@ macro_rules! avx512 {
             dot_halves512! { $quads }
             $look_up! {}
 
+            #[inline(always)]
+            fn look_up16<const N: usize>(self, table: &Words, at: __m512i) -> __m512i {
+                let words = table.words.as_ptr();
+                // SAFETY: 64 words, and as above.
+                unsafe {
+                    let low = _mm512_loadu_si512(words.cast());
+                    match N {
+                        64 => _mm512_permutex2var_epi16(low, at, _mm512_loadu_si512(words.add(32).cast())),
+                        _ => _mm512_permutexvar_epi16(at, low),
+                    }
+                }
+            }
+
             type W = __mmask32;
             zips! { __m512i: zip8 _mm512_unpacklo_epi8 _mm512_unpackhi_epi8 zip16 _mm512_unpacklo_epi16 _mm512_unpackhi_epi16
                 zip32 _mm512_unpacklo_epi32 _mm512_unpackhi_epi32 zip64 _mm512_unpacklo_epi64 _mm512_unpackhi_epi64 }
@@ -180,6 +193,8 @@ macro_rules! avx512 {
                 shuffle(v: __m512i, at: __m512i) -> __m512i = _mm512_shuffle_epi8(v, at);
             }
             memory! {
+                load_half(from: *const u8) -> __m512i =
+                    _mm512_zextsi256_si512(_mm256_loadu_si256(from.cast()));
                 load_quarters(from: *const u8, stride: usize) -> __m512i = {
                     let v = _mm512_castsi128_si512(_mm_loadu_si128(from.cast()));
                     let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(from.add(stride).cast()));
@@ -329,6 +344,8 @@ macro_rules! avx2 {
                 shuffle(v: I, at: I) -> I = both!(|v, at| _mm256_shuffle_epi8(v, at));
             }
             memory! {
+                load_half(from: *const u8) -> I =
+                    [_mm256_loadu_si256(from.cast()), _mm256_setzero_si256()];
                 load_quarters(from: *const u8, stride: usize) -> I = [
                     _mm256_loadu2_m128i(from.add(stride).cast(), from.cast()),
                     _mm256_loadu2_m128i(from.add(3 * stride).cast(), from.add(2 * stride).cast()),
