@@ -96,7 +96,7 @@ unsafe fn begin<S: Lanes, const R: usize, const NV: usize>(
     stride: usize,
     factors: *const f32,
 ) -> [[S::F; NV]; R] {
-    let mut sums = [[s.zero(); NV]; R];
+    let (mut sums, stride) = ([[s.zero(); NV]; R], tile::here(stride));
     for r in 0..R {
         // SAFETY: by contract.
         unsafe {

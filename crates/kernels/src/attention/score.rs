@@ -33,43 +33,49 @@ fn turn_body<S: Lanes>(
     by: Turn<'_>,
     out: &mut [f32],
 ) {
-    let (words, half) = (dim / kind.depth(), dim / 2);
-    assert!(dim.is_multiple_of(kind.depth()) && out.len() >= rows.len() / dim * words);
-    let (mut token, mut member) = (by.first / by.group, by.first % by.group);
-    for (row, out) in rows.chunks_exact(dim).zip(out.chunks_exact_mut(words)) {
-        let (row, out) = (row.as_ptr(), out.as_mut_ptr());
-        // SAFETY: elements below `dim` of a row, and below `half` of its token's angles.
-        unsafe {
-            if let Some((cos, sin)) = by.angles {
-                let cos = cos[token * half..(token + 1) * half].as_ptr();
-                let sin = sin[token * half..(token + 1) * half].as_ptr();
-                let mut i = 0;
-                while i + LANES <= half {
-                    let [a, b] = [s.load(row.add(i)), s.load(row.add(half + i))];
-                    let [x, y] = turned(s, [a, b], [s.load(cos.add(i)), s.load(sin.add(i))]);
-                    kind.put(s, out, i, x, LANES);
-                    kind.put(s, out, half + i, y, LANES);
-                    i += LANES;
-                }
-                if i < half {
-                    let n = half - i;
-                    let [a, b] = [s.load_first(row.add(i), n), s.load_first(row.add(half + i), n)];
-                    let [c, d] = [s.load_first(cos.add(i), n), s.load_first(sin.add(i), n)];
-                    let [x, y] = turned(s, [a, b], [c, d]);
-                    kind.put(s, out, i, x, n);
-                    kind.put(s, out, half + i, y, n);
-                }
-            } else {
-                for i in (0..dim).step_by(LANES) {
-                    let n = LANES.min(dim - i);
-                    kind.put(s, out, i, s.load_first(row.add(i), n), n);
-                }
+    let (words, half, n) = (dim / kind.depth(), dim / 2, rows.len() / dim);
+    assert!(dim.is_multiple_of(kind.depth()) && out.len() >= n * words);
+    let (rows, out) = (rows.as_ptr(), out.as_mut_ptr());
+    let Some((cos, sin)) = by.angles else {
+        for (r, i) in (0..n).flat_map(|r| (0..dim).step_by(LANES).map(move |i| (r, i))) {
+            let left = LANES.min(dim - i);
+            // SAFETY: elements below `dim` of row `r`.
+            unsafe {
+                let x = s.load_first(rows.add(r * dim + i), left);
+                kind.put(s, out.add(r * words), i, x, left);
             }
         }
-        member += 1;
-        if member == by.group {
-            (token, member) = (token + 1, 0);
+        return;
+    };
+    let (mut token, mut first) = (by.first / by.group, 0);
+    let mut end = by.group - by.first % by.group;
+    while first < n {
+        let angles = token * half..(token + 1) * half;
+        let (cos, sin) = (cos[angles.clone()].as_ptr(), sin[angles].as_ptr());
+        // SAFETY: elements below `half` of angles, and below `dim` of rows that share the token.
+        unsafe {
+            let same = first..end.min(n);
+            let whole = half - half % LANES;
+            for i in (0..whole).step_by(LANES) {
+                let angle = [s.load(cos.add(i)), s.load(sin.add(i))];
+                for r in same.clone() {
+                    let (row, out) = (rows.add(r * dim + i), out.add(r * words));
+                    let [x, y] = turned(s, [s.load(row), s.load(row.add(half))], angle);
+                    kind.put(s, out, i, x, LANES);
+                    kind.put(s, out, half + i, y, LANES);
+                }
+            }
+            let left = half - whole;
+            for r in same.take(if left > 0 { n } else { 0 }) {
+                let angle = [s.load_first(cos.add(whole), left), s.load_first(sin.add(whole), left)];
+                let (row, out) = (rows.add(r * dim + whole), out.add(r * words));
+                let pair = [s.load_first(row, left), s.load_first(row.add(half), left)];
+                let [x, y] = turned(s, pair, angle);
+                kind.put(s, out, whole, x, left);
+                kind.put(s, out, half + whole, y, left);
+            }
         }
+        (token, first, end) = (token + 1, end, end + by.group);
     }
 }
 

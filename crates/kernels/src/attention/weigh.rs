@@ -30,11 +30,17 @@ pub(super) fn exp2_of_one(x: f32) -> f32 {
     exp2(Portable, [x; LANES])[0]
 }
 
-/// Lanes of vector `v` that are tokens of a range.
+/// The number of each lane.
+const NUMBERS: [f32; LANES] =
+    [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// Of vector `v` of a row the tokens that it sees, and `hidden` elsewhere.
 #[inline(always)]
-fn seen<S: Lanes>(s: S, (from, to): (usize, usize), v: usize) -> S::M {
-    let below = |end: usize| (1u32 << end.saturating_sub(v * LANES).min(LANES)) - 1;
-    s.mask((below(to) & !below(from)) as u16)
+fn seen<S: Lanes>(s: S, (from, to): (usize, usize), v: usize, x: S::F, hidden: S::F) -> S::F {
+    let [from, to] = [s.splat(from as i32 as f32), s.splat(to as i32 as f32)];
+    // SAFETY: a whole vector.
+    let tokens = s.add(unsafe { s.load(NUMBERS.as_ptr()) }, s.splat((v * LANES) as i32 as f32));
+    s.select(s.lt(tokens, from), hidden, s.select(s.lt(tokens, to), x, hidden))
 }
 
 by_kind! {
@@ -57,63 +63,98 @@ fn weigh_body<S: Lanes>(
     let &Part { n, tokens, vectors, .. } = part;
     assert!(vectors.1 * LANES <= tokens && scores.len() >= n * tokens);
     assert!(n <= ROWS && states.len() >= n);
-    let (log2e, hidden) = (s.splat(std::f32::consts::LOG2_E), s.splat(f32::NEG_INFINITY));
-    let scores = scores.as_mut_ptr();
+    let rows = (scores.as_mut_ptr(), tokens);
     for first in (0..n).step_by(4) {
-        let rows = 4.min(n - first);
-        let row = |r: usize| scores.wrapping_add((first + r) * tokens);
-        let mut largest = [hidden; 4];
-        for r in 0..4 {
-            if r < rows {
-                for v in vectors.0..vectors.1 {
-                    // SAFETY: the asserts cover all vectors of a row.
-                    unsafe {
-                        let at = row(r).add(v * LANES);
-                        let x = s.select(seen(s, visible[first + r], v), s.load(at), hidden);
-                        // A score that is no number is passed over, as by `f32::max`.
-                        largest[r] = s.max(x, largest[r]);
-                        s.store(at, x);
-                    }
-                }
-            }
-        }
-        let mut old = [OnlineSoftmax::default(); 4];
-        old[..rows].copy_from_slice(&states[first..first + rows]);
-        let old_max = s.four([old[0].max, old[1].max, old[2].max, old[3].max]);
-        let old_sum = s.four([old[0].sum, old[1].sum, old[2].sum, old[3].sum]);
-        let max = s.max(s.largest4(largest), old_max);
-        let base = s.select(s.lt(max, s.splat(f32::MIN)), s.zero(), max);
-        let factor = exp2(s, s.mul(s.sub(old_max, base), log2e));
-        let mut bases = [0.0f32; LANES];
-        // SAFETY: a whole vector.
-        unsafe { s.store(bases.as_mut_ptr(), base) };
-        let mut lanes = [s.zero(); 4];
-        for r in 0..4 {
-            if r < rows {
-                for v in vectors.0..vectors.1 {
-                    // SAFETY: as above; what is put stays behind what is still to be read.
-                    unsafe {
-                        let x = s.sub(s.load(row(r).add(v * LANES)), s.splat(bases[r]));
-                        let weight = exp2(s, s.mul(x, log2e));
-                        let to = row(r).add(vectors.0 * LANES);
-                        kind.put(s, to, (v - vectors.0) * LANES, weight, LANES);
-                        lanes[r] = s.add(lanes[r], weight);
-                    }
-                }
-            }
-        }
-        let sum = s.fma(old_sum, factor, s.sum4(lanes));
-        let (mut maxima, mut sums, mut all) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
-        // SAFETY: whole vectors.
+        let end = n.min(first + 4);
+        let (visible, states) = (&visible[first..end], &mut states[first..end]);
+        let factors = &mut factors[first..end];
+        // SAFETY: the asserts cover all vectors of these rows.
         unsafe {
-            s.store(maxima.as_mut_ptr(), max);
-            s.store(sums.as_mut_ptr(), sum);
-            s.store(all.as_mut_ptr(), factor);
+            let rows = (rows.0.add(first * tokens), tokens);
+            match vectors.1 - vectors.0 {
+                1 => weigh_four::<S, 1>(s, kind, rows, vectors, visible, states, factors),
+                2 => weigh_four::<S, 2>(s, kind, rows, vectors, visible, states, factors),
+                4 => weigh_four::<S, 4>(s, kind, rows, vectors, visible, states, factors),
+                _ => weigh_four::<S, 0>(s, kind, rows, vectors, visible, states, factors),
+            }
         }
-        for r in 0..rows {
-            states[first + r] = OnlineSoftmax { max: maxima[r], sum: sums[r] };
-            factors[first + r] = all[r];
+    }
+}
+
+/// One to four rows, every `stride`, of `NV` vectors, which stay in registers, or, if that is 0, of any number.
+///
+/// # Safety
+/// Vectors `first .. end` of as many rows are there as `visible`, states and factors have.
+#[inline(always)]
+unsafe fn weigh_four<S: Lanes, const NV: usize>(
+    s: S,
+    kind: impl Kind<S>,
+    (scores, stride): (*mut f32, usize),
+    (first, end): (usize, usize),
+    visible: &[(usize, usize)],
+    states: &mut [OnlineSoftmax],
+    factors: &mut [f32],
+) {
+    let (rows, vectors) = (states.len(), if NV > 0 { NV } else { end - first });
+    let log2e = s.splat(std::f32::consts::LOG2_E);
+    let hidden = s.splat(f32::NEG_INFINITY);
+    let mut old = [OnlineSoftmax::default(); 4];
+    let (mut xs, mut largest) = ([[hidden; NV]; 4], [hidden; 4]);
+    for r in 0..4 {
+        if r < rows {
+            old[r] = states[r];
+            for v in 0..vectors {
+                // SAFETY: by contract.
+                let x = unsafe { s.load(scores.add(r * stride + (first + v) * LANES)) };
+                let x = seen(s, visible[r], first + v, x, hidden);
+                // A score that is no number is passed over, as by `f32::max`.
+                largest[r] = s.max(x, largest[r]);
+                if NV > 0 {
+                    xs[r][v] = x;
+                }
+            }
         }
+    }
+    let old_max = s.four([old[0].max, old[1].max, old[2].max, old[3].max]);
+    let old_sum = s.four([old[0].sum, old[1].sum, old[2].sum, old[3].sum]);
+    let max = s.max(s.largest4(largest), old_max);
+    let base = s.select(s.lt(max, s.splat(f32::MIN)), s.zero(), max);
+    let factor = exp2(s, s.mul(s.sub(old_max, base), log2e));
+    let mut bases = [0.0f32; LANES];
+    // SAFETY: a whole vector.
+    unsafe { s.store(bases.as_mut_ptr(), base) };
+    let mut lanes = [s.zero(); 4];
+    for r in 0..4 {
+        if r < rows {
+            for v in 0..vectors {
+                // SAFETY: by contract; what is put stays behind what is still to be read.
+                unsafe {
+                    let row = scores.add(r * stride + first * LANES);
+                    let x = match NV {
+                        0 => {
+                            let x = s.load(row.add(v * LANES));
+                            seen(s, visible[r], first + v, x, hidden)
+                        }
+                        _ => xs[r][v],
+                    };
+                    let weight = exp2(s, s.mul(s.sub(x, s.splat(bases[r])), log2e));
+                    kind.put(s, row, v * LANES, weight, LANES);
+                    lanes[r] = s.add(lanes[r], weight);
+                }
+            }
+        }
+    }
+    let sum = s.fma(old_sum, factor, s.sum4(lanes));
+    let (mut maxima, mut sums, mut all) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    // SAFETY: whole vectors.
+    unsafe {
+        s.store(maxima.as_mut_ptr(), max);
+        s.store(sums.as_mut_ptr(), sum);
+        s.store(all.as_mut_ptr(), factor);
+    }
+    for r in 0..rows {
+        states[r] = OnlineSoftmax { max: maxima[r], sum: sums[r] };
+        factors[r] = all[r];
     }
 }
 
@@ -144,7 +185,7 @@ fn add_weights_body<S: Lanes>(
             for (i, state) in states.iter().enumerate().take(n) {
                 let x = s.load(scores.as_ptr().add(i * tokens + v * LANES));
                 let weight = exp2(s, s.mul(s.sub(x, s.splat(state.max)), log2e));
-                let weight = s.select(seen(s, visible[i], v), weight, s.zero());
+                let weight = seen(s, visible[i], v, weight, s.zero());
                 sum = s.fma(weight, s.splat(state.normaliser()), sum);
             }
             s.store_first(column.as_mut_ptr(), sum, column.len());

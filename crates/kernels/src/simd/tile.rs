@@ -158,6 +158,23 @@ impl Meanwhile for () {
     fn step(&mut self) {}
 }
 
+/// The same number, of which compilers know nothing: so they compute what follows from it here. In front of the loops
+/// around, where they would like to do it for all tiles at once, they run out of registers.
+#[inline(always)]
+pub(crate) fn here(x: usize) -> usize {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut x = x;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) x, options(nomem, nostack, preserves_flags));
+        }
+        x
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    x
+}
+
 /// `sums + Σ_k x[r, k] · vectors[k]` over words `begin .. end`, a whole number of steps. `x`: R rows and what lies
 /// between them.
 ///
@@ -176,7 +193,7 @@ where
     P: Product<S>,
     L: Vectors<S, P, NV, STEP>,
 {
-    let mut k = begin;
+    let (mut k, stride) = (begin, here(stride));
     while k < end {
         meanwhile.step();
         // SAFETY: by contract.
@@ -207,6 +224,7 @@ pub(crate) unsafe fn store<S: Simd, const R: usize, const NV: usize>(
     to: *mut f32,
     stride: usize,
 ) {
+    let stride = here(stride);
     for r in 0..R {
         for v in 0..NV {
             // SAFETY: by contract.
@@ -215,10 +233,11 @@ pub(crate) unsafe fn store<S: Simd, const R: usize, const NV: usize>(
     }
 }
 
-/// Vectors of a tile of many rows, or of so few: as many as leave registers for operands.
+/// Vectors of a tile of so many rows: as many as leave registers for operands. With many rows, tiles of 6 read least.
 #[inline(always)]
 pub(crate) const fn at_once<S: Lanes>(rows: usize) -> usize {
-    match S::SUMS / if rows > 12 { 12 } else if rows == 0 { 1 } else { rows } {
+    let rows = if rows > 6 { 6 } else { rows };
+    match S::SUMS / if rows == 0 { 1 } else { rows } {
         0 => 1,
         most => most,
     }
@@ -233,7 +252,10 @@ macro_rules! by_rows {
         $(if $size == 1 || $size * $NV <= <$S as $crate::simd::Lanes>::SUMS {
             while rows - $first >= $size {
                 const $R: usize = $size;
-                $call;
+                {
+                    let $first = $crate::simd::tile::here($first);
+                    $call;
+                }
                 $first += $size;
             }
         })*
