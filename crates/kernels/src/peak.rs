@@ -90,51 +90,31 @@ fn products_body<S: Simd>(s: S, product: Product, rounds: usize) {
     if S::WIDE { chains::<S, 12>(s, product, rounds) } else { chains::<S, 4>(s, product, rounds) }
 }
 
-/// Chains of products over `N` sums, with operands that the compiler does not know.
+/// Chains of products over `N` sums, with operands that the compiler does not know, a new one for each sum: it would compute what
+/// does not change once.
 #[inline(always)]
 fn chains<S: Simd, const N: usize>(s: S, product: Product, rounds: usize) {
-    let (x, y) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
-    let (a, b) = (s.isplat(black_box(0x0101_0101)), s.isplat(black_box(0x0101_0101)));
-    match product {
-        Product::F32 => {
-            let mut sums = [s.zero(); N];
+    let (x, a) = (s.splat(black_box(0.5)), s.isplat(black_box(0x0101_0101)));
+    let (mut ys, mut bs) = ([s.splat(0.25); N], [s.isplat(0x0101_0101); N]);
+    let (mut floats, mut sums) = ([s.zero(); N], [s.izero(); N]);
+    let (pairs, bytes) = (s.pairs(a), s.bytes(a));
+    macro_rules! chain {
+        ($sums:ident, |$i:ident| $next:expr) => {
             for _ in 0..rounds / N {
-                for sum in &mut sums {
-                    *sum = s.fma(x, y, *sum);
+                black_box((&mut ys, &mut bs));
+                for $i in 0..N {
+                    $sums[$i] = $next;
                 }
             }
-            black_box(sums);
-        }
-        Product::Bf16 => {
-            let (a, b) = (s.pairs(a), s.pairs(b));
-            let mut sums = [s.zero(); N];
-            for _ in 0..rounds / N {
-                for sum in &mut sums {
-                    *sum = s.dot_pairs(*sum, a, b);
-                }
-            }
-            black_box(sums);
-        }
-        Product::Codes => {
-            let mut sums = [s.izero(); N];
-            for _ in 0..rounds / N {
-                for sum in &mut sums {
-                    *sum = s.dot_codes(*sum, a, b);
-                }
-            }
-            black_box(sums);
-        }
-        Product::Bytes => {
-            let a = s.bytes(a);
-            let mut sums = [s.izero(); N];
-            for _ in 0..rounds / N {
-                for sum in &mut sums {
-                    *sum = s.dot_bytes(*sum, a, b);
-                }
-            }
-            black_box(sums);
-        }
+        };
     }
+    match product {
+        Product::F32 => chain!(floats, |i| s.fma(x, ys[i], floats[i])),
+        Product::Bf16 => chain!(floats, |i| s.dot_pairs(floats[i], pairs, s.pairs(bs[i]))),
+        Product::Codes => chain!(sums, |i| s.dot_codes(sums[i], a, bs[i])),
+        Product::Bytes => chain!(sums, |i| s.dot_bytes(sums[i], bytes, bs[i])),
+    }
+    black_box((floats, sums));
 }
 
 /// Most bytes a second that all current threads together read from memory. Takes 256 MiB and some 100 ms.

@@ -327,7 +327,7 @@ mod tests {
     fn http_and_cache_config_have_their_labels() {
         let metrics = Metrics::new("m");
         metrics.observe_http("/x", "GET", 404, 0.1);
-        metrics.set_cache_config(&[("block_size".into(), "32".into())]);
+        metrics.set_info(&[("block_size".into(), "32".into())], &[("isa".into(), "avx2".into())]);
         metrics.requests.count("stop");
         let text = metrics.encode(&EngineStats::default()).unwrap();
         assert_eq!(

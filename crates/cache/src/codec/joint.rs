@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use half::f16;
-use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
+use kvasir_kernels::coded::{ByteBasis, ByteRows, LevelBlock};
 use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, SEGMENT, STEP};
 use kvasir_kernels::{AlignedBytes, Transform, f16_to_f32, gemm_nn_acc, gemm_nt};
 
@@ -220,7 +220,7 @@ impl Basis {
 
 /// Whether the processor has products of bytes.
 fn has_bytes() -> bool {
-    ByteIsa::best() == ByteIsa::Vnni
+    true
 }
 
 fn transposed(rows: &[f16], width: usize) -> Vec<f16> {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::bytes::{GroupHeader, round_groups_to_bytes, round_two, settle_row};
+use super::bytes::{GroupHeader, round_groups, settle_row};
 use super::packed::{GROUP, HALF};
 use super::product::reads_words;
 use crate::isa::Isa;
@@ -233,13 +233,8 @@ impl Places<'_> {
                 }
             }
             ActivationKind::Bytes => {
-                // SAFETY: as above.
-                let (bytes, headers) = unsafe {
-                    (self.bytes.slice(first * GROUP, n * GROUP), self.headers.slice(first, n))
-                };
-                let (bytes, _) = bytes.as_chunks_mut::<GROUP>();
                 for (at, groups) in parts {
-                    round_groups_to_bytes(self.isa, groups, &mut bytes[at..], &mut headers[at..]);
+                    round_groups(self.isa, groups, (&self.bytes, &self.headers), (first + at, 1));
                 }
                 // SAFETY: as above.
                 unsafe { self.settle(row) };
@@ -283,24 +278,8 @@ impl Places<'_> {
                 }
             }
             ActivationKind::Bytes => {
-                // SAFETY: see above.
-                let header = |row| unsafe { &mut self.headers.slice(at(row), 1)[0] };
-                // SAFETY: see above.
-                let bytes = |row| unsafe {
-                    &mut self.bytes.slice(at(row) * GROUP, GROUP).as_chunks_mut::<GROUP>().0[0]
-                };
-                let (pairs, last) = x.as_chunks::<2>();
-                for (i, x) in pairs.iter().enumerate() {
-                    let rows = [2 * i, 2 * i + 1];
-                    round_two(self.isa, x.each_ref(), rows.map(bytes), rows.map(header));
-                }
-                for x in last {
-                    let (row, x) = (2 * pairs.len(), std::slice::from_ref(x));
-                    let (bytes, header) = (bytes(row), header(row));
-                    let (bytes, header) =
-                        (std::slice::from_mut(bytes), std::slice::from_mut(header));
-                    round_groups_to_bytes(self.isa, x, bytes, header);
-                }
+                let place = (at(0), self.num_groups);
+                round_groups(self.isa, x, (&self.bytes, &self.headers), place);
             }
         }
     }

@@ -9,7 +9,8 @@
 
 use super::packed::{GROUP, HALF};
 use crate::isa::{Isa, dispatch_on};
-use crate::simd::{Simd, compiled};
+use crate::simd::{LANES, Simd, compiled};
+use crate::threads::Disjoint;
 
 /// Inputs that share a step. Half a group: a step for all of it doubles what rounding costs (outliers
 /// are few, and spoil fewer).
@@ -41,7 +42,7 @@ const BYTE: f32 = 1.0 / 127.0;
 const STEP_BITS: i32 = 14;
 
 /// A step that is one more by rounding makes the largest a byte of 127.004, which is 127.
-const MOST_STEP: i32 = 32767;
+const MOST_STEP: f32 = 32767.0;
 
 /// Where the largest input is not above it, the unit of a step could be no normal number: such inputs count as 0.
 const SMALLEST: f32 = 1e-30;
@@ -51,96 +52,113 @@ fn power(exponent: i32) -> f32 {
     f32::from_bits((exponent as u32) << 23)
 }
 
-/// Rounds groups to bytes.
-#[inline(always)]
-pub(super) fn round_groups_to_bytes(
-    isa: Isa,
-    x: &[[f32; GROUP]],
-    bytes: &mut [[i8; GROUP]],
-    headers: &mut [GroupHeader],
-) {
-    let (x, rest) = x.as_chunks::<2>();
-    let (bytes, bytes_left) = bytes.split_at_mut(2 * x.len());
-    let (headers, headers_left) = headers.split_at_mut(2 * x.len());
-    let pairs = bytes.as_chunks_mut::<2>().0.iter_mut().zip(headers.as_chunks_mut::<2>().0);
-    for (x, (bytes, headers)) in x.iter().zip(pairs) {
-        round_two(isa, x.each_ref(), bytes.each_mut(), headers.each_mut());
-    }
-    if let ([x], Some(bytes), Some(header)) =
-        (rest, bytes_left.first_mut(), headers_left.first_mut())
-    {
-        let (mut unused, mut none) = ([0; GROUP], GroupHeader::default());
-        round_two(isa, [x, &[0.0; GROUP]], [bytes, &mut unused], [header, &mut none]);
-    }
-}
-
 compiled! {
-    /// Rounds two groups to bytes.
-    pub(super) fn round_two(x: [&[f32; GROUP]; 2], bytes: [&mut [i8; GROUP]; 2], headers: [&mut GroupHeader; 2]) = round_body
+    /// Rounds groups to bytes. `bytes` and `headers` are where the first one's go; those of the next are `stride` groups on.
+    pub(super) fn round_groups(x: &[[f32; GROUP]], to: (&Disjoint<'_, i8>, &Disjoint<'_, GroupHeader>), at: (usize, usize)) = round_body
         for [Avx512, Avx2, Sse2];
 }
 
+/// Rounds groups to bytes. Group `i` goes to place `first + i · stride`; places are counted in groups.
+///
+/// # Panics
+/// If a place is not there.
 // Lanes are indexed; iterators would hide that.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn round_body<S: Simd>(
     s: S,
-    x: [&[f32; GROUP]; 2],
-    bytes: [&mut [i8; GROUP]; 2],
-    headers: [&mut GroupHeader; 2],
+    x: &[[f32; GROUP]],
+    (bytes, headers): (&Disjoint<'_, i8>, &Disjoint<'_, GroupHeader>),
+    (first, stride): (usize, usize),
 ) {
-    /// Halves of both groups: what is folded over lanes is for all four at once.
-    const HALVES: usize = 2 * STEPS;
-    let mut halves = [s.zero(); HALVES];
-    let mut magnitudes = [s.izero(); HALVES];
-    for i in 0..HALVES {
-        // SAFETY: a group is two vectors.
-        halves[i] = unsafe { s.load(x[i / STEPS].as_ptr().add(HALF * (i % STEPS))) };
-        magnitudes[i] = s.and(s.bits(halves[i]), s.isplat(0x7fff_ffff));
+    if x.is_empty() {
+        return;
     }
-    // As integers, so that a NaN is larger than anything.
-    let largest = s.fold4_max_u(magnitudes);
-    let mut wanted = [0.0f32; HALVES];
-    for i in 0..HALVES {
-        let largest = f32::from_bits(largest[i]);
-        let counts = largest <= f32::MAX && largest > SMALLEST;
-        wanted[i] = if counts { largest * BYTE } else { 0.0 };
-    }
-    let (mut steps, mut inverses, mut exponents) = ([0i32; HALVES], [0.0f32; HALVES], [0i32; HALVES]);
-    for i in 0..HALVES {
+    let last = (x.len() - 1) * stride;
+    let bytes = bytes.rows((first * GROUP, GROUP), (last + 1, GROUP));
+    let headers = headers.rows((first, 1), (last + 1, 1));
+    // What a group needs beside its vectors is found for so many at once, a lane each.
+    for (chunk, x) in x.chunks(LANES).enumerate() {
+        let at = |i: usize| (chunk * LANES + i) * stride;
+        let next = |i: usize| (i + 1).min(x.len() - 1);
+        // As bits, so that a NaN is larger than anything.
+        let mut largest = [[0u32; LANES]; STEPS];
+        for i in (0..x.len()).step_by(2) {
+            let mut four = [s.izero(); 2 * STEPS];
+            for h in 0..2 * STEPS {
+                let group = if h < STEPS { i } else { next(i) };
+                // SAFETY: a group is two vectors.
+                let half = unsafe { s.load(x[group].as_ptr().add(HALF * (h % STEPS))) };
+                four[h] = s.and(s.bits(half), s.isplat(0x7fff_ffff));
+            }
+            let four = s.fold4_max_u(four);
+            for h in 0..STEPS {
+                largest[h][next(i)] = four[STEPS + h];
+                largest[h][i] = four[h];
+            }
+        }
+        let mut wanted = [s.zero(); STEPS];
+        for h in 0..STEPS {
+            // SAFETY: as many numbers as lanes.
+            let most = s.from_bits(unsafe { s.iload(largest[h].as_ptr().cast()) });
+            let finite = s.lt(most, s.splat(f32::INFINITY));
+            let step = s.select(finite, s.mul(most, s.splat(BYTE)), s.zero());
+            wanted[h] = s.select(s.lt(s.splat(SMALLEST), most), step, s.zero());
+        }
         // Of the larger half of the group.
-        let other = wanted[i ^ 1];
-        let most = if wanted[i] > other { wanted[i] } else { other };
-        let exponent = (most.to_bits() >> 23) as i32 - STEP_BITS;
-        let exact = wanted[i] * power(254 - exponent);
-        // Up, unless it is whole.
-        let down = exact as i32;
-        let up = down + i32::from(exact > down as f32);
-        let step = if up > MOST_STEP { MOST_STEP } else { up };
-        let counts = wanted[i] > 0.0;
-        steps[i] = if counts { step } else { 0 };
-        inverses[i] = if counts { 1.0 / (step as f32 * power(exponent)) } else { 0.0 };
-        exponents[i] = if exponent > 0 { exponent } else { 0 };
-    }
-    let mut rounded = [s.izero(); HALVES];
-    let [first, last] = bytes;
-    let places = [first.as_mut_ptr(), last.as_mut_ptr()];
-    for i in 0..HALVES {
-        // What is no number becomes a byte of 0.
-        rounded[i] = s.to_int(s.mul(halves[i], s.splat(inverses[i])));
-        // SAFETY: half of a group's bytes.
-        unsafe { s.store_low_bytes(places[i / STEPS].add(HALF * (i % STEPS)).cast(), rounded[i]) };
-    }
-    let sums = s.fold4_add(rounded);
-    for (g, header) in headers.into_iter().enumerate() {
-        let at = g * STEPS;
-        let minus = |i: usize| if steps[at + i] > 0 { -sums[at + i] } else { 0 };
-        let finite = |i: usize| f32::from_bits(largest[at + i]) <= f32::MAX;
-        *header = GroupHeader {
-            steps: [steps[at] as i16, steps[at + 1] as i16],
-            minus: [minus(0), minus(1)],
-            last: if finite(0) && finite(1) { exponents[at] } else { NOT_FINITE },
-        };
+        let exponent = s.shr(s.bits(s.max(wanted[0], wanted[1])), 23);
+        let exponent = s.isub(exponent, s.isplat(STEP_BITS));
+        let unit = s.from_bits(s.shl(exponent, 23));
+        let inverse_unit = s.from_bits(s.shl(s.isub(s.isplat(254), exponent), 23));
+        let (mut steps, mut inverses) = ([[0i32; LANES]; STEPS], [[0.0f32; LANES]; STEPS]);
+        let mut exponents = [0i32; LANES];
+        for h in 0..STEPS {
+            let exact = s.mul(wanted[h], inverse_unit);
+            let near = s.round(exact);
+            // Up, unless it is whole.
+            let up = s.select(s.lt(near, exact), s.add(near, s.splat(1.0)), near);
+            let step = s.min(up, s.splat(MOST_STEP));
+            let counts = s.lt(s.zero(), wanted[h]);
+            let inverse = s.div(s.splat(1.0), s.mul(step, unit));
+            // SAFETY: as many numbers as lanes.
+            unsafe {
+                let step = s.to_int(s.select(counts, step, s.zero()));
+                s.istore(steps[h].as_mut_ptr().cast(), step);
+                s.store(inverses[h].as_mut_ptr(), s.select(counts, inverse, s.zero()));
+            }
+        }
+        let below = s.and(exponent, s.sar(exponent, 31));
+        // SAFETY: as above.
+        unsafe { s.istore(exponents.as_mut_ptr().cast(), s.isub(exponent, below)) };
+        for i in (0..x.len()).step_by(2) {
+            let mut rounded = [s.izero(); 2 * STEPS];
+            for h in 0..2 * STEPS {
+                let group = if h < STEPS { i } else { next(i) };
+                let inverse = s.splat(inverses[h % STEPS][group]);
+                // SAFETY: half of a group, and its bytes.
+                unsafe {
+                    let half = s.load(x[group].as_ptr().add(HALF * (h % STEPS)));
+                    // What is no number becomes a byte of 0.
+                    rounded[h] = s.to_int(s.mul(half, inverse));
+                    let to = bytes.add(at(group) * GROUP + HALF * (h % STEPS));
+                    s.store_low_bytes(to.cast(), rounded[h]);
+                }
+            }
+            let sums = s.fold4_add(rounded);
+            for half in [STEPS, 0] {
+                let group = if half == 0 { i } else { next(i) };
+                let of = |h: usize| (steps[h][group], largest[h][group], sums[half + h]);
+                let [(first, a, sum_a), (last, b, sum_b)] = [of(0), of(1)];
+                let finite = a.max(b) <= f32::MAX.to_bits();
+                let header = GroupHeader {
+                    steps: [first as i16, last as i16],
+                    minus: [if first > 0 { -sum_a } else { 0 }, if last > 0 { -sum_b } else { 0 }],
+                    last: if finite { exponents[group] } else { NOT_FINITE },
+                };
+                // SAFETY: the group's place.
+                unsafe { headers.add(at(group)).write(header) };
+            }
+        }
     }
 }
 
@@ -179,6 +197,38 @@ mod tests {
     use half::bf16;
 
     use super::*;
+
+    fn round_groups_to_bytes(
+        isa: Isa,
+        x: &[[f32; GROUP]],
+        bytes: &mut [[i8; GROUP]],
+        headers: &mut [GroupHeader],
+    ) {
+        let bytes = Disjoint::new(bytes.as_flattened_mut());
+        round_groups(isa, x, (&bytes, &Disjoint::new(headers)), (0, 1));
+    }
+
+    #[test]
+    fn groups_go_where_they_belong_however_many_there_are() {
+        let x: Vec<[f32; GROUP]> = (0..37)
+            .map(|g| std::array::from_fn(|i| ((g * 41 + i * 7) % 83) as f32 * 0.37 - 11.0))
+            .collect();
+        for isa in Isa::available() {
+            for n in [1, 2, 15, 16, 17, 33, 37] {
+                let (mut bytes, mut headers) = (vec![99; 3 * n * GROUP], vec![GroupHeader::default(); 3 * n]);
+                let places = (&Disjoint::new(&mut bytes), &Disjoint::new(&mut headers));
+                round_groups(isa, &x[..n], places, (1, 3));
+                for (i, x) in x[..n].iter().enumerate() {
+                    let (mut own, mut header) = ([[0; GROUP]], [GroupHeader::default()]);
+                    round_groups_to_bytes(isa, &[*x], &mut own, &mut header);
+                    let at = 1 + 3 * i;
+                    assert_eq!(bytes[at * GROUP..(at + 1) * GROUP], own[0], "{isa} {i} of {n}");
+                    assert_eq!(headers[at], header[0], "{isa} {i} of {n}");
+                    assert!(bytes[(at + 1) * GROUP..(at + 2) * GROUP].iter().all(|b| *b == 99));
+                }
+            }
+        }
+    }
 
     fn numbers() -> [[f32; GROUP]; 3] {
         std::array::from_fn(|g| {

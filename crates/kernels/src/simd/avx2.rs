@@ -180,6 +180,7 @@ macro_rules! registers {
                 add(a: F, b: F) -> F = both!(|a, b| _mm256_add_ps(a, b));
                 sub(a: F, b: F) -> F = both!(|a, b| _mm256_sub_ps(a, b));
                 mul(a: F, b: F) -> F = both!(|a, b| _mm256_mul_ps(a, b));
+                div(a: F, b: F) -> F = both!(|a, b| _mm256_div_ps(a, b));
                 fma(a: F, b: F, c: F) -> F = both!(|a, b, c| _mm256_fmadd_ps(a, b, c));
                 fms(a: F, b: F, c: F) -> F = both!(|a, b, c| _mm256_fmsub_ps(a, b, c));
                 max(a: F, b: F) -> F = both!(|a, b| _mm256_max_ps(a, b));

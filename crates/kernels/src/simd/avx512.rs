@@ -97,6 +97,7 @@ macro_rules! registers {
                 add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
                 sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
                 mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+                div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
                 fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
                 fms(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmsub_ps(a, b, c);
                 max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);

@@ -77,6 +77,7 @@ pub(crate) trait Simd: Copy {
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a · b + c`, rounded once where the set has FMA.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a · b − c`, as [`Self::fma`].

@@ -109,6 +109,7 @@ impl Simd for Portable {
         add(a: F, b: F) -> F = lanes!(|l| f32 = a[l] + b[l]);
         sub(a: F, b: F) -> F = lanes!(|l| f32 = a[l] - b[l]);
         mul(a: F, b: F) -> F = lanes!(|l| f32 = a[l] * b[l]);
+        div(a: F, b: F) -> F = lanes!(|l| f32 = a[l] / b[l]);
         fma(a: F, b: F, c: F) -> F = lanes!(|l| f32 = a[l] * b[l] + c[l]);
         fms(a: F, b: F, c: F) -> F = lanes!(|l| f32 = a[l] * b[l] - c[l]);
         max(a: F, b: F) -> F = lanes!(|l| f32 = if a[l] > b[l] { a[l] } else { b[l] });

@@ -204,6 +204,7 @@ impl Simd for Sse2 {
         add(a: F, b: F) -> F = all!(|a, b| _mm_add_ps(a, b));
         sub(a: F, b: F) -> F = all!(|a, b| _mm_sub_ps(a, b));
         mul(a: F, b: F) -> F = all!(|a, b| _mm_mul_ps(a, b));
+        div(a: F, b: F) -> F = all!(|a, b| _mm_div_ps(a, b));
         fma(a: F, b: F, c: F) -> F = all!(|a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c));
         fms(a: F, b: F, c: F) -> F = all!(|a, b, c| _mm_sub_ps(_mm_mul_ps(a, b), c));
         max(a: F, b: F) -> F = all!(|a, b| _mm_max_ps(a, b));

@@ -40,6 +40,7 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         put(s.add(fa, fb));
         put(s.sub(fa, fb));
         put(s.mul(fa, fb));
+        put(s.div(fa, s.add(s.mul(fb, fb), s.splat(1.0))));
         put(s.max(fa, fb));
         put(s.min(fa, fb));
         put(s.round(fa));
