@@ -2,16 +2,19 @@
 
     python3 bench/peers/kvasir.py target/release/kvasir --runs 5 --kv-cache f16 --loads pp512,tg128
 
-Loads are named as in vllm_cpu.py; `start` is the start of the process to its first token.
+Loads are named as in vllm_cpu.py; `start` is the start of the process to its first token. KVASIR_ISA forces a
+set of instructions; lines name it, or `best` where it is not set.
 """
 
 import argparse
 import json
+import os
 import re
-import statistics
 import subprocess
 import sys
 import time
+
+import shared
 
 DEFAULT = (
     "start,pp512,pp2048,tg128,"
@@ -37,9 +40,7 @@ def main() -> None:
         runs = measure(args, load, common)
         name = "kvasir" if args.kv_cache == "f16" else f"kvasir {args.kv_cache}"
         unit = "s" if load == "start" else "tokens/s"
-        line = {"peer": name, "weights": "Q4_1", "load": load}
-        line |= {"value": statistics.median(runs), "unit": unit, "runs": runs}
-        print(json.dumps(line), flush=True)
+        shared.report(name, "Q4_1", load, unit, runs, os.environ.get("KVASIR_ISA") or "best")
 
 
 def measure(args: argparse.Namespace, load: str, common: list[str]) -> list[float]:

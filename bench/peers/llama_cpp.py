@@ -1,6 +1,7 @@
 """Measures llama.cpp as installed by install_llama_cpp.sh; prints a JSON line for every load and weight format.
 
     python3 bench/peers/llama_cpp.py FOLDER --weights Q4_1,Q4_0,BF16 --loads pp512,pp2048,tg128
+    python3 bench/peers/llama_cpp.py FOLDER --set avx2
 
 Loads:
     ppN, tgN     a prompt of N tokens, N tokens after an empty one: llama-bench
@@ -25,6 +26,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import shared
+
 DEFAULT = (
     "pp512,pp2048,tg128,"
     "tg48@512x8,tg48@512x32,tg48@512x64,tg48@1024x8,tg48@1024x32,tg48@1024x64,"
@@ -46,7 +49,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", default="f16", help="type of keys and values: f16, q8_0, q4_0")
+    parser.add_argument("--set", default="native", choices=["native", *shared.SETS], dest="isa")
     args = parser.parse_args()
+    shared.require(args.isa)
     # Ended from outside, it ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for weights in args.weights.split(","):
@@ -54,11 +59,21 @@ def main() -> None:
             sys.exit(f"{model(args, weights)} is not there; run install_llama_cpp.sh with a model")
         for load in args.loads.split(","):
             runs = [run(args, weights, load, turn) for turn in range(args.runs)]
-            report(args, weights, load, runs)
+            peer = "llama.cpp" if args.cache == "f16" else f"llama.cpp, {args.cache} cache"
+            unit = "output tokens/s" if load.startswith("serve") else "tokens/s"
+            shared.report(peer, weights, load, unit, runs, args.isa)
 
 
 def model(args: argparse.Namespace, weights: str) -> Path:
     return args.folder / "weights" / f"{weights}.gguf"
+
+
+def program(args: argparse.Namespace, name: str) -> str:
+    build = "build" if args.isa == "native" else f"build-{args.isa}"
+    path = args.folder / build / "bin" / name
+    if not path.is_file():
+        sys.exit(f"{path} is not there; run install_llama_cpp.sh with the set {args.isa}")
+    return str(path)
 
 
 def run(args: argparse.Namespace, weights: str, load: str, turn: int) -> float:
@@ -81,9 +96,9 @@ def run(args: argparse.Namespace, weights: str, load: str, turn: int) -> float:
     sys.exit(f"no such load: {load}")
 
 
-def lines(args: argparse.Namespace, program: str, options: list[str]) -> list[dict]:
+def lines(args: argparse.Namespace, name: str, options: list[str]) -> list[dict]:
     """Runs a program of llama.cpp and reads the JSON lines among what it prints."""
-    command = [str(args.folder / "build/bin" / program), *options]
+    command = [program(args, name), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not rows:
@@ -96,7 +111,7 @@ def serve(args, common, slots, count, length, output, seed) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(args.folder / "build/bin/llama-server"), *common]
+    command = [program(args, "llama-server"), *common]
     command += ["--port", str(port), "-np", str(slots), "-c", str(slots * (length + output))]
     command += ["--no-webui", "--no-cache-prompt", "--cache-ram", "0"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -141,21 +156,6 @@ def complete(url: str, prompt: list[int], output: int) -> int:
     )
     with urllib.request.urlopen(request) as response:
         return json.load(response)["tokens_predicted"]
-
-
-def report(args: argparse.Namespace, weights: str, load: str, runs: list[float]) -> None:
-    values = sorted(runs)
-    middle = len(values) // 2
-    median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
-    line = {
-        "peer": "llama.cpp" if args.cache == "f16" else f"llama.cpp, {args.cache} cache",
-        "weights": weights,
-        "load": load,
-        "value": median,
-        "unit": "output tokens/s" if load.startswith("serve") else "tokens/s",
-        "runs": runs,
-    }
-    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python3 bench/peers/table.py docs/speed.jsonl --plot docs/speed.svg
 
-Lines of one peer, weights and load from several rounds are joined: the value is the median of all runs.
+Lines of one peer, weights and load from several rounds are joined: the value is the median of all runs. Each
+processor and set of instructions has a table of its own.
 """
 
 import argparse
@@ -13,6 +14,9 @@ from pathlib import Path
 
 ROW, LABEL, WIDTH = 26, 190, 420
 
+Runs = dict[str, dict[str, list[float]]]
+"""Of a load, of a peer."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -21,14 +25,31 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path, help="where to write the SVG")
     args = parser.parse_args()
-    runs: dict[str, dict[str, list[float]]] = {}
+    # By processor and set: figures of two never share a row, nor a ratio.
+    groups: dict[tuple[str, str], Runs] = {}
     for line in (line for file in args.files for line in file.read_text().splitlines()):
         if not line.startswith("{"):
             continue
         found = json.loads(line)
         ours = found["peer"].startswith("kvasir")
         name = found["peer"] if ours else f"{found['peer']} {found['weights']}"
+        isa = found.get("isa", "")
+        # What a peer built for this processor is called, and what Kvasir chooses there, are the same set.
+        machine = found.get("cpu", ""), "best" if isa == "native" else isa
+        runs = groups.setdefault(machine, {})
         runs.setdefault(found["load"], {}).setdefault(name, []).extend(found["runs"])
+    ratios = []
+    for i, ((cpu, isa), runs) in enumerate(groups.items()):
+        if cpu:
+            print("\n" * (i > 0) + f"{cpu}, {isa}:\n")
+        label = f" {isa}" if len(groups) > 1 else ""
+        ratios += [(load + label, ratio) for load, ratio in table(runs)]
+    if args.plot:
+        args.plot.write_text(plot(ratios))
+
+
+def table(runs: Runs) -> list[tuple[str, float]]:
+    """Prints a table; returns the loads that have a ratio to the best peer."""
     medians = {
         load: {name: statistics.median(values) for name, values in by_name.items()}
         for load, by_name in runs.items()
@@ -44,8 +65,7 @@ def main() -> None:
               f"| {load} | " + " | ".join(cells) + " | |")
         if ratio:
             ratios.append((load, ratio))
-    if args.plot:
-        args.plot.write_text(plot(ratios))
+    return ratios
 
 
 def order(name: str) -> tuple[bool, str]:

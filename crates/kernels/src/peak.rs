@@ -1,8 +1,11 @@
 //! What this machine can do at most: what kernels are measured against.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use crate::isa::{Isa, Set};
+use crate::simd::{LANES, Simd, compiled};
 use crate::threads::{num_threads, parallel_for};
 
 /// A kind of product.
@@ -12,56 +15,126 @@ pub enum Product {
     F32,
     /// Products of bf16, summed in f32.
     Bf16,
+    /// Products of codes of 4 bits with bytes, summed in 16 or 32 bits.
+    Codes,
     /// Products of bytes, summed in 32 bits.
-    Int8,
+    Bytes,
+}
+
+impl Product {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Codes, Self::Bytes];
+
+    /// Multiply-adds of a vector.
+    fn of_vector(self) -> usize {
+        match self {
+            Self::F32 => LANES,
+            Self::Bf16 => 2 * LANES,
+            Self::Codes | Self::Bytes => 4 * LANES,
+        }
+    }
 }
 
 /// Bytes that no cache holds.
 const READ_BYTES: usize = 256 << 20;
-/// Vector instructions of a measurement, by thread: some 20 ms.
-const ROUNDS: usize = 6_000_000;
-/// Independent sums: enough to hide an instruction's latency.
-const SUMS: usize = 12;
+/// Vectors of products of a measurement, by thread: some 10 ms.
+const ROUNDS: usize = 3_000_000;
+/// The same where it must not take long.
+const FEW_ROUNDS: usize = 30_000;
 
-/// Most operations a second (a multiply-add is two) of all current threads together, by the widest
-/// instructions that the kernels of this crate use. `None` where this processor has no such instruction.
-/// Takes some 100 ms.
-pub fn peak_operations(product: Product) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let (run, operations): (unsafe fn(), usize) = match product {
-            Product::F32 if has(&["avx512f"]) => (x86::f32_avx512, 32),
-            Product::F32 if has(&["fma"]) => (x86::f32_avx2, 16),
-            Product::Bf16 if has(&["avx512f", "avx512bf16"]) => (x86::bf16, 64),
-            Product::Int8 if has(&["avx512f", "avx512vnni"]) => (x86::int8, 128),
-            _ => return None,
-        };
-        let threads = num_threads();
-        let mut best = f64::MAX;
-        for _ in 0..5 {
-            let clock = Instant::now();
-            // SAFETY: the features were found.
-            parallel_for(threads, |_, _| unsafe { run() });
-            best = best.min(clock.elapsed().as_secs_f64());
-        }
-        Some((threads * ROUNDS * operations) as f64 / best)
+/// Most operations a second (a multiply-add is two) of all current threads together, by the instructions that kernels use
+/// for such products on these instruction sets. `None` where they have no instruction for it. Takes some 100 ms.
+pub fn peak_operations(isa: Isa, product: Product) -> Option<f64> {
+    if product == Product::Bf16 && !isa.has(Set::Avx512Bf16) {
+        return None;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = product;
-        None
-    }
+    let threads = num_threads();
+    let seconds = least(|| parallel_for(threads, |_, _| products(isa, product, ROUNDS)));
+    let operations = 2 * threads * ROUNDS * product.of_vector();
+    Some(operations as f64 / seconds.as_secs_f64())
 }
 
-#[cfg(target_arch = "x86_64")]
-fn has(features: &[&str]) -> bool {
-    features.iter().all(|feature| match *feature {
-        "avx512f" => std::is_x86_feature_detected!("avx512f"),
-        "fma" => std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"),
-        "avx512bf16" => std::is_x86_feature_detected!("avx512bf16"),
-        "avx512vnni" => std::is_x86_feature_detected!("avx512vnni"),
-        _ => false,
-    })
+fn least(run: impl Fn()) -> Duration {
+    let time = |_| {
+        let clock = Instant::now();
+        run();
+        clock.elapsed()
+    };
+    (0..5).map(time).min().unwrap_or_default()
+}
+
+/// Whether products of bf16 are faster than those of f32 here. Where they are instructions of their own they
+/// are twice as fast on some processors and half as fast on others, so that some 100 µs of either tell.
+pub(crate) fn bf16_is_fast(isa: Isa) -> bool {
+    static FAST: OnceLock<bool> = OnceLock::new();
+    isa.has(Set::Avx512Bf16)
+        && *FAST.get_or_init(|| {
+            let isa = Isa::detected();
+            let time = |product: Product| {
+                let rounds = FEW_ROUNDS * 2 * LANES / product.of_vector();
+                least(|| products(isa, product, rounds))
+            };
+            time(Product::Bf16) < time(Product::F32)
+        })
+}
+
+compiled! {
+    /// So many vectors of products.
+    fn products(product: Product, rounds: usize) = products_body
+        for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
+}
+
+#[inline(always)]
+fn products_body<S: Simd>(s: S, product: Product, rounds: usize) {
+    // As many sums as hide an instruction's latency, and leave registers for operands.
+    if S::WIDE { chains::<S, 12>(s, product, rounds) } else { chains::<S, 4>(s, product, rounds) }
+}
+
+/// Chains of products over `N` sums, with operands that the compiler does not know.
+#[inline(always)]
+fn chains<S: Simd, const N: usize>(s: S, product: Product, rounds: usize) {
+    let (x, y) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
+    let (a, b) = (s.isplat(black_box(0x0101_0101)), s.isplat(black_box(0x0101_0101)));
+    match product {
+        Product::F32 => {
+            let mut sums = [s.zero(); N];
+            for _ in 0..rounds / N {
+                for sum in &mut sums {
+                    *sum = s.fma(x, y, *sum);
+                }
+            }
+            black_box(sums);
+        }
+        Product::Bf16 => {
+            let (a, b) = (s.pairs(a), s.pairs(b));
+            let mut sums = [s.zero(); N];
+            for _ in 0..rounds / N {
+                for sum in &mut sums {
+                    *sum = s.dot_pairs(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+        Product::Codes => {
+            let mut sums = [s.izero(); N];
+            for _ in 0..rounds / N {
+                for sum in &mut sums {
+                    *sum = s.dot_codes(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+        Product::Bytes => {
+            let a = s.bytes(a);
+            let mut sums = [s.izero(); N];
+            for _ in 0..rounds / N {
+                for sum in &mut sums {
+                    *sum = s.dot_bytes(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+    }
 }
 
 /// Most bytes a second that all current threads together read from memory. Takes 256 MiB and some 100 ms.
@@ -87,56 +160,6 @@ pub fn peak_read_bytes() -> f64 {
     (threads * part * 8) as f64 / best
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-
-    use super::{ROUNDS, SUMS};
-
-    /// Chains of one instruction over [`SUMS`] registers, with operands the compiler does not know.
-    macro_rules! chains {
-        ($name:ident, $features:literal, $zero:expr, $operand:expr, $step:expr) => {
-            #[target_feature(enable = $features)]
-            pub(super) fn $name() {
-                let (a, b) = (black_box($operand), black_box($operand));
-                let mut sums = [$zero; SUMS];
-                for _ in 0..ROUNDS / SUMS {
-                    for sum in &mut sums {
-                        *sum = $step(*sum, a, b);
-                    }
-                }
-                black_box(sums);
-            }
-        };
-    }
-
-    chains!(f32_avx512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(0.5), |sum, a, b| {
-        _mm512_fmadd_ps(a, b, sum)
-    });
-    chains!(f32_avx2, "avx2,fma", _mm256_setzero_ps(), _mm256_set1_ps(0.5), |sum, a, b| {
-        _mm256_fmadd_ps(a, b, sum)
-    });
-    chains!(
-        bf16,
-        "avx512f,avx512bf16",
-        _mm512_setzero_ps(),
-        _mm512_set1_epi16(0x3f00),
-        |sum, a: __m512i, b: __m512i| {
-            // SAFETY: both are 64 bytes of any bits.
-            let [a, b] = [a, b].map(|x| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) });
-            _mm512_dpbf16_ps(sum, a, b)
-        }
-    );
-    chains!(
-        int8,
-        "avx512f,avx512vnni",
-        _mm512_setzero_si512(),
-        _mm512_set1_epi8(1),
-        |sum, a, b| _mm512_dpbusd_epi32(sum, a, b)
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,8 +170,11 @@ mod tests {
     fn peaks() {
         for threads in [1, 2] {
             crate::Threads::new(threads).unwrap().run(|| {
-                for product in [Product::F32, Product::Bf16, Product::Int8] {
-                    println!("{threads} {product:?} {:?}", peak_operations(product));
+                for isa in Isa::available() {
+                    for product in Product::ALL {
+                        let peak = peak_operations(isa, product).unwrap_or(0.0);
+                        println!("{threads} {isa} {product:?} {:.0}", peak * 1e-9);
+                    }
                 }
                 println!("{threads} {:.1} GB/s", peak_read_bytes() * 1e-9);
             });

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, calibrate, chat, eval, inspect, plan, profile, pull, run, serve};
+use crate::{bench, calibrate, chat, eval, inspect, plan, profile, pull, run, serve, version};
 
 /// An LLM inference server with a jointly encoded KV cache
 #[derive(Debug, Parser)]
@@ -36,6 +36,7 @@ enum Command {
     Eval(eval::EvalCommand),
     Profile(Box<profile::ProfileCommand>),
     Plan(Box<plan::PlanCommand>),
+    Version(version::VersionCommand),
 }
 
 impl Cli {
@@ -52,6 +53,7 @@ impl Cli {
             Command::Eval(command) => eval::execute(command),
             Command::Profile(command) => profile::execute(&command),
             Command::Plan(command) => plan::execute(&command),
+            Command::Version(command) => version::execute(&command),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 /// Exit code of a command that failed. Wrong usage is clap's business, which exits with 2.
 const FAILED: u8 = 1;
+/// Exit code of wrong usage.
+const WRONG_USAGE: u8 = 2;
 
 /// Reports `error`; a reader that closed our stdout (`kvasir … | head`) is no error.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -14,6 +16,12 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     // Nobody is left to tell where stderr is gone.
     let _ = writeln!(io::stderr(), "error: {}", one_line(error));
     ExitCode::from(FAILED)
+}
+
+/// Reports wrong usage that clap does not see.
+pub(crate) fn wrong_usage(what: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "error: {what}");
+    ExitCode::from(WRONG_USAGE)
 }
 
 /// Whether whoever read our stdout has closed it.

@@ -25,6 +25,7 @@ mod session;
 mod statistics;
 mod tables;
 mod units;
+mod version;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    // Before anything is computed: a set that this processor lacks is wrong usage.
+    if let Err(error) = kvasir_model::Isa::from_environment() {
+        return failure::wrong_usage(&error.to_string());
+    }
     match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),

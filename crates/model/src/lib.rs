@@ -15,6 +15,7 @@ mod decoder;
 pub mod dequant;
 mod error;
 mod file_bytes;
+mod machine;
 pub mod gguf;
 mod model;
 mod safetensors_dir;
@@ -32,7 +33,9 @@ pub use calibrate::{Calibration, CorpusInfo};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
+pub use machine::Machine;
 pub use kvasir_kernels::{
+    Isa, IsaError,
     Threads, ThreadsError, argmax, log_sum_exp, num_threads, parallel_for, parallel_zip,
 };
 pub use model::{CacheOptions, LoadOptions, Model};

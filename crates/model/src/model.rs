@@ -170,6 +170,11 @@ impl Model {
         &self.chat_template
     }
 
+    /// What weights are multiplied as: `codes × bytes`.
+    pub fn weight_form(&self) -> String {
+        self.decoder.weights.form()
+    }
+
     /// Bytes of the weights as held in memory.
     pub fn weight_bytes(&self) -> usize {
         self.decoder.weights.num_bytes()

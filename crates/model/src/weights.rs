@@ -12,8 +12,8 @@ use crate::source::TensorSource;
 pub enum Dtype {
     /// As the file has them: 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
     /// (Scales of Q4_K and Q5_K are rounded to f16; Q2_K, Q3_K and Q6_K, whose groups are smaller, become
-    /// bf16, and so do f16 and f32.) Inputs of layers with codes are rounded to bytes with a step
-    /// for 16, others to bf16.
+    /// bf16, and so do f16 and f32.) Inputs are what the processor multiplies fastest: of layers with codes bytes with a step
+    /// for 16, of others bf16 where products of it are faster than those of f32, else f32.
     #[default]
     Auto,
     /// The same with all inputs in bf16.
@@ -151,13 +151,14 @@ impl Weights {
         progress: &(dyn Fn() + Sync),
     ) -> Result<Self> {
         let names = names(gguf, source);
-        let reader = Reader { spec, source, names, dtype };
+        let form = Form::of(dtype);
+        let reader = Reader { spec, source, names, form };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let embedding =
-            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, dtype)?;
+            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, form)?;
         let output = match source.shape(names.output) {
             Some(_) => {
-                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, dtype)?)
+                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, form)?)
             }
             None => None,
         };
@@ -168,6 +169,19 @@ impl Weights {
             layer
         });
         Ok(Self { embedding, output, output_norm, layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// What is multiplied with what: every form once.
+    pub(crate) fn form(&self) -> String {
+        let mut forms: Vec<String> = Vec::new();
+        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        for linear in layers.chain(self.output.as_ref()).chain([&self.embedding]) {
+            let form = linear.form();
+            if !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+        forms.join(", ")
     }
 
     /// Bytes held in memory.
@@ -188,7 +202,37 @@ struct Reader<'a> {
     spec: &'a DecoderSpec,
     source: &'a dyn TensorSource,
     names: &'a Names,
-    dtype: Dtype,
+    form: Form,
+}
+
+/// In which form a matrix is held.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    /// What codes are multiplied with; `None` if there are none to be.
+    codes: Option<ActivationKind>,
+    /// What other weights are multiplied with, themselves in f32 or rounded to bf16.
+    others: ActivationKind,
+    exact: bool,
+}
+
+impl Form {
+    fn of(dtype: Dtype) -> Self {
+        let (f32, bf16) = (ActivationKind::F32, ActivationKind::Bf16);
+        match dtype {
+            Dtype::Auto => Self {
+                codes: Some(ActivationKind::fastest(true)),
+                others: ActivationKind::fastest(false),
+                exact: false,
+            },
+            Dtype::Bfloat16 => Self { codes: Some(bf16), others: bf16, exact: false },
+            Dtype::Float32 => Self { codes: None, others: f32, exact: true },
+        }
+    }
+
+    /// With the same inputs for all weights.
+    fn alike(self) -> Self {
+        Self { codes: self.codes.map(|_| self.others), ..self }
+    }
 }
 
 /// In which order a matrix's rows are taken.
@@ -205,7 +249,7 @@ impl Reader<'_> {
         let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
         let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
-        let qkv = |(name, heads, rotated): (&str, usize, bool), dtype: Dtype| {
+        let qkv = |(name, heads, rotated): (&str, usize, bool), form: Form| {
             let size = heads * s.head_dim;
             let rows = if rotated && s.adjacent_pairs { Rows::SplitPairs } else { Rows::AsStored };
             let bias_name = format!("{}.{index}.{name}.bias", n.layer);
@@ -217,19 +261,19 @@ impl Reader<'_> {
             if rows == Rows::SplitPairs {
                 bias = bias.map(|b| split_pairs(&b, s.head_dim, 1));
             }
-            self.linear(&weight(name), bias, [size, s.hidden_size], rows, dtype)
+            self.linear(&weight(name), bias, [size, s.hidden_size], rows, form)
         };
         let optional = |wanted: bool, name: &str, size: usize| {
             wanted.then(|| self.norm(&weight(name), size)).transpose()
         };
-        let [q, k, v] = alike(self.dtype, |dtype| {
+        let [q, k, v] = alike(self.form, |form| {
             let parts =
                 [(n.q, s.query_heads, true), (n.k, s.kv_heads, true), (n.v, s.kv_heads, false)];
-            let [q, k, v] = parts.map(|part| qkv(part, dtype));
+            let [q, k, v] = parts.map(|part| qkv(part, form));
             Ok([q?, k?, v?])
         })?;
-        let [gate, up] = alike(self.dtype, |dtype| {
-            let of = |name| self.linear_with_bias(name, index, s.hidden_size, s.ffn_size, dtype);
+        let [gate, up] = alike(self.form, |form| {
+            let of = |name| self.linear_with_bias(name, index, s.hidden_size, s.ffn_size, form);
             Ok([of(n.gate)?, of(n.up)?])
         })?;
         Ok(LayerWeights {
@@ -239,12 +283,12 @@ impl Reader<'_> {
             v,
             q_norm: optional(s.qk_norm, n.q_norm, s.head_dim)?,
             k_norm: optional(s.qk_norm, n.k_norm, s.head_dim)?,
-            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, self.dtype)?,
+            o: self.linear_with_bias(n.o, index, q_size, s.hidden_size, self.form)?,
             post_attention_norm: optional(s.post_norms, n.post_attention_norm, s.hidden_size)?,
             ffn_norm: self.norm(&weight(ffn_norm), s.hidden_size)?,
             gate,
             up,
-            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size, self.dtype)?,
+            down: self.linear_with_bias(n.down, index, s.ffn_size, s.hidden_size, self.form)?,
             post_ffn_norm: optional(s.post_norms, n.post_ffn_norm, s.hidden_size)?,
         })
     }
@@ -253,23 +297,23 @@ impl Reader<'_> {
         self.source.read_shaped(name, shape)
     }
 
-    /// A matrix in the form that the dtype and the file's type ask for.
+    /// A matrix in the form given, as far as the file's type has it.
     fn linear(
         &self,
         name: &str,
         bias: Option<Vec<f32>>,
         [outputs, inputs]: [usize; 2],
         rows: Rows,
-        dtype: Dtype,
+        form: Form,
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
         let dim = self.spec.head_dim;
-        let coded = self.source.codes(name).filter(|_| dtype != Dtype::Float32);
-        if let Some(coded) = coded.filter(|_| inputs.is_multiple_of(GROUP)) {
-            let bytes = dtype == Dtype::Auto;
-            let kind = if bytes { ActivationKind::Bytes } else { ActivationKind::Bf16 };
-            let form = (coded.format, kind);
-            let linear = Linear::from_codes(form, bias.clone(), inputs, outputs, |row, out| {
+        let coded = self.source.codes(name).filter(|_| inputs.is_multiple_of(GROUP));
+        if let (Some(coded), Some(kind)) = (coded, form.codes) {
+            // Without products with bytes it is like other weights.
+            let kind = if coded.format.takes(kind) { kind } else { form.others };
+            let format = (coded.format, kind);
+            let linear = Linear::from_codes(format, bias.clone(), inputs, outputs, |row, out| {
                 let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
                 coded.row(row, out);
                 Ok::<(), ModelError>(())
@@ -282,9 +326,9 @@ impl Reader<'_> {
         if rows == Rows::SplitPairs {
             weight = split_pairs(&weight, dim, inputs);
         }
-        Ok(match dtype {
-            Dtype::Auto | Dtype::Bfloat16 => Linear::bf16(&weight, bias, inputs, outputs),
-            Dtype::Float32 => Linear::new(weight, bias, inputs, outputs),
+        Ok(match form.exact {
+            true => Linear::new(&weight, bias, inputs, outputs),
+            false => Linear::bf16(form.others, &weight, bias, inputs, outputs),
         })
     }
 
@@ -295,12 +339,12 @@ impl Reader<'_> {
         index: usize,
         inputs: usize,
         outputs: usize,
-        dtype: Dtype,
+        form: Form,
     ) -> Result<Linear> {
         let of = |what: &str| format!("{}.{index}.{name}.{what}", self.names.layer);
         let bias = of("bias");
         let bias = self.source.shape(&bias).map(|_| self.read(&bias, &[outputs])).transpose()?;
-        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, dtype)
+        self.linear(&of("weight"), bias, [outputs, inputs], Rows::AsStored, form)
     }
 
     fn norm(&self, name: &str, size: usize) -> Result<Vec<f32>> {
@@ -314,13 +358,13 @@ impl Reader<'_> {
 
 /// Layers that read the same inputs, and so in the same form.
 fn alike<const N: usize>(
-    dtype: Dtype,
-    read: impl Fn(Dtype) -> Result<[Linear; N]>,
+    form: Form,
+    read: impl Fn(Form) -> Result<[Linear; N]>,
 ) -> Result<[Linear; N]> {
-    let all = read(dtype)?;
+    let all = read(form)?;
     // One of them may have no codes.
     let same = all.iter().all(|linear| linear.activation_kind() == all[0].activation_kind());
-    if same { Ok(all) } else { read(Dtype::Bfloat16) }
+    if same { Ok(all) } else { read(form.alike()) }
 }
 
 /// Which row of adjacent pairs (2i, 2i + 1) becomes row `row` of split pairs (i, i + dim / 2), in its head.

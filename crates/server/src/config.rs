@@ -77,6 +77,8 @@ pub struct ModelInfo {
     pub root: String,
     /// Labels of `vllm:cache_config_info`, such as `block_size` and `cache_dtype`.
     pub cache_config: Vec<(String, String)>,
+    /// Labels of `kvasir_machine_info`: processor, instruction sets, form of weights, threads.
+    pub machine: Vec<(String, String)>,
     /// Resolved settings, shown under `config` in `/server_info`. Must hold no secrets.
     pub settings: serde_json::Map<String, serde_json::Value>,
 }

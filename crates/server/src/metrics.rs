@@ -64,6 +64,7 @@ pub(crate) struct Metrics {
     guard: GuardMetrics,
     pub(crate) requests: RequestMetrics,
     cache_config: Family<Vec<(String, String)>, Gauge>,
+    machine: Family<Vec<(String, String)>, Gauge>,
 }
 
 /// What is observed while requests run. Times in seconds.
@@ -120,12 +121,19 @@ impl Metrics {
         let requests = RequestMetrics::register(of_model);
         let cache_config = Family::default();
         of_model.register("vllm:cache_config_info", "Settings of the cache", cache_config.clone());
-        Self { registry, http_requests, http_seconds, engine, guard, requests, cache_config }
+        let machine = Family::default();
+        of_model.register(
+            "kvasir_machine_info",
+            "Processor, instruction sets, form of weights, threads",
+            machine.clone(),
+        );
+        Self { registry, http_requests, http_seconds, engine, guard, requests, cache_config, machine }
     }
 
-    /// Publishes the labels of `vllm:cache_config_info`.
-    pub(crate) fn set_cache_config(&self, labels: &[(String, String)]) {
-        self.cache_config.get_or_create(&labels.to_vec()).set(1);
+    /// Publishes the labels of `vllm:cache_config_info` and of `kvasir_machine_info`.
+    pub(crate) fn set_info(&self, cache_config: &[(String, String)], machine: &[(String, String)]) {
+        self.cache_config.get_or_create(&cache_config.to_vec()).set(1);
+        self.machine.get_or_create(&machine.to_vec()).set(1);
     }
 
     /// Counts an HTTP request; `handler` must come from the route table, not from the client.

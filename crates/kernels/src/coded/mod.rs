@@ -8,51 +8,24 @@
 //! not depend on their order, so every instruction set, and any company, gives the same bits.
 
 mod basis;
+mod fold;
+mod queries;
 mod rows;
 mod scores;
 mod softmax;
+mod tile;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
-pub use basis::{
-    ByteBasis, ByteQueries, FINE, FoldScratch, LONGEST, largest_pair, rotate_to_bytes,
-};
+pub use basis::{ByteBasis, FINE, LONGEST};
+pub use fold::{ByteQueries, FoldScratch};
+pub use queries::{largest_pair, rotate_to_bytes};
 pub use rows::{ByteRows, LevelBlock};
 pub use scores::{Scores, add_scores};
 pub use softmax::{Rows, soft_weights};
 pub use values::{ValueBlock, Weights, add_values};
-
-/// Instruction sets that byte products have their own code for, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ByteIsa {
-    /// AVX-512 with VBMI and VNNI.
-    Vnni,
-    /// Whatever the compilation target guarantees.
-    Scalar,
-}
-
-impl ByteIsa {
-    /// The best set this processor has.
-    #[inline]
-    pub fn best() -> Self {
-        static BEST: std::sync::OnceLock<ByteIsa> = std::sync::OnceLock::new();
-        *BEST.get_or_init(Self::detect)
-    }
-
-    fn detect() -> Self {
-        if crate::Isa::best().has(crate::Set::Avx512Icl) {
-            return Self::Vnni;
-        }
-        Self::Scalar
-    }
-
-    /// Every set this processor can run, best first: for tests that compare them.
-    pub fn available() -> Vec<Self> {
-        [Self::Vnni, Self::Scalar].into_iter().filter(|isa| *isa >= Self::best()).collect()
-    }
-}
 
 /// Asks for bytes to be brought near, one cache line for each of `bytes`' first `lines`; returns what is
 /// left.

@@ -1,12 +1,7 @@
 //! HOT PATH. Scores to weights, and weights to bytes.
 
-use crate::OnlineSoftmax;
-use crate::coded::ByteIsa;
-use crate::gemm::sum_lanes;
-use crate::softmax::exp;
-
-#[cfg(target_arch = "x86_64")]
-mod x86;
+use crate::simd::{LANES, Simd, compiled};
+use crate::{Isa, OnlineSoftmax};
 
 /// Query rows at their softmax.
 #[derive(Debug)]
@@ -35,77 +30,71 @@ pub struct Rows<'a> {
 /// # Panics
 /// If `tokens` is no multiple of 16, or a slice is shorter than its shape says.
 pub fn soft_weights(tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
-    soft_weights_on(ByteIsa::best(), tokens, factors, rows);
+    soft_weights_on(Isa::best(), tokens, factors, rows);
 }
 
-pub(super) fn soft_weights_on(isa: ByteIsa, tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
+pub(super) fn soft_weights_on(isa: Isa, tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
     assert!(tokens.is_multiple_of(LANES) && factors.len() >= tokens, "{tokens} tokens");
     assert!(rows.stride >= tokens && rows.sums_stride > rows.mass, "{tokens} of {}", rows.stride);
-    #[cfg(target_arch = "x86_64")]
-    if isa == ByteIsa::Vnni {
-        // SAFETY: `ByteIsa` names only what the processor has.
-        return unsafe { x86::body(tokens, factors, rows) };
-    }
-    let _ = isa;
-    body(tokens, factors, rows);
+    soft_weights_checked(isa, tokens, factors, rows);
 }
 
-const LANES: usize = 16;
+compiled! {
+    fn soft_weights_checked(tokens: usize, factors: &[f32], rows: &mut Rows<'_>) = body for [Avx512, Avx2];
+}
+
+/// Coefficients of `(2^f - 1) / f` for |f| ≤ ½, highest power first (Cephes `exp2f`).
+const POLYNOMIAL: [f32; 6] =
+    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
+
+/// `2^x` for x ≤ 0 to about 2e-7 relative; -inf gives about 0.
+#[inline(always)]
+fn exp2<S: Simd>(set: S, x: S::F) -> S::F {
+    let x = set.max(x, set.splat(-126.0));
+    let n = set.round(x);
+    let f = set.sub(x, n);
+    let mut p = set.splat(POLYNOMIAL[0]);
+    for c in &POLYNOMIAL[1..] {
+        p = set.fma(p, f, set.splat(*c));
+    }
+    set.scale(set.fma(p, f, set.splat(1.0)), n)
+}
 
 #[inline(always)]
-fn largest(lanes: &[f32; LANES]) -> f32 {
-    let mut most = *lanes;
-    for width in [8, 4, 2, 1] {
-        for l in 0..width {
-            most[l] = larger(most[l], most[l + width]);
-        }
-    }
-    most[0]
-}
-
-/// The second where the first is not larger: one instruction, unlike `f32::max`.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-/// The definition.
-fn body(tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
+fn body<S: Simd>(set: S, tokens: usize, factors: &[f32], rows: &mut Rows<'_>) {
     let Rows { scores, states, bytes, scales, stride, sums, sums_stride, mass } = rows;
     let rows = scores.chunks_mut(*stride).zip(bytes.chunks_mut(*stride));
     let rows = rows.zip(states.iter_mut()).zip(sums.chunks_mut(*sums_stride));
     for ((((scores, bytes), state), sums), scale) in rows.zip(scales.iter_mut()) {
-        let (scores, _) = scores[..tokens].as_chunks_mut::<LANES>();
-        let (bytes, _) = bytes[..tokens].as_chunks_mut::<LANES>();
-        let (factors, _) = factors[..tokens].as_chunks::<LANES>();
-        let mut most = [f32::NEG_INFINITY; LANES];
-        for scores in scores.iter() {
-            for l in 0..LANES {
-                most[l] = larger(scores[l], most[l]);
+        assert!(scores.len() >= tokens && bytes.len() >= tokens);
+        let (scores, bytes) = (scores.as_mut_ptr(), bytes.as_mut_ptr());
+        let log2e = set.splat(std::f32::consts::LOG2_E);
+        // SAFETY: 16 elements from each multiple of 16 below `tokens` on are in bounds.
+        unsafe {
+            let mut most = set.splat(f32::NEG_INFINITY);
+            for t in (0..tokens).step_by(LANES) {
+                most = set.max(set.load(scores.add(t)), most);
             }
-        }
-        let max = state.raise(largest(&most), sums);
-        let mut total = [0.0f32; LANES];
-        let mut most = [0.0f32; LANES];
-        for (scores, factors) in scores.iter_mut().zip(factors) {
-            for l in 0..LANES {
-                let p = exp::<false>(scores[l] - max);
-                total[l] += p;
-                scores[l] = p * factors[l];
-                most[l] = larger(scores[l], most[l]);
+            let max = state.raise(set.largest(most), sums);
+            let max = set.splat(max * std::f32::consts::LOG2_E);
+            let (mut total, mut most) = (set.zero(), set.zero());
+            for t in (0..tokens).step_by(LANES) {
+                let p = exp2(set, set.fms(set.load(scores.add(t)), log2e, max));
+                total = set.add(total, p);
+                let weight = set.mul(p, set.load(factors.as_ptr().add(t)));
+                most = set.max(weight, most);
+                set.store(scores.add(t), weight);
             }
-        }
-        let total = sum_lanes(&total);
-        state.add(total);
-        sums[*mass] += total;
-        let most = largest(&most);
-        let inverse = if most > f32::MIN_POSITIVE { 255.0 / most } else { 0.0 };
-        *scale = if most > f32::MIN_POSITIVE { most / 255.0 } else { 0.0 };
-        // Adding 2^23 rounds to an integer, which the low bits then hold.
-        const ROUND: f32 = 8_388_608.0;
-        for (scores, bytes) in scores.iter().zip(bytes) {
-            for l in 0..LANES {
-                bytes[l] = (scores[l] * inverse + ROUND).to_bits() as u8;
+            let total = set.sum(total);
+            state.add(total);
+            sums[*mass] += total;
+            let most = set.largest(most);
+            let sized = most > f32::MIN_POSITIVE;
+            *scale = if sized { most / 255.0 } else { 0.0 };
+            let inverse = set.splat(if sized { 255.0 / most } else { 0.0 });
+            for t in (0..tokens).step_by(LANES) {
+                let weight = set.mul(set.load(scores.add(t)), inverse);
+                set.store_low_bytes(bytes.add(t), set.to_int(weight));
             }
         }
     }

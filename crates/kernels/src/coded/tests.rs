@@ -1,9 +1,11 @@
-use super::basis::{TILE, rotate_to_bytes_on};
+use super::basis::{MAX_STRIDE, MOST, TILE, column, factor_column, shift, word};
+use super::fold::byte_factor;
+use super::queries::rotate_to_bytes_on;
 use super::scores::add_scores_on;
 use super::softmax::soft_weights_on;
 use super::values::add_values_on;
 use super::*;
-use crate::OnlineSoftmax;
+use crate::{Isa, OnlineSoftmax};
 use crate::trellis::{Boosts, Layout, SEGMENT};
 
 /// An LCG.
@@ -42,7 +44,7 @@ fn block(segments: usize, tokens: usize, random: &mut Random) -> (Layout, Vec<u8
 /// Level of a coefficient by the definition.
 fn levels(layout: &Layout, slot: &[u8], tokens: usize) -> impl Fn(usize, usize) -> i32 {
     let mut levels = vec![0; layout.width() * tokens];
-    layout.levels_on(ByteIsa::Scalar, slot, tokens, layout.bits().len(), &mut levels);
+    layout.levels_on(Isa::BASELINE, slot, tokens, layout.bits().len(), &mut levels);
     move |t, c| i32::from(levels[(c / 4 * tokens + t) * 4 + c % 4]) - 128
 }
 
@@ -61,7 +63,6 @@ struct Folded {
 }
 
 fn fold(
-    isa: ByteIsa,
     basis: &ByteBasis,
     head: usize,
     segments: usize,
@@ -78,8 +79,60 @@ fn fold(
     let Folded { bytes, offsets, scales } = &mut folded;
     let scratch = &mut FoldScratch::default();
     let mut out = ByteQueries { bytes, offsets, scales, scratch, runs: (rows, rows) };
-    basis.fold_on(isa, head, segments, queries, slow, worth, &mut out);
+    basis.fold(head, segments, queries, slow, worth, &mut out);
     folded
+}
+
+/// `a · b / 2^15`, rounded.
+fn times_fraction(a: i16, b: i16) -> i16 {
+    ((i32::from(a) * i32::from(b) + (1 << 14)) >> 15) as i16
+}
+
+/// The definition of [`fold`]. `basis`: one made for the baseline, whose columns are bytes.
+fn defined_fold(
+    basis: &ByteBasis,
+    head: usize,
+    segments: usize,
+    queries: &[u8],
+    worth: &[f32],
+) -> Folded {
+    let (dim, head) = (basis.dim, &basis.heads[head]);
+    let tiles = (segments * SEGMENT).div_ceil(TILE);
+    let (mut bytes, mut offsets) = (vec![], vec![]);
+    let mut scales = vec![];
+    for (query, worth) in queries.chunks_exact(dim).zip(worth) {
+        let mut folded = vec![0i16; tiles * TILE];
+        for tile in 0..tiles {
+            for place in 0..TILE {
+                let product = |(d, q): (usize, &u8)| {
+                    let at = ((tile * dim + d / 4 * 4) * TILE) + 4 * place + d % 4;
+                    (i32::from(*q) - 128) * i32::from(head.columns.as_slice()[at] as i8)
+                };
+                let sum: i32 = query.iter().enumerate().map(product).sum();
+                let sum = (sum + (1 << shift(dim) >> 1)) >> shift(dim);
+                folded[tile * TILE + column(place)] = sum.clamp(-32768, 32767) as i16;
+            }
+            for place in 0..TILE {
+                let folded = &mut folded[tile * TILE + factor_column(place)];
+                *folded = times_fraction(*folded, word(&head.factors, tile * TILE + place));
+            }
+        }
+        folded[segments * SEGMENT..].fill(0);
+        let most = folded.iter().map(|f| f.unsigned_abs()).max().unwrap_or(0);
+        let factor = (MOST * 32768.0 / f32::from(most.max(128))) as i16;
+        assert_eq!(factor, byte_factor(most));
+        let row: Vec<i8> =
+            folded.iter().map(|f| times_fraction(*f, factor).clamp(-128, 127) as i8).collect();
+        for segment in row.chunks_exact(SEGMENT) {
+            let sum: i32 = segment.iter().map(|b| i32::from(*b)).sum();
+            offsets.extend([-128 * sum; 4]);
+        }
+        bytes.extend(row);
+        bytes.resize(bytes.len().next_multiple_of(basis.stride), 99);
+        offsets.resize(bytes.len() / 4, 99);
+        scales.push(worth * basis.worth(head, factor));
+    }
+    Folded { bytes, offsets, scales }
 }
 
 #[test]
@@ -89,7 +142,9 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
         let mut random = Random(1);
         let entries = basis(width, &mut random);
         let means = random.numbers(tokens * width);
-        let coded = ByteBasis::new(dim, tokens, dim / 4, (width, &entries), &means);
+        let on = |isa| ByteBasis::new_on(isa, dim, tokens, dim / 4, (width, &entries), &means);
+        let (baseline, on_each) = (on(Isa::BASELINE), Isa::available().into_iter().map(on));
+        let on_each: Vec<ByteBasis> = on_each.collect();
         let queries = random.numbers(rows * dim);
         let angles = random.numbers(dim / 2);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
@@ -105,7 +160,7 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
         let in_steps = queries.iter().zip(0..).map(|(q, i): (_, usize)| q * FINE / worth[i / dim]);
         let in_steps: Vec<f32> = in_steps.collect();
         let mut seen: Option<(Vec<u8>, Vec<i16>)> = None;
-        for isa in ByteIsa::available() {
+        for isa in Isa::available() {
             let (mut bytes, mut fine) = (vec![0; rows * dim], vec![0; rows * dim]);
             let turn = Some((&cos[..], &sin[..]));
             rotate_to_bytes_on(isa, &in_steps, dim, turn, &mut bytes, &mut fine);
@@ -115,20 +170,19 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                 assert!((f32::from(fine[i]) * w / 256.0 - x).abs() <= 0.51 * w / 256.0);
             }
             let seen = seen.get_or_insert((bytes.clone(), fine.clone()));
-            assert_eq!(*seen, (bytes, fine), "{isa:?}");
+            assert_eq!(*seen, (bytes, fine), "{isa}");
         }
         let Some((bytes, fine)) = seen else { panic!("no instruction set") };
         for head in 0..heads {
             for segments in [1, width / SEGMENT / 2 + 1, width / SEGMENT] {
-                let reference =
-                    fold(ByteIsa::Scalar, &coded, head, segments, &bytes, &bytes, &worth);
-                for isa in ByteIsa::available() {
-                    let folded = fold(isa, &coded, head, segments, &bytes, &bytes, &worth);
-                    assert_eq!(folded.bytes, reference.bytes, "{isa:?} {dim} {segments}");
+                let reference = defined_fold(&baseline, head, segments, &bytes, &worth);
+                for coded in &on_each {
+                    let folded = fold(coded, head, segments, &bytes, &bytes, &worth);
+                    assert_eq!(folded.bytes, reference.bytes, "{} {dim} {segments}", coded.isa);
                     assert_eq!(folded.offsets, reference.offsets);
                     assert_eq!(folded.scales, reference.scales);
                 }
-                for bytes in reference.bytes.chunks_exact(coded.stride()) {
+                for bytes in reference.bytes.chunks_exact(baseline.stride()) {
                     let tiles = (segments * SEGMENT).next_multiple_of(TILE);
                     assert!(bytes[segments * SEGMENT..tiles].iter().all(|b| *b == 0));
                     assert!(bytes[tiles..].iter().all(|b| *b == 99));
@@ -140,7 +194,7 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                             q.map(|(d, q)| q * entries[(head * dim + d) * width + c]).sum()
                         })
                         .collect();
-                    let got = &reference.bytes[row * coded.stride()..];
+                    let got = &reference.bytes[row * baseline.stride()..];
                     let scale = reference.scales[row];
                     let errors = exact.iter().zip(got);
                     let error: f32 = errors.map(|(e, g)| (e - f32::from(*g) * scale).powi(2)).sum();
@@ -149,10 +203,10 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                 }
             }
             let mut expected: Option<Vec<f32>> = None;
-            for isa in ByteIsa::available() {
-                let stride = tokens + 3;
+            for coded in &on_each {
+                let (stride, isa) = (tokens + 3, coded.isa);
                 let mut out = vec![f32::NAN; rows * stride];
-                coded.mean_scores_on(isa, head, &fine, &worth, &mut out, stride);
+                coded.mean_scores(head, &fine, &worth, &mut out, stride);
                 for (i, got) in out.iter().enumerate() {
                     let (row, t) = (i / stride, i % stride);
                     if t >= tokens {
@@ -168,7 +222,7 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
                 }
                 out.retain(|x| !x.is_nan());
                 let expected = expected.get_or_insert_with(|| out.clone());
-                assert_eq!(*expected, out, "{isa:?}");
+                assert_eq!(*expected, out, "{isa}");
             }
         }
     }
@@ -178,10 +232,10 @@ fn folded_queries_are_close_and_equal_on_every_isa() {
 fn runs_of_queries_go_to_their_places() {
     let mut random = Random(9);
     let entries = basis(64, &mut random);
-    let coded = ByteBasis::new(64, 16, 20, (64, &entries), &[0.0; 64]);
     let (queries, slow) = (random.bytes(9 * 64), random.bytes(3 * 64));
     let worth = [0.5, 1.0, 2.0];
-    for isa in ByteIsa::available() {
+    for isa in Isa::available() {
+        let coded = ByteBasis::new_on(isa, 64, 16, 20, (64, &entries), &[0.0; 64]);
         let Folded { mut bytes, mut offsets, mut scales } =
             Folded { bytes: vec![99; 13 * 64], offsets: vec![99; 13 * 16], scales: vec![99.0; 13] };
         let mut out = ByteQueries {
@@ -191,13 +245,13 @@ fn runs_of_queries_go_to_their_places() {
             scratch: &mut FoldScratch::default(),
             runs: (3, 5),
         };
-        coded.fold_on(isa, 0, 4, &queries, &slow, &worth, &mut out);
+        coded.fold(0, 4, &queries, &slow, &worth, &mut out);
         for run in 0..3 {
             let queries = &queries[run * 3 * 64..][..3 * 64];
             // Pairs from 20 on are those of the slow queries.
             let mixed: Vec<u8> =
                 (0..3 * 64).map(|i| if i % 32 < 20 { queries[i] } else { slow[i] }).collect();
-            let alone = fold(ByteIsa::Scalar, &coded, 0, 4, &mixed, &mixed, &worth);
+            let alone = fold(&coded, 0, 4, &mixed, &mixed, &worth);
             assert_eq!(alone.bytes, bytes[run * 5 * 64..][..3 * 64]);
             assert_eq!(alone.offsets, offsets[run * 5 * 16..][..3 * 16]);
             assert_eq!(alone.scales, scales[run * 5..][..3]);
@@ -210,15 +264,15 @@ fn runs_of_queries_go_to_their_places() {
 fn queries_without_size_fold_to_nothing() {
     let mut random = Random(7);
     let entries = basis(64, &mut random);
-    let coded = ByteBasis::new(64, 16, 20, (64, &entries), &[0.0; 64]);
-    for isa in ByteIsa::available() {
+    for isa in Isa::available() {
+        let coded = ByteBasis::new_on(isa, 64, 16, 20, (64, &entries), &[0.0; 64]);
         let (mut bytes, mut fine) = (vec![9; 64], vec![9; 64]);
         rotate_to_bytes_on(isa, &[0.0; 64], 64, None, &mut bytes, &mut fine);
-        let folded = fold(isa, &coded, 0, 4, &bytes, &bytes, &[0.0]);
+        let folded = fold(&coded, 0, 4, &bytes, &bytes, &[0.0]);
         assert!(folded.bytes[..TILE].iter().all(|b| *b == 0));
         assert_eq!((folded.offsets[0], folded.scales[0]), (0, 0.0));
         let mut out = [f32::NAN; 16];
-        coded.mean_scores_on(isa, 0, &fine, &[1.0], &mut out, 16);
+        coded.mean_scores(0, &fine, &[1.0], &mut out, 16);
         assert_eq!(out, [0.0; 16], "no mean");
     }
 }
@@ -254,7 +308,7 @@ fn scores_are_scaled_sums_on_every_isa() {
             add_scores_on(isa, &s, &mut out, tokens + 1);
             out
         };
-        let reference = run(ByteIsa::Scalar);
+        let reference = run(Isa::BASELINE);
         for row in 0..rows {
             for t in 0..tokens {
                 let (mut exact, mut size) = (0.0f64, 0.0f64);
@@ -269,8 +323,8 @@ fn scores_are_scaled_sums_on_every_isa() {
                 assert!((f64::from(reference[at]) - exact).abs() < 1e-6 * size + 1e-5);
             }
         }
-        for isa in ByteIsa::available() {
-            assert_eq!(run(isa), reference, "{isa:?} {segments} {tokens} {rows}");
+        for isa in Isa::available() {
+            assert_eq!(run(isa), reference, "{isa} {segments} {tokens} {rows}");
         }
     }
 }
@@ -304,7 +358,7 @@ fn values_are_weighted_sums_on_every_isa() {
             add_values_on(isa, &weights, &blocks, tokens, segments, &mut sums, width + 5);
             sums
         };
-        let reference = run(ByteIsa::Scalar);
+        let reference = run(Isa::BASELINE);
         for (i, got) in reference.iter().enumerate() {
             let (row, c) = (i / (width + 5), i % (width + 5));
             let (mut exact, mut size) = (0.0f64, 1.0f64);
@@ -321,8 +375,8 @@ fn values_are_weighted_sums_on_every_isa() {
             }
             assert!((f64::from(*got) - exact - f64::from(before[i])).abs() < 1e-5 * size);
         }
-        for isa in ByteIsa::available() {
-            assert_eq!(run(isa), reference, "{isa:?} {segments} {tokens} {rows}");
+        for isa in Isa::available() {
+            assert_eq!(run(isa), reference, "{isa} {segments} {tokens} {rows}");
         }
     }
 }
@@ -334,7 +388,7 @@ fn weights_are_those_of_the_softmax() {
     let factors: Vec<f32> = random.numbers(tokens).iter().map(|x| x.abs() + 0.1).collect();
     let tiles: Vec<Vec<f32>> =
         (0..3).map(|_| random.numbers(rows * stride).iter().map(|x| 6.0 * x).collect()).collect();
-    for isa in ByteIsa::available() {
+    for isa in Isa::available() {
         let mut states = vec![OnlineSoftmax::default(); rows];
         let (mut bytes, mut scales) = (vec![0; rows * stride], vec![0.0; rows]);
         // Columns: the weighted sum of the factors by bytes, and the mass.
@@ -371,7 +425,7 @@ fn weights_are_those_of_the_softmax() {
             let normaliser = f64::from(states[row].normaliser());
             assert!((normaliser * mass - 1.0).abs() < 1e-5);
             assert!((f64::from(sums[row * 2 + 1]) / mass - 1.0).abs() < 1e-5);
-            assert!((f64::from(sums[row * 2]) / weighted - 1.0).abs() < 5e-3, "{isa:?}");
+            assert!((f64::from(sums[row * 2]) / weighted - 1.0).abs() < 5e-3, "{isa}");
         }
     }
 }
@@ -383,9 +437,7 @@ fn rows_turned_back_are_close_and_equal_on_every_isa() {
         let mut random = Random(21);
         let entries = basis(width, &mut random);
         let weights: Vec<f32> = random.numbers(width).iter().map(|x| x.abs() + 0.5).collect();
-        let mut rows = ByteRows::default();
         let narrow: Vec<half::f16> = entries.iter().map(|x| half::f16::from_f32(*x)).collect();
-        rows.load(dim, &narrow, &weights);
         let levels = random.bytes(width * tokens);
         let factors = random.numbers(width / SEGMENT * tokens);
         let means = random.numbers(tokens * width);
@@ -401,11 +453,12 @@ fn rows_turned_back_are_close_and_equal_on_every_isa() {
                     mean_stride: width,
                 };
                 let run = |isa| {
-                    let mut out = vec![f32::NAN; tokens * dim];
-                    rows.turn_back_on(isa, head, &block, &mut out);
+                    let (mut rows, mut out) = (ByteRows::default(), vec![f32::NAN; tokens * dim]);
+                    rows.load_on(isa, dim, &narrow, &weights);
+                    rows.turn_back(head, &block, &mut out);
                     out
                 };
-                let got = run(ByteIsa::Scalar);
+                let got = run(Isa::BASELINE);
                 let (mut error, mut energy) = (0.0, 0.0);
                 for (i, got) in got.iter().enumerate() {
                     let (t, channel) = (i / dim, head * dim + i % dim);
@@ -420,8 +473,8 @@ fn rows_turned_back_are_close_and_equal_on_every_isa() {
                     error += (got - means[t * width + channel] - exact).powi(2);
                 }
                 assert!(error < 2e-4 * energy, "{dim}, {segments}: {}", error / energy);
-                for isa in ByteIsa::available() {
-                    assert_eq!(run(isa), got, "{isa:?} {dim} {segments}");
+                for isa in Isa::available() {
+                    assert_eq!(run(isa), got, "{isa} {dim} {segments}");
                 }
             }
         }

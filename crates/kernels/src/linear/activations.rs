@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use half::bf16;
-
 use super::bytes::{GroupHeader, round_groups_to_bytes, round_two, settle_row};
-use super::packed::GROUP;
-use super::product::Path;
+use super::packed::{GROUP, HALF};
+use super::product::reads_words;
+use crate::isa::Isa;
+use crate::simd::{Simd, compiled};
 use crate::threads::{Disjoint, parallel_for};
 
 /// In which form a linear layer wants its inputs.
@@ -14,10 +14,35 @@ use crate::threads::{Disjoint, parallel_for};
 pub enum ActivationKind {
     /// As they are.
     F32,
-    /// Rounded to bf16, with the sum of each group.
+    /// Rounded to bf16, with the sum of each group. On processors without products of bf16 the same numbers as f32.
     Bf16,
     /// Rounded to bytes with a step for each 16 (the largest is ±127), with the sum of each group.
     Bytes,
+}
+
+impl ActivationKind {
+    /// What this processor multiplies fastest, with codes or with other weights.
+    pub fn fastest(codes: bool) -> Self {
+        let isa = Isa::best();
+        // Where compilers must find them, products of bytes are slower than others.
+        if codes && cfg!(target_arch = "x86_64") {
+            Self::Bytes
+        } else if crate::peak::bf16_is_fast(isa) {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+}
+
+impl std::fmt::Display for ActivationKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Bytes => "bytes",
+        })
+    }
 }
 
 /// Rows of inputs, made once and read by all layers that share them.
@@ -29,14 +54,14 @@ pub struct Activations {
     pub(super) num_groups: usize,
     /// Which of the others are filled.
     kind: ActivationKind,
-    pub(super) plain: Vec<f32>,           // F32: [rows, width]
-    pub(super) bits: Vec<u16>,            // Bf16: [rows, num_groups · GROUP]
+    pub(super) plain: Vec<f32>, // F32, and Bf16 unless words are read: [rows, num_groups · GROUP]
+    pub(super) bits: Vec<u16>,  // Bf16 that are read as words: [rows, num_groups · GROUP]
     pub(super) bytes: Vec<i8>,            // Bytes: [rows, num_groups · GROUP]
     pub(super) headers: Vec<GroupHeader>, // Bytes: [rows, num_groups]
     /// What steps are multiples of.
     pub(super) units: Vec<f32>, // Bytes: [rows]
     /// Sums of the groups as they are rounded.
-    pub(super) sums: Vec<f32>, // Bf16: [rows, num_groups]
+    pub(super) sums: Vec<f32>, // F32, Bf16: [rows, num_groups]
     /// The same in units of the row, as bf16; a last one of a pair that is no group is 0.
     pub(super) byte_sums: Vec<u16>, // Bytes: [rows, num_groups, rounded up to pairs]
 }
@@ -73,13 +98,26 @@ impl Activations {
 
     /// Makes room for `rows` rows of `width` inputs, which the caller fills.
     pub(super) fn reset(&mut self, kind: ActivationKind, rows: usize, width: usize) -> Places<'_> {
+        self.reset_on(Isa::best(), kind, rows, width)
+    }
+
+    fn reset_on(
+        &mut self,
+        isa: Isa,
+        kind: ActivationKind,
+        rows: usize,
+        width: usize,
+    ) -> Places<'_> {
         let num_groups = width.div_ceil(GROUP);
         (self.rows, self.width, self.num_groups, self.kind) = (rows, width, num_groups, kind);
         let groups = rows * num_groups;
         match kind {
-            ActivationKind::F32 => self.plain.resize(rows * width, 0.0),
-            ActivationKind::Bf16 => {
-                self.bits.resize(groups * GROUP, 0);
+            ActivationKind::F32 | ActivationKind::Bf16 => {
+                if kind == ActivationKind::Bf16 && reads_words(isa) {
+                    self.bits.resize(groups * GROUP, 0);
+                } else {
+                    self.plain.resize(groups * GROUP, 0.0);
+                }
                 self.sums.resize(groups, 0.0);
             }
             ActivationKind::Bytes => {
@@ -91,7 +129,7 @@ impl Activations {
         }
         Places {
             kind,
-            path: Path::best(kind),
+            isa,
             width,
             num_groups,
             plain: Disjoint::new(&mut self.plain),
@@ -109,7 +147,7 @@ impl Activations {
     /// # Panics
     /// If `x` is not whole rows.
     pub fn set(&mut self, kind: ActivationKind, x: &[f32], width: usize) {
-        self.fill(kind, x, width, None);
+        self.fill(Isa::best(), kind, x, width, None);
     }
 
     /// Takes in the RMS norm of `x`: `[rows, weight.len()]`; see [`crate::rms_norm`].
@@ -117,13 +155,20 @@ impl Activations {
     /// # Panics
     /// If `x` is not whole rows.
     pub fn set_normed(&mut self, kind: ActivationKind, x: &[f32], weight: &[f32], eps: f32) {
-        self.fill(kind, x, weight.len(), Some((weight, eps)));
+        self.fill(Isa::best(), kind, x, weight.len(), Some((weight, eps)));
     }
 
-    fn fill(&mut self, kind: ActivationKind, x: &[f32], width: usize, norm: Option<(&[f32], f32)>) {
+    pub(super) fn fill(
+        &mut self,
+        isa: Isa,
+        kind: ActivationKind,
+        x: &[f32],
+        width: usize,
+        norm: Option<(&[f32], f32)>,
+    ) {
         let rows = x.len() / width;
         assert_eq!(x.len(), rows * width, "input rows of {width}");
-        let places = self.reset(kind, rows, width);
+        let places = self.reset_on(isa, kind, rows, width);
         let per_task = if x.len() < SMALL { rows.max(1) } else { ROWS_PER_TASK };
         parallel_for(rows.div_ceil(per_task), |task, _| {
             for row in task * per_task..rows.min((task + 1) * per_task) {
@@ -156,7 +201,7 @@ impl Activations {
 /// Where the rows of [`Activations`] go: tasks fill them at the same time.
 pub(super) struct Places<'a> {
     kind: ActivationKind,
-    path: Path,
+    isa: Isa,
     width: usize,
     num_groups: usize,
     plain: Disjoint<'a, f32>,
@@ -181,18 +226,10 @@ impl Places<'_> {
         last[0][..rest.len()].copy_from_slice(rest);
         let parts = [(0, whole), (whole.len(), &last[..n - whole.len()])];
         match self.kind {
-            // SAFETY: the row's own place, which is the caller's.
-            ActivationKind::F32 => unsafe {
-                self.plain.slice(row * self.width, self.width).copy_from_slice(x);
-            },
-            ActivationKind::Bf16 => {
-                // SAFETY: as above.
-                let (bits, sums) = unsafe {
-                    (self.bits.slice(first * GROUP, n * GROUP), self.sums.slice(first, n))
-                };
-                let (bits, _) = bits.as_chunks_mut::<GROUP>();
+            ActivationKind::F32 | ActivationKind::Bf16 => {
                 for (at, groups) in parts {
-                    round_groups(self.path, groups, &mut bits[at..], &mut sums[at..]);
+                    // SAFETY: the row's own place, which is the caller's.
+                    unsafe { self.put_numbers(first + at, groups) };
                 }
             }
             ActivationKind::Bytes => {
@@ -202,10 +239,30 @@ impl Places<'_> {
                 };
                 let (bytes, _) = bytes.as_chunks_mut::<GROUP>();
                 for (at, groups) in parts {
-                    round_groups_to_bytes(self.path, groups, &mut bytes[at..], &mut headers[at..]);
+                    round_groups_to_bytes(self.isa, groups, &mut bytes[at..], &mut headers[at..]);
                 }
                 // SAFETY: as above.
                 unsafe { self.settle(row) };
+            }
+        }
+    }
+
+    /// Groups from `at` on, counted over all rows, as f32 or bf16.
+    ///
+    /// # Safety
+    /// Nobody else writes them meanwhile.
+    unsafe fn put_numbers(&self, at: usize, x: &[[f32; GROUP]]) {
+        let n = x.len();
+        let round = self.kind == ActivationKind::Bf16;
+        // SAFETY: their own places, by contract.
+        unsafe {
+            let sums = self.sums.slice(at, n);
+            if round && reads_words(self.isa) {
+                let bits = self.bits.slice(at * GROUP, n * GROUP);
+                round_to_words(self.isa, x, bits.as_chunks_mut().0, sums);
+            } else {
+                let out = self.plain.slice(at * GROUP, n * GROUP);
+                put_floats(self.isa, round, x, out.as_chunks_mut().0, sums);
             }
         }
     }
@@ -219,21 +276,10 @@ impl Places<'_> {
         let at = |row: usize| (first + row) * self.num_groups + group;
         // SAFETY (all blocks): a group's own places, which are the caller's.
         match self.kind {
-            ActivationKind::F32 => {
-                let n = GROUP.min(self.width - group * GROUP);
-                for (row, x) in (first..).zip(x) {
-                    // SAFETY: see above.
-                    let out = unsafe { self.plain.slice(row * self.width + group * GROUP, n) };
-                    out.copy_from_slice(&x[..n]);
-                }
-            }
-            ActivationKind::Bf16 => {
+            ActivationKind::F32 | ActivationKind::Bf16 => {
                 for (row, x) in x.iter().enumerate() {
                     // SAFETY: see above.
-                    let (bits, sum) = unsafe {
-                        (self.bits.slice(at(row) * GROUP, GROUP), self.sums.slice(at(row), 1))
-                    };
-                    round_groups(self.path, std::slice::from_ref(x), bits.as_chunks_mut().0, sum);
+                    unsafe { self.put_numbers(at(row), std::slice::from_ref(x)) };
                 }
             }
             ActivationKind::Bytes => {
@@ -246,14 +292,14 @@ impl Places<'_> {
                 let (pairs, last) = x.as_chunks::<2>();
                 for (i, x) in pairs.iter().enumerate() {
                     let rows = [2 * i, 2 * i + 1];
-                    round_two(self.path, x.each_ref(), rows.map(bytes), rows.map(header));
+                    round_two(self.isa, x.each_ref(), rows.map(bytes), rows.map(header));
                 }
                 for x in last {
                     let (row, x) = (2 * pairs.len(), std::slice::from_ref(x));
                     let (bytes, header) = (bytes(row), header(row));
                     let (bytes, header) =
                         (std::slice::from_mut(bytes), std::slice::from_mut(header));
-                    round_groups_to_bytes(self.path, x, bytes, header);
+                    round_groups_to_bytes(self.isa, x, bytes, header);
                 }
             }
         }
@@ -286,7 +332,7 @@ impl Places<'_> {
             let sums = self.byte_sums.slice(row * pairs, pairs);
             (self.headers.slice(row * n, n), sums, self.units.slice(row, 1))
         };
-        unit[0] = settle_row(self.path, headers, sums);
+        unit[0] = settle_row(self.isa, headers, sums);
     }
 }
 
@@ -295,31 +341,58 @@ thread_local! {
     static NORMED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Rounds groups to bf16; their sums are of what they are then.
+compiled! {
+    /// Rounds groups to bf16; their sums are of what they are then.
+    fn round_to_words(x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) = words_body
+        for [Avx512Bf16, Avx512, Avx2, Sse2];
+}
+compiled! {
+    /// Groups as f32, rounded to bf16 or not, and their sums.
+    fn put_floats(round: bool, x: &[[f32; GROUP]], out: &mut [[f32; GROUP]], sums: &mut [f32]) = floats_body
+        for [Avx512, Avx2, Sse2];
+}
+
 #[inline(always)]
-fn round_groups(path: Path, x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the path says that the processor can.
-        Path::Bf16 => unsafe { super::x86::pairs::round_groups(x, bits, sums) },
-        _ => {
-            for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
-                let mut lanes = [0.0f32; 16];
-                for (x, bits) in x.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
-                    for l in 0..16 {
-                        let rounded = bf16::from_f32(x[l]);
-                        bits[l] = rounded.to_bits();
-                        lanes[l] += rounded.to_f32();
-                    }
+fn words_body<S: Simd>(s: S, x: &[[f32; GROUP]], bits: &mut [[u16; GROUP]], sums: &mut [f32]) {
+    for ((x, bits), sum) in x.iter().zip(bits).zip(sums) {
+        // SAFETY: a group is two vectors.
+        unsafe {
+            let first = s.round_bf16(s.load(x.as_ptr()));
+            let last = s.round_bf16(s.load(x.as_ptr().add(HALF)));
+            s.store_low_halves(bits.as_mut_ptr(), first);
+            s.store_low_halves(bits.as_mut_ptr().add(HALF), last);
+            *sum = s.sum(s.add(s.from_bits(s.shl(first, 16)), s.from_bits(s.shl(last, 16))));
+        }
+    }
+}
+
+#[inline(always)]
+fn floats_body<S: Simd>(
+    s: S,
+    round: bool,
+    x: &[[f32; GROUP]],
+    out: &mut [[f32; GROUP]],
+    sums: &mut [f32],
+) {
+    for ((x, out), sum) in x.iter().zip(out).zip(sums) {
+        // SAFETY: a group is two vectors.
+        unsafe {
+            let mut both = [s.load(x.as_ptr()), s.load(x.as_ptr().add(HALF))];
+            for (h, v) in both.iter_mut().enumerate() {
+                if round {
+                    *v = s.from_bits(s.shl(s.round_bf16(*v), 16));
                 }
-                *sum = crate::gemm::sum_lanes(&lanes);
+                s.store(out.as_mut_ptr().add(HALF * h), *v);
             }
+            *sum = s.sum(s.add(both[0], both[1]));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn numbers() -> [[f32; GROUP]; 3] {
@@ -333,25 +406,27 @@ mod tests {
 
     #[test]
     fn rounds_like_half_and_sums_what_it_rounded() {
-        let x = numbers();
-        for path in Path::available(ActivationKind::Bf16) {
+        let mut x = numbers();
+        (x[2][0], x[2][1], x[2][2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+        for isa in Isa::available() {
             let (mut bits, mut sums) = ([[1; GROUP]; 3], [1.0; 3]);
-            round_groups(path, &x, &mut bits, &mut sums);
-            for (bits, x) in bits.as_flattened().iter().zip(x.as_flattened()) {
-                assert_eq!(*bits, bf16::from_f32(*x).to_bits(), "{path:?}");
+            round_to_words(isa, &x, &mut bits, &mut sums);
+            let (mut floats, mut same) = ([[1.0; GROUP]; 3], [1.0; 3]);
+            put_floats(isa, true, &x, &mut floats, &mut same);
+            for (i, x) in x.as_flattened().iter().enumerate() {
+                let (word, float) = (bits.as_flattened()[i], floats.as_flattened()[i]);
+                let expected = bf16::from_f32(*x);
+                assert_eq!(bf16::from_bits(word).is_nan(), x.is_nan(), "{isa} {x}");
+                assert!(x.is_nan() || word == expected.to_bits(), "{isa} {x}");
+                assert_eq!(bf16::from_bits(word).to_f32().to_bits(), float.to_bits(), "{isa} {x}");
             }
-            for (bits, sum) in bits.iter().zip(sums) {
+            for (bits, (sum, same)) in bits.iter().zip(sums.into_iter().zip(same)).take(2) {
                 let exact: f32 = bits.iter().map(|b| bf16::from_bits(*b).to_f32()).sum();
-                assert!((sum - exact).abs() < 1e-3, "{path:?} {sum} {exact}");
+                assert!((sum - exact).abs() < 1e-3, "{isa} {sum} {exact}");
+                assert_eq!(sum.to_bits(), same.to_bits());
             }
-        }
-        for path in Path::available(ActivationKind::Bf16) {
-            let mut odd = [[0.0; GROUP]];
-            (odd[0][0], odd[0][1], odd[0][2]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
-            let mut bits = [[0; GROUP]];
-            round_groups(path, &odd, &mut bits, &mut [0.0]);
-            assert!(bf16::from_bits(bits[0][0]).is_nan());
-            assert_eq!(bits[0][1..3], [bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits()]);
+            put_floats(isa, false, &x, &mut floats, &mut same);
+            assert_eq!(floats.map(|x| x.map(f32::to_bits)), x.map(|x| x.map(f32::to_bits)));
         }
     }
 }

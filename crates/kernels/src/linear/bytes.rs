@@ -6,10 +6,10 @@
 //! gate's products come tile by tile), with steps of 15 bits in a unit of their own; [`settle_row`] brings them to
 //! the row's when all are there. What inputs lose by that is less than 2⁻¹⁵ of the row's largest.
 
-use half::bf16;
 
-use super::packed::GROUP;
-use super::product::Path;
+use super::packed::{GROUP, HALF};
+use crate::isa::{Isa, dispatch_on};
+use crate::simd::{Simd, compiled};
 
 /// Inputs that share a step. Half a group: a step for all of it doubles what rounding costs (outliers
 /// are few, and spoil fewer).
@@ -26,25 +26,25 @@ pub(super) struct GroupHeader {
     pub(super) steps: [i16; STEPS],
     /// Sums of the bytes with the sign changed: what products with codes counted from the lowest start from.
     pub(super) minus: [i32; STEPS],
-    /// Exponent (as f32 has it) of what the steps are multiples of, until the row is settled; 0 where all inputs
-    /// are, [`NOT_FINITE`] where one is not a number.
-    pub(super) exponent: i32,
+    /// Until the row is settled the exponent (as f32 has it) of what the steps are multiples of: 0 where all inputs
+    /// are, [`NOT_FINITE`] where one is not a number. Then Σ steps · minus.
+    pub(super) last: i32,
 }
 
-/// See [`GroupHeader::exponent`].
+/// See [`GroupHeader::last`].
 pub(super) const NOT_FINITE: i32 = 255;
 
 /// A byte's part of the largest.
-pub(super) const BYTE: f32 = 1.0 / 127.0;
+const BYTE: f32 = 1.0 / 127.0;
 
 /// The larger step of a group lies from 2¹⁴ to [`MOST_STEP`].
-pub(super) const STEP_BITS: i32 = 14;
+const STEP_BITS: i32 = 14;
 
 /// A step that is one more by rounding makes the largest a byte of 127.004, which is 127.
-pub(super) const MOST_STEP: f32 = 32767.0;
+const MOST_STEP: i32 = 32767;
 
 /// Where the largest input is not above it, the unit of a step could be no normal number: such inputs count as 0.
-pub(super) const SMALLEST: f32 = 1e-30;
+const SMALLEST: f32 = 1e-30;
 
 /// f32 of an exponent.
 fn power(exponent: i32) -> f32 {
@@ -54,7 +54,7 @@ fn power(exponent: i32) -> f32 {
 /// Rounds groups to bytes.
 #[inline(always)]
 pub(super) fn round_groups_to_bytes(
-    path: Path,
+    isa: Isa,
     x: &[[f32; GROUP]],
     bytes: &mut [[i8; GROUP]],
     headers: &mut [GroupHeader],
@@ -64,96 +64,120 @@ pub(super) fn round_groups_to_bytes(
     let (headers, headers_left) = headers.split_at_mut(2 * x.len());
     let pairs = bytes.as_chunks_mut::<2>().0.iter_mut().zip(headers.as_chunks_mut::<2>().0);
     for (x, (bytes, headers)) in x.iter().zip(pairs) {
-        round_two(path, x.each_ref(), bytes.each_mut(), headers.each_mut());
+        round_two(isa, x.each_ref(), bytes.each_mut(), headers.each_mut());
     }
     if let ([x], Some(bytes), Some(header)) =
         (rest, bytes_left.first_mut(), headers_left.first_mut())
     {
         let (mut unused, mut none) = ([0; GROUP], GroupHeader::default());
-        round_two(path, [x, &[0.0; GROUP]], [bytes, &mut unused], [header, &mut none]);
+        round_two(isa, [x, &[0.0; GROUP]], [bytes, &mut unused], [header, &mut none]);
     }
 }
 
-/// Rounds two groups to bytes.
+compiled! {
+    /// Rounds two groups to bytes.
+    pub(super) fn round_two(x: [&[f32; GROUP]; 2], bytes: [&mut [i8; GROUP]; 2], headers: [&mut GroupHeader; 2]) = round_body
+        for [Avx512, Avx2, Sse2];
+}
+
+// Lanes are indexed; iterators would hide that.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
-pub(super) fn round_two(
-    path: Path,
+fn round_body<S: Simd>(
+    s: S,
     x: [&[f32; GROUP]; 2],
     bytes: [&mut [i8; GROUP]; 2],
     headers: [&mut GroupHeader; 2],
 ) {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the path says that the processor can.
-        Path::Vnni => unsafe { super::x86::rounding::round_two(x, bytes, headers) },
-        _ => {
-            for ((x, bytes), header) in x.into_iter().zip(bytes).zip(headers) {
-                round_group(x, bytes, header);
-            }
-        }
+    /// Halves of both groups: what is folded over lanes is for all four at once.
+    const HALVES: usize = 2 * STEPS;
+    let mut halves = [s.zero(); HALVES];
+    let mut magnitudes = [s.izero(); HALVES];
+    for i in 0..HALVES {
+        // SAFETY: a group is two vectors.
+        halves[i] = unsafe { s.load(x[i / STEPS].as_ptr().add(HALF * (i % STEPS))) };
+        magnitudes[i] = s.and(s.bits(halves[i]), s.isplat(0x7fff_ffff));
     }
-}
-
-fn round_group(x: &[f32; GROUP], bytes: &mut [i8; GROUP], header: &mut GroupHeader) {
-    let (parts, _) = x.as_chunks::<STEP_GROUP>();
-    let largest: [f32; STEPS] = std::array::from_fn(|s| {
-        // As bits, so that a NaN is larger than anything.
-        let bits = parts[s].iter().map(|x| x.to_bits() & 0x7fff_ffff);
-        f32::from_bits(bits.max().unwrap_or(0))
-    });
-    let counts = |largest: f32| largest.is_finite() && largest > SMALLEST;
-    let wanted = largest.map(|largest| if counts(largest) { largest * BYTE } else { 0.0 });
-    let exponent = (wanted[0].max(wanted[1]).to_bits() >> 23) as i32 - STEP_BITS;
-    let finite = largest.iter().all(|largest| largest.is_finite());
-    *header = GroupHeader {
-        exponent: if finite { exponent.max(0) } else { NOT_FINITE },
-        ..GroupHeader::default()
-    };
-    let parts = parts.iter().zip(bytes.as_chunks_mut::<STEP_GROUP>().0).zip(wanted);
-    for (s, ((x, bytes), wanted)) in parts.enumerate() {
-        let step =
-            if wanted > 0.0 { (wanted * power(254 - exponent)).ceil().min(MOST_STEP) } else { 0.0 };
-        let inverse = if wanted > 0.0 { 1.0 / (step * power(exponent)) } else { 0.0 };
-        header.steps[s] = step as i16;
-        for (x, byte) in x.iter().zip(bytes) {
-            *byte = (x * inverse).round_ties_even() as i8;
-            header.minus[s] -= i32::from(*byte);
-        }
+    // As integers, so that a NaN is larger than anything.
+    let largest = s.fold4_max_u(magnitudes);
+    let mut wanted = [0.0f32; HALVES];
+    for i in 0..HALVES {
+        let largest = f32::from_bits(largest[i]);
+        let counts = largest <= f32::MAX && largest > SMALLEST;
+        wanted[i] = if counts { largest * BYTE } else { 0.0 };
+    }
+    let (mut steps, mut inverses, mut exponents) = ([0i32; HALVES], [0.0f32; HALVES], [0i32; HALVES]);
+    for i in 0..HALVES {
+        // Of the larger half of the group.
+        let other = wanted[i ^ 1];
+        let most = if wanted[i] > other { wanted[i] } else { other };
+        let exponent = (most.to_bits() >> 23) as i32 - STEP_BITS;
+        let exact = wanted[i] * power(254 - exponent);
+        // Up, unless it is whole.
+        let down = exact as i32;
+        let up = down + i32::from(exact > down as f32);
+        let step = if up > MOST_STEP { MOST_STEP } else { up };
+        let counts = wanted[i] > 0.0;
+        steps[i] = if counts { step } else { 0 };
+        inverses[i] = if counts { 1.0 / (step as f32 * power(exponent)) } else { 0.0 };
+        exponents[i] = if exponent > 0 { exponent } else { 0 };
+    }
+    let mut rounded = [s.izero(); HALVES];
+    let [first, last] = bytes;
+    let places = [first.as_mut_ptr(), last.as_mut_ptr()];
+    for i in 0..HALVES {
+        // What is no number becomes a byte of 0.
+        rounded[i] = s.to_int(s.mul(halves[i], s.splat(inverses[i])));
+        // SAFETY: half of a group's bytes.
+        unsafe { s.store_low_bytes(places[i / STEPS].add(HALF * (i % STEPS)).cast(), rounded[i]) };
+    }
+    let sums = s.fold4_add(rounded);
+    for (g, header) in headers.into_iter().enumerate() {
+        let at = g * STEPS;
+        let minus = |i: usize| if steps[at + i] > 0 { -sums[at + i] } else { 0 };
+        let finite = |i: usize| f32::from_bits(largest[at + i]) <= f32::MAX;
+        *header = GroupHeader {
+            steps: [steps[at] as i16, steps[at + 1] as i16],
+            minus: [minus(0), minus(1)],
+            last: if finite(0) && finite(1) { exponents[at] } else { NOT_FINITE },
+        };
     }
 }
 
 /// Brings the steps of a row to one unit, which it returns (NaN if an input was not finite), and fills in the sums of
 /// groups in that unit, as bf16; `sums` beyond the last group become 0.
-pub(super) fn settle_row(path: Path, headers: &mut [GroupHeader], sums: &mut [u16]) -> f32 {
+pub(super) fn settle_row(isa: Isa, headers: &mut [GroupHeader], sums: &mut [u16]) -> f32 {
     let (own, rest) = sums.split_at_mut(headers.len());
     rest.fill(0);
-    let exponent = match path {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the path says that the processor can.
-        Path::Vnni => unsafe { super::x86::rounding::settle(headers, own) },
-        _ => settle(headers, own),
-    };
+    let exponent = settle_on(isa, headers, own);
     if exponent < NOT_FINITE { power(exponent) } else { f32::NAN }
 }
 
-/// [`settle_row`], with the exponent of the unit.
-fn settle(headers: &mut [GroupHeader], sums: &mut [u16]) -> i32 {
-    let exponent = headers.iter().map(|header| header.exponent).max().unwrap_or(0);
+dispatch_on! {
+    /// [`settle_row`], with the exponent of the unit.
+    fn settle_on(headers: &mut [GroupHeader], sums: &mut [u16]) -> i32 = settle;
+}
+
+#[inline(always)]
+fn settle<const FMA: bool>(headers: &mut [GroupHeader], sums: &mut [u16]) -> i32 {
+    let exponent = headers.iter().fold(0, |most, header| most.max(header.last));
     for (header, sum) in headers.iter_mut().zip(sums) {
-        let shift = (exponent - header.exponent).min(16);
-        let mut total = 0;
-        for (step, minus) in header.steps.iter_mut().zip(header.minus) {
-            *step = ((i32::from(*step) + ((1 << shift) >> 1)) >> shift) as i16;
-            total -= i32::from(*step) * minus;
-        }
-        *sum = bf16::from_f32(total as f32).to_bits();
+        let shift = (exponent - header.last).min(16);
+        let half = (1 << shift) >> 1;
+        let [first, last] = header.steps.map(|step| (i32::from(step) + half) >> shift);
+        header.steps = [first as i16, last as i16];
+        header.last = first * header.minus[0] + last * header.minus[1];
+        // To bf16, ties to even; a sum is never NaN.
+        let bits = (-header.last as f32).to_bits();
+        *sum = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
     }
     exponent
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::activations::ActivationKind;
+    use half::bf16;
+
     use super::*;
 
     fn numbers() -> [[f32; GROUP]; 3] {
@@ -170,7 +194,7 @@ mod tests {
         let mut x = numbers();
         x[2].fill(1e-38);
         let mut all = Vec::new();
-        for path in Path::available(ActivationKind::Bytes) {
+        for path in Isa::available() {
             let (mut bytes, mut headers) = ([[1; GROUP]; 3], [GroupHeader::default(); 3]);
             round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
             let mut sums = [1; 4];
@@ -203,7 +227,7 @@ mod tests {
 
     #[test]
     fn halves_keep_their_precision_beside_much_larger_ones() {
-        for path in Path::available(ActivationKind::Bytes) {
+        for path in Isa::available() {
             let mut x = [[0.0; GROUP]; 2];
             for (i, x) in x.as_flattened_mut().iter_mut().enumerate() {
                 *x = (i as f32 * 0.9).cos() * [300.0, 1.0, 40.0, 0.6][i / STEP_GROUP];
@@ -223,12 +247,12 @@ mod tests {
     #[test]
     fn a_row_that_is_not_finite_stays_so() {
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for path in Path::available(ActivationKind::Bytes) {
+            for path in Isa::available() {
                 let mut x = [[1.0; GROUP]];
                 x[0][9] = odd;
                 let (mut bytes, mut headers) = ([[1; GROUP]], [GroupHeader::default()]);
                 round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
-                assert_eq!(headers[0].exponent, NOT_FINITE, "{path:?} {odd}");
+                assert_eq!(headers[0].last, NOT_FINITE, "{path:?} {odd}");
                 assert_eq!((headers[0].minus[0], bytes[0][..16].to_vec()), (0, vec![0; 16]));
                 assert!(settle_row(path, &mut headers, &mut [0; 2]).is_nan(), "{path:?} {odd}");
             }
@@ -237,10 +261,10 @@ mod tests {
 
     #[test]
     fn a_row_of_zeros_has_a_unit_of_zero() {
-        for path in Path::available(ActivationKind::Bytes) {
+        for path in Isa::available() {
             let (mut bytes, mut headers) = ([[1; GROUP]], [GroupHeader::default()]);
             round_groups_to_bytes(path, &[[0.0; GROUP]], &mut bytes, &mut headers);
-            assert_eq!((bytes, headers), ([[0; GROUP]], [GroupHeader::default()]), "{path:?}");
+            assert_eq!((bytes, headers), ([[0; GROUP]], [GroupHeader::default()]), "{path}");
             assert_eq!(settle_row(path, &mut headers, &mut [0; 2]), 0.0);
         }
     }

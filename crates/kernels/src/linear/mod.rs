@@ -1,19 +1,18 @@
 //! Linear layers.
 //!
 //! Weights stay packed as the file has them (4- and 8-bit codes with a scale for 32), or are rounded to
-//! bf16, or, where somebody wants a control, kept in f32. Inputs of packed layers are rounded to bf16 once
-//! per row and shared by all layers that read them, or, for codes, to bytes with a step for each 16, which is 1.7
-//! times as fast on processors with VNNI.
+//! bf16, or, where somebody wants a control, kept in f32. Inputs are rounded once
+//! per row and shared by all layers that read them: to bytes with a step for each 16, where weights are codes, to bf16, or not at
+//! all ([`ActivationKind`]). Bytes are fastest wherever there are products of them; which of the others is depends on the processor.
 //!
 //! Row invariant, on every path.
 
 mod activations;
 mod bytes;
 mod packed;
-mod portable;
+mod pairs;
 mod product;
-#[cfg(target_arch = "x86_64")]
-mod x86;
+mod quads;
 
 #[cfg(test)]
 mod tests;
@@ -25,14 +24,16 @@ pub use activations::{ActivationKind, Activations};
 pub use packed::{CodeFormat, GROUP, GroupCodes};
 
 use crate::activation::{Activation, gated};
-use crate::gemm::gemm_nt_raw;
 use crate::isa::Isa;
 use crate::threads::{Disjoint, num_threads, parallel_for};
-use packed::{Packed, TILE};
-use product::{Block, Path, ROWS, Target, multiply_tile};
+use packed::{Packed, Stored, TILE};
+use product::{Target, multiply_tile};
 
 /// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
 const ROWS_PER_PASS: usize = 256;
+
+/// Most rows for which several tiles are one task.
+const FEW_ROWS: usize = pairs::ROWS;
 
 /// Tasks of a thread in a loop over few rows: enough to even out what is left at the end.
 const TASKS_PER_THREAD: usize = 6;
@@ -40,16 +41,10 @@ const TASKS_PER_THREAD: usize = 6;
 /// `y = x Wᵀ + b` with `W: [out_features, in_features]`.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Weight,
+    weight: Packed,
     bias: Option<Vec<f32>>,
     in_features: usize,
     out_features: usize,
-}
-
-#[derive(Debug)]
-enum Weight {
-    F32(Vec<f32>), // [out_features, in_features]
-    Packed(Packed),
 }
 
 /// What becomes of the products.
@@ -65,31 +60,42 @@ impl Linear {
     /// # Panics
     /// If the lengths disagree: shapes are checked where tensors are read.
     pub fn new(
-        weight: Vec<f32>,
-        bias: Option<Vec<f32>>,
-        in_features: usize,
-        out_features: usize,
-    ) -> Self {
-        assert_eq!(weight.len(), in_features * out_features, "weight of {out_features} rows");
-        Self { weight: Weight::F32(weight), bias: None, in_features, out_features }.with_bias(bias)
-    }
-
-    /// Weights rounded to bf16. As [`Self::new`] otherwise.
-    ///
-    /// # Panics
-    /// As [`Self::new`].
-    pub fn bf16(
         weight: &[f32],
         bias: Option<Vec<f32>>,
         in_features: usize,
         out_features: usize,
     ) -> Self {
+        let form = (Stored::F32, ActivationKind::F32);
+        Self::from_rows(form, weight, bias, (in_features, out_features))
+    }
+
+    /// Weights rounded to bf16, for inputs in bf16 or f32. As [`Self::new`] otherwise.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn bf16(
+        inputs: ActivationKind,
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+    ) -> Self {
+        let inputs = if inputs == ActivationKind::Bytes { ActivationKind::Bf16 } else { inputs };
+        Self::from_rows((Stored::Bf16, inputs), weight, bias, (in_features, out_features))
+    }
+
+    fn from_rows(
+        (stored, inputs): (Stored, ActivationKind),
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        (in_features, out_features): (usize, usize),
+    ) -> Self {
         assert_eq!(weight.len(), in_features * out_features, "weight of {out_features} rows");
-        let weight = Weight::Packed(Packed::from_rows(weight, in_features, out_features));
+        let weight = Packed::from_rows(stored, inputs, weight, (in_features, out_features));
         Self { weight, bias: None, in_features, out_features }.with_bias(bias)
     }
 
-    /// Weights in groups of codes, kept as they are, for inputs in bf16 or, if the format has such products, in bytes;
+    /// Weights in groups of codes, kept as they are, for inputs of some kind (bf16 instead of bytes if the format has no products with those);
     /// scales and minimums are rounded to f16. `groups(row, out)` fills the `in_features / GROUP` groups of a row. `None` if a scale or a minimum is out of
     /// f16's range of normal numbers.
     ///
@@ -106,12 +112,10 @@ impl Linear {
         groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
     ) -> Result<Option<Self>, E> {
         assert!(in_features.is_multiple_of(GROUP), "{in_features} inputs in groups of {GROUP}");
-        let bytes = inputs == ActivationKind::Bytes && format.counts_from_lowest();
-        let inputs = if bytes { ActivationKind::Bytes } else { ActivationKind::Bf16 };
+        let inputs = if format.takes(inputs) { inputs } else { ActivationKind::Bf16 };
         let packed = Packed::from_codes(format, inputs, (in_features, out_features), groups)?;
-        Ok(packed.map(|packed| {
-            Self { weight: Weight::Packed(packed), bias: None, in_features, out_features }
-                .with_bias(bias)
+        Ok(packed.map(|weight| {
+            Self { weight, bias: None, in_features, out_features }.with_bias(bias)
         }))
     }
 
@@ -132,19 +136,22 @@ impl Linear {
 
     /// Bytes of the weights as held in memory.
     pub fn num_bytes(&self) -> usize {
-        let weight = match &self.weight {
-            Weight::F32(weight) => 4 * weight.len(),
-            Weight::Packed(packed) => packed.bytes.len(),
-        };
-        weight + 4 * self.bias.as_ref().map_or(0, Vec::len)
+        self.weight.bytes.len() + 4 * self.bias.as_ref().map_or(0, Vec::len)
     }
 
     /// The form in which this layer reads its inputs.
     pub fn activation_kind(&self) -> ActivationKind {
-        match &self.weight {
-            Weight::F32(_) => ActivationKind::F32,
-            Weight::Packed(packed) => packed.inputs,
-        }
+        self.weight.inputs
+    }
+
+    /// What is multiplied with what, in words: `codes × bytes`.
+    pub fn form(&self) -> String {
+        let weights = match self.weight.stored {
+            Stored::Codes(_) => "codes",
+            Stored::Bf16 => "bf16",
+            Stored::F32 => "f32",
+        };
+        format!("{weights} × {}", self.activation_kind())
     }
 
     /// One row of the weight: an embedding, when the matrix is an embedding table. `out`: `[in_features]`.
@@ -153,12 +160,7 @@ impl Linear {
     /// If `row` is not below `out_features`, or `out` has another length.
     pub fn row_into(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.out_features && out.len() == self.in_features, "row {row}");
-        match &self.weight {
-            Weight::F32(weight) => {
-                out.copy_from_slice(&weight[row * self.in_features..(row + 1) * self.in_features]);
-            }
-            Weight::Packed(packed) => packed.row_into(row, out),
-        }
+        self.weight.row_into(row, out);
     }
 
     /// `out = x Wᵀ + b`. `out`: `[x.rows(), out_features]`. Uses the current threads.
@@ -166,7 +168,7 @@ impl Linear {
     /// # Panics
     /// If `x` has rows of another length or kind, or `out` other rows.
     pub fn forward(&self, x: &Activations, out: &mut [f32]) {
-        forward_on(self.path(), [self], x, [out], Put::Set);
+        forward_on(Isa::best(), [self], x, [out], Put::Set);
     }
 
     /// `out += x Wᵀ + b`; see [`Self::forward`].
@@ -174,17 +176,13 @@ impl Linear {
     /// # Panics
     /// As [`Self::forward`].
     pub fn forward_add(&self, x: &Activations, out: &mut [f32]) {
-        forward_on(self.path(), [self], x, [out], Put::Add);
+        forward_on(Isa::best(), [self], x, [out], Put::Add);
     }
 
     /// The part of the bias that belongs to a tile.
     fn tile_bias(&self, tile: usize) -> Option<&[f32]> {
         let bias = self.bias.as_ref()?;
         Some(&bias[tile * TILE..bias.len().min((tile + 1) * TILE)])
-    }
-
-    fn path(&self) -> Path {
-        Path::best(self.activation_kind())
     }
 
     fn check(&self, x: &Activations, out: &[f32]) {
@@ -200,12 +198,11 @@ impl Linear {
 /// # Panics
 /// As [`Linear::forward`].
 pub fn forward_all<const N: usize>(linears: [&Linear; N], x: &Activations, outs: [&mut [f32]; N]) {
-    let Some(first) = linears.first() else { return };
-    forward_on(first.path(), linears, x, outs, Put::Set);
+    forward_on(Isa::best(), linears, x, outs, Put::Set);
 }
 
 fn forward_on<const N: usize>(
-    path: Path,
+    isa: Isa,
     linears: [&Linear; N],
     x: &Activations,
     mut outs: [&mut [f32]; N],
@@ -222,7 +219,7 @@ fn forward_on<const N: usize>(
             tile -= tiles[which];
             which += 1;
         }
-        forward_tile(path, linears[which], tile, x, rows, &outs[which], how);
+        forward_tile(isa, linears[which], tile, x, rows, &outs[which], how);
     });
 }
 
@@ -230,7 +227,7 @@ fn forward_on<const N: usize>(
 fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sync) {
     let passes = rows.div_ceil(ROWS_PER_PASS);
     // Few rows are done with a tile in less than a microsecond: taking a task would cost a part of that.
-    let most = if rows <= ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
+    let most = if rows <= FEW_ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
     let per_task = most.max(1);
     parallel_for((passes * tiles).div_ceil(per_task), |task, _| {
         for tile in task * per_task..(passes * tiles).min((task + 1) * per_task) {
@@ -242,7 +239,7 @@ fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sy
 
 /// One tile of features for some rows.
 fn forward_tile(
-    path: Path,
+    isa: Isa,
     linear: &Linear,
     tile: usize,
     x: &Activations,
@@ -260,59 +257,7 @@ fn forward_tile(
         add: how == Put::Add,
     };
     // SAFETY: these features of these rows belong to this task alone.
-    unsafe { put_tile(path, linear, tile, x, rows, &target) };
-}
-
-/// Puts the products of a tile of features.
-///
-/// # Safety
-/// `target` is as many rows that nobody else has.
-unsafe fn put_tile(
-    path: Path,
-    linear: &Linear,
-    tile: usize,
-    x: &Activations,
-    rows: Range<usize>,
-    target: &Target<'_>,
-) {
-    match &linear.weight {
-        // SAFETY: by contract.
-        Weight::Packed(packed) => unsafe { multiply_tile(path, packed, tile, x, rows, target) },
-        Weight::F32(weight) => {
-            for first in rows.clone().step_by(ROWS) {
-                let block = first..rows.end.min(first + ROWS);
-                let products = plain_tile(path, linear, weight, tile, x, block.clone());
-                for (row, products) in block.zip(&products) {
-                    // SAFETY: by contract.
-                    unsafe { target.put(row - rows.start, products) };
-                }
-            }
-        }
-    }
-}
-
-/// Rows of f32 inputs, up to [`ROWS`], against a tile of f32 weights.
-fn plain_tile(
-    path: Path,
-    linear: &Linear,
-    weight: &[f32],
-    tile: usize,
-    x: &Activations,
-    rows: Range<usize>,
-) -> Block {
-    let isa = match path {
-        Path::Portable(isa) => isa,
-        #[cfg(target_arch = "x86_64")]
-        Path::Bf16 | Path::Vnni => Isa::best(),
-    };
-    let (k, first) = (linear.in_features, tile * TILE);
-    let (m, n) = (rows.len().min(ROWS), TILE.min(linear.out_features - first));
-    let (x, w) = (&x.plain[rows.start * k..][..m * k], &weight[first * k..(first + n) * k]);
-    let mut out = [[0.0; TILE]; ROWS];
-    let out_start = out.as_mut_ptr().cast::<f32>();
-    // SAFETY: m rows of k inputs, n rows of k weights, m rows of n outputs, TILE apart.
-    unsafe { gemm_nt_raw(isa, (m, n, k), x.as_ptr(), k, w.as_ptr(), k, out_start, TILE) };
-    out
+    unsafe { multiply_tile(isa, &linear.weight, tile, x, rows, &target) };
 }
 
 /// `out = activation(gate(x)) · up(x)`, in the form that a layer of `kind` reads. Uses the current threads.
@@ -336,7 +281,7 @@ pub fn forward_gated(
         up.in_features
     );
     let (rows, width) = (x.rows(), gate.out_features);
-    let (path, tiles) = (gate.path(), width.div_ceil(TILE));
+    let (isa, tiles) = (Isa::best(), width.div_ceil(TILE));
     let places = out.reset(kind, rows, width);
     for linear in [gate, up] {
         assert_eq!(x.width, linear.in_features, "inputs of a row");
@@ -356,7 +301,7 @@ pub fn forward_gated(
                     add: false,
                 };
                 // SAFETY: this thread's own rows, as many as a pass has.
-                unsafe { put_tile(path, linear, tile, x, rows.clone(), &target) };
+                unsafe { multiply_tile(isa, &linear.weight, tile, x, rows.clone(), &target) };
                 &mut products[..rows.len()]
             });
             let [gates, ups] = products.map(|products| products.chunks_mut(ROWS_PER_GATE));

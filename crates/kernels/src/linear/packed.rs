@@ -4,7 +4,8 @@
 //! group by group in the order in which products read them, so that a small batch streams through memory
 //! once, forwards. A vector register holds a *half*: some neighbouring inputs of 16 features, as products take
 //! them. Where inputs are bf16 that is two (lane `2 f + e` of 16 bits is feature `f`, input `e` of the pair),
-//! where they are bytes four (lane `4 f + e` of 8 bits is input `e` of the quad).
+//! where they are bytes four (lane `4 f + e` of 8 bits is input `e` of the quad). Weights in f32 fill a register with one
+//! input; of a pair the second comes first, as products take them.
 //!
 //! | storage | a group of 32 inputs of a tile |
 //! |---|---|
@@ -13,6 +14,7 @@
 //! | 4 bits, quads | 4 registers × 2 halves; nibble s of register z is quad `2 z + s`; then the same |
 //! | 8 bits, quads | 8 quads × 2 halves, as steps from the lowest code; then the same |
 //! | bf16 | 16 pairs × 2 halves × 1 register |
+//! | f32 | 16 pairs × 2 halves × 2 registers |
 //!
 //! Minimums are left out where a format has none.
 
@@ -67,9 +69,9 @@ impl CodeFormat {
         TILE * GROUP * usize::from(self.bits) / 8
     }
 
-    /// Whether there are products for codes counted from the lowest.
-    pub(super) fn counts_from_lowest(self) -> bool {
-        matches!((self.bits, self.lowest), (4, 0 | -8) | (8, -128))
+    /// Whether there are products of such codes with inputs of a kind: with bytes not for every lowest code.
+    pub fn takes(self, inputs: ActivationKind) -> bool {
+        inputs != ActivationKind::Bytes || matches!((self.bits, self.lowest), (4, 0 | -8) | (8, -128))
     }
 
     /// Bytes of a group of a tile.
@@ -78,13 +80,31 @@ impl CodeFormat {
     }
 }
 
+/// What weights are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    Codes(CodeFormat),
+    Bf16,
+    F32,
+}
+
+impl Stored {
+    /// Bytes of a group of a tile.
+    fn group_bytes(self) -> usize {
+        match self {
+            Self::Codes(format) => format.group_bytes(),
+            Self::Bf16 => 2 * TILE * GROUP,
+            Self::F32 => 4 * TILE * GROUP,
+        }
+    }
+}
+
 /// A matrix in tiles.
 #[derive(Debug)]
 pub(super) struct Packed {
     pub(super) bytes: AlignedBytes,
-    /// `None`: bf16.
-    pub(super) codes: Option<CodeFormat>,
-    /// The form of inputs that codes are laid out for.
+    pub(super) stored: Stored,
+    /// The form of inputs that it is laid out for.
     pub(super) inputs: ActivationKind,
     /// Groups of inputs of a row, the last filled up with zeros.
     pub(super) num_groups: usize,
@@ -93,31 +113,38 @@ pub(super) struct Packed {
 /// Weights of all models.
 static WEIGHTS: Arena = Arena::new();
 
-/// Bytes of a group of a tile in bf16.
-const BF16_GROUP_BYTES: usize = 2 * TILE * GROUP;
-
 impl Packed {
     fn new(
-        codes: Option<CodeFormat>,
+        stored: Stored,
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
     ) -> Self {
         let num_groups = in_features.div_ceil(GROUP);
-        let group = codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes);
-        let bytes = WEIGHTS.zeroed(out_features.div_ceil(TILE) * num_groups * group);
-        Self { bytes, codes, inputs, num_groups }
+        let tiles = out_features.div_ceil(TILE);
+        let bytes = WEIGHTS.zeroed(tiles * num_groups * stored.group_bytes());
+        Self { bytes, stored, inputs, num_groups }
     }
 
-    /// Rounds rows to bf16. `rows`: `[out_features, in_features]`.
-    pub(super) fn from_rows(rows: &[f32], in_features: usize, out_features: usize) -> Self {
-        let mut packed = Self::new(None, ActivationKind::Bf16, (in_features, out_features));
+    /// Rows as they are, or rounded to bf16 (`stored`). `rows`: `[out_features, in_features]`.
+    pub(super) fn from_rows(
+        stored: Stored,
+        inputs: ActivationKind,
+        rows: &[f32],
+        (in_features, out_features): (usize, usize),
+    ) -> Self {
+        let mut packed = Self::new(stored, inputs, (in_features, out_features));
         let tile_bytes = packed.tile_bytes();
         for (row, weights) in rows.chunks_exact(in_features).enumerate() {
             let (tile, f) = (row / TILE, row % TILE);
             let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
             for (k, weight) in weights.iter().enumerate() {
-                let at = bf16_at(f, k);
-                tile[at..at + 2].copy_from_slice(&bf16::from_f32(*weight).to_le_bytes());
+                if stored == Stored::F32 {
+                    let at = f32_at(f, k);
+                    tile[at..at + 4].copy_from_slice(&weight.to_le_bytes());
+                } else {
+                    let at = bf16_at(f, k);
+                    tile[at..at + 2].copy_from_slice(&bf16::from_f32(*weight).to_le_bytes());
+                }
             }
         }
         packed
@@ -131,7 +158,7 @@ impl Packed {
         (in_features, out_features): (usize, usize),
         mut groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
     ) -> Result<Option<Self>, E> {
-        let mut packed = Self::new(Some(format), inputs, (in_features, out_features));
+        let mut packed = Self::new(Stored::Codes(format), inputs, (in_features, out_features));
         let tile_bytes = packed.tile_bytes();
         let mut row_groups = vec![GroupCodes::default(); packed.num_groups];
         for row in 0..out_features {
@@ -150,7 +177,7 @@ impl Packed {
     }
 
     pub(super) fn tile_bytes(&self) -> usize {
-        self.num_groups * self.codes.map_or(BF16_GROUP_BYTES, CodeFormat::group_bytes)
+        self.num_groups * self.stored.group_bytes()
     }
 
     /// One tile.
@@ -162,12 +189,22 @@ impl Packed {
     /// One row as f32. `out`: `[in_features]`.
     pub(super) fn row_into(&self, row: usize, out: &mut [f32]) {
         let (tile, f) = (self.tile(row / TILE), row % TILE);
-        let Some(format) = self.codes else {
-            for (k, out) in out.iter_mut().enumerate() {
-                let at = bf16_at(f, k);
-                *out = bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
+        let format = match self.stored {
+            Stored::Codes(format) => format,
+            Stored::Bf16 => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    let at = bf16_at(f, k);
+                    *out = bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
+                }
+                return;
             }
-            return;
+            Stored::F32 => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|i| tile[f32_at(f, k) + i]);
+                    *out = f32::from_le_bytes([a, b, c, d]);
+                }
+                return;
+            }
         };
         for (out, bytes) in out.chunks_mut(GROUP).zip(tile.chunks_exact(format.group_bytes())) {
             let (scale, min) = (read_scale(format, bytes, 0, f), read_scale(format, bytes, 1, f));
@@ -189,6 +226,12 @@ fn is_f16(x: f32) -> bool {
 fn bf16_at(f: usize, k: usize) -> usize {
     let (half, lane) = (f / HALF, 2 * (f % HALF) + k % 2);
     2 * (((k / 2) * 2 + half) * TILE + lane)
+}
+
+/// Where feature `f`, input `k` of an f32 tile is.
+fn f32_at(f: usize, k: usize) -> usize {
+    let (half, second) = (f / HALF, 1 - k % 2);
+    4 * ((((k / 2) * 2 + half) * 2 + second) * HALF + f % HALF)
 }
 
 /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.

@@ -1,23 +1,16 @@
-//! HOT PATH. One tile of a matrix against rows of inputs, by the best path the processor has.
+//! HOT PATH. One tile of a matrix against rows of inputs: what rows and products look like, and which kernel meets them.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::{ActivationKind, Activations};
 use super::bytes::GroupHeader;
-use super::packed::{GROUP, Packed, TILE};
-use super::portable;
-#[cfg(target_arch = "x86_64")]
-use super::x86::{pairs, quads};
+use super::packed::{GROUP, HALF, Packed, Stored, TILE};
+use super::{pairs, quads};
 use crate::AlignedBytes;
 use crate::isa::{Isa, Set};
-
-/// Most rows of any register block: 6 × 2 sums of a group, as many of all groups, weights and an input fill 27 of
-/// 32 registers.
-pub(super) const ROWS: usize = 6;
-
-/// Outputs of a register block.
-pub(super) type Block = [[f32; TILE]; ROWS];
+use crate::simd::Simd;
 
 /// Rows of rounded inputs.
 #[derive(Clone, Copy)]
@@ -26,9 +19,13 @@ pub(super) struct Rows<'a> {
     pub(super) num_groups: usize,
     /// Inputs from one row to the next.
     pub(super) stride: usize,
-    /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that.
+    /// [`quads::STEP_QUADS`], where the compiler is not to know it.
+    pub(super) step_quads: usize,
+    /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that ([`reads_words`]).
     pub(super) bits: *const u16,
-    /// Their sums, `[num_rows, num_groups]`.
+    /// f32, the same, if inputs are that, or bf16 that are read as f32.
+    pub(super) plain: *const f32,
+    /// Sums of groups of either, `[num_rows, num_groups]`.
     pub(super) sums: *const f32,
     /// Bytes, `[num_rows, num_groups · GROUP]`, if inputs are that.
     pub(super) bytes: *const i8,
@@ -38,8 +35,7 @@ pub(super) struct Rows<'a> {
     pub(super) byte_sums: *const u16,
     /// `[num_rows]`.
     pub(super) units: *const f32,
-    x: &'a Activations,
-    first: usize,
+    of: PhantomData<&'a Activations>,
 }
 
 impl<'a> Rows<'a> {
@@ -52,14 +48,15 @@ impl<'a> Rows<'a> {
             num_rows: x.rows,
             num_groups: groups,
             stride: groups * GROUP,
+            step_quads: quads::STEP_QUADS,
             bits: x.bits.as_ptr(),
+            plain: x.plain.as_ptr(),
             sums: x.sums.as_ptr(),
             bytes: x.bytes.as_ptr(),
             headers: x.headers.as_ptr(),
             byte_sums: x.byte_sums.as_ptr(),
             units: x.units.as_ptr(),
-            x,
-            first: 0,
+            of: PhantomData,
         };
         all.part(rows.start, rows.len())
     }
@@ -72,12 +69,12 @@ impl<'a> Rows<'a> {
         Self {
             num_rows,
             bits: self.bits.wrapping_add(first * self.stride),
+            plain: self.plain.wrapping_add(first * self.stride),
             sums: self.sums.wrapping_add(groups),
             bytes: self.bytes.wrapping_add(first * self.stride),
             headers: self.headers.wrapping_add(groups),
             byte_sums: self.byte_sums.wrapping_add(first * self.num_groups.next_multiple_of(2)),
             units: self.units.wrapping_add(first),
-            first: self.first + first,
             ..*self
         }
     }
@@ -91,11 +88,6 @@ impl<'a> Rows<'a> {
             let first = i * n / blocks;
             (first, (i + 1) * n / blocks - first)
         })
-    }
-
-    /// The inputs, and the number of a row among them.
-    pub(super) fn row(&self, i: usize) -> (&'a Activations, usize) {
-        (self.x, self.first + i)
     }
 }
 
@@ -121,77 +113,73 @@ impl Target<'_> {
         Self { start: self.start.wrapping_add(row * self.stride), ..*self }
     }
 
-    /// Puts the products of a row.
+    /// Puts R rows of N halves of a tile, from `half` on.
     ///
     /// # Safety
-    /// The row is inside what `start` points to, and nobody else's.
-    pub(super) unsafe fn put(&self, row: usize, products: &[f32; TILE]) {
-        // SAFETY: by contract.
-        let out = unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.features)
-        };
-        for (f, (out, product)) in out.iter_mut().zip(products).enumerate() {
-            let sum = product + self.bias.map_or(0.0, |bias| bias[f]);
-            *out = if self.add { *out + sum } else { sum };
-        }
-    }
-}
-
-/// What products run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Path {
-    /// Products of bf16 in AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    Bf16,
-    /// Products of bytes in AVX-512 (and of bf16: minimums).
-    #[cfg(target_arch = "x86_64")]
-    Vnni,
-    /// Products of f32.
-    Portable(Isa),
-}
-
-impl Path {
-    /// The best path for some form of inputs.
-    #[inline]
-    pub(super) fn best(kind: ActivationKind) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if Isa::best().has(Set::Avx512) {
-            match kind {
-                ActivationKind::Bf16
-                    if Isa::best().has(Set::Avx512Bf16) && Isa::best().has(Set::Avx512Icl) =>
-                {
-                    return Self::Bf16;
+    /// The rows are inside what `start` points to, and nobody else's.
+    #[inline(always)]
+    pub(super) unsafe fn put_block<S: Simd, const R: usize, const N: usize>(
+        &self,
+        s: S,
+        sums: &[[S::F; N]; R],
+        half: usize,
+    ) {
+        for (i, sums) in sums.iter().enumerate() {
+            for (h, sum) in sums.iter().enumerate() {
+                let at = HALF * (half + h);
+                let n = self.features.saturating_sub(at);
+                let row = self.start.wrapping_add(i * self.stride + at);
+                // SAFETY: the features of a row, and of its bias.
+                unsafe {
+                    // What nearly all are.
+                    if n >= HALF && self.bias.is_none() {
+                        let before = if self.add { s.load(row) } else { s.zero() };
+                        s.store(row, s.add(before, *sum));
+                    } else if n > 0 {
+                        let mut sum = *sum;
+                        if let Some(bias) = self.bias {
+                            sum = s.add(sum, s.load_first(bias[at..].as_ptr(), n.min(HALF)));
+                        }
+                        if self.add {
+                            sum = s.add(s.load_first(row, n.min(HALF)), sum);
+                        }
+                        s.store_first(row, sum, n.min(HALF));
+                    }
                 }
-                ActivationKind::Bytes if Isa::best().has(Set::Avx512Bf16) =>
-                {
-                    return Self::Vnni;
-                }
-                _ => {}
             }
         }
-        Self::Portable(Isa::best())
-    }
-
-    /// Every path this processor can run, best first: for tests that compare them.
-    #[cfg(test)]
-    pub(super) fn available(kind: ActivationKind) -> Vec<Self> {
-        let mut paths: Vec<Self> = Isa::available().into_iter().map(Self::Portable).collect();
-        paths.insert(0, Self::best(kind));
-        paths.dedup();
-        paths
     }
 }
 
-/// A tile made ready for many rows.
+/// Whether inputs in bf16 are read as such; elsewhere they are f32 that have been rounded.
+#[inline]
+pub(super) fn reads_words(isa: Isa) -> bool {
+    isa.has(Set::Avx512Bf16)
+}
+
+/// A thread's room for a tile that is made ready for many rows.
 #[derive(Default)]
-struct Turned {
-    weights: Option<AlignedBytes>,
-    plain: Vec<f32>,
-    scales: Vec<f32>,
+struct Room {
+    bytes: Option<AlignedBytes>,
+    numbers: Vec<f32>,
+}
+
+impl Room {
+    /// Of some bytes, and some numbers.
+    fn of(&mut self, (bytes, numbers): (usize, usize)) -> (&mut [u8], &mut [f32]) {
+        if self.bytes.as_ref().is_none_or(|own| own.len() < bytes) {
+            self.bytes = Some(AlignedBytes::zeroed(bytes));
+        }
+        if self.numbers.len() < numbers {
+            self.numbers.resize(numbers, 0.0);
+        }
+        let own = self.bytes.as_mut().map_or(&mut [][..], AlignedBytes::as_mut_slice);
+        (own, &mut self.numbers)
+    }
 }
 
 thread_local! {
-    static TURNED: RefCell<Turned> = RefCell::default();
+    static ROOM: RefCell<Room> = RefCell::default();
 }
 
 /// Puts the products of one tile of a matrix with some rows.
@@ -199,7 +187,7 @@ thread_local! {
 /// # Safety
 /// `target` is as many rows that nobody else has.
 pub(super) unsafe fn multiply_tile(
-    path: Path,
+    isa: Isa,
     matrix: &Packed,
     tile: usize,
     x: &Activations,
@@ -208,90 +196,26 @@ pub(super) unsafe fn multiply_tile(
 ) {
     let rows = Rows::new(x, rows);
     assert_eq!(matrix.num_groups, rows.num_groups, "groups of inputs");
-    TURNED.with_borrow_mut(|turned| {
-        // SAFETY: by contract.
-        unsafe { turned.multiply(path, matrix, matrix.tile(tile), &rows, target) }
+    let tile = matrix.tile(tile);
+    ROOM.with_borrow_mut(|room| match (matrix.inputs, matrix.stored) {
+        (ActivationKind::Bytes, Stored::Codes(format)) => {
+            if rows.num_rows > quads::ROWS {
+                let room = room.of(quads::turned_room(format, matrix.num_groups));
+                quads::multiply_turned(isa, format, tile, room, &rows, target);
+            } else {
+                quads::multiply_stored(isa, format, tile, &rows, target);
+            }
+        }
+        // Only codes take bytes.
+        (ActivationKind::Bytes, _) => {}
+        (kind, _) => {
+            let (bytes, numbers) = pairs::TURNED_ROOM;
+            let room = room.of((bytes, numbers + rows.num_rows * TILE));
+            if kind == ActivationKind::Bf16 && reads_words(isa) {
+                pairs::multiply_words(isa, matrix, tile, room, &rows, target);
+            } else {
+                pairs::multiply_floats(isa, matrix, tile, room, &rows, target);
+            }
+        }
     });
-}
-
-impl Turned {
-    /// Room for a tile's weights and scales.
-    fn room(&mut self, weights: usize, scales: usize) -> Option<(&mut [u8], &mut [f32])> {
-        if self.weights.as_ref().is_none_or(|w| w.len() < weights) {
-            self.weights = Some(AlignedBytes::zeroed(weights));
-        }
-        if self.scales.len() < scales {
-            self.scales.resize(scales, 0.0);
-        }
-        let own = self.weights.as_mut()?.as_mut_slice();
-        Some((&mut own[..weights], &mut self.scales[..scales]))
-    }
-
-    /// # Safety
-    /// As [`multiply_tile`].
-    unsafe fn multiply(
-        &mut self,
-        path: Path,
-        matrix: &Packed,
-        tile: &[u8],
-        rows: &Rows<'_>,
-        target: &Target<'_>,
-    ) {
-        let groups = matrix.num_groups;
-        // SAFETY of all blocks: the path says that the processor can; a matrix's own tiles are whole and aligned, and
-        // lengths of turned ones are as made here; the number of groups is the rows'; the target is by contract.
-        match (path, matrix.codes) {
-            #[cfg(target_arch = "x86_64")]
-            (Path::Bf16, Some(format)) if rows.num_rows > ROWS => {
-                let room = self.room(groups * pairs::GROUP_BYTES, groups * 2 * TILE);
-                let Some((weights, scales)) = room else { return };
-                // SAFETY: see above.
-                unsafe {
-                    pairs::turn_tile(format, tile, weights, scales);
-                    pairs::multiply_turned(format.has_min, weights, scales, rows, target);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: see above.
-            (Path::Bf16, format) => unsafe { pairs::multiply_stored(format, tile, rows, target) },
-            #[cfg(target_arch = "x86_64")]
-            (Path::Vnni, Some(format)) if rows.num_rows > quads::ROWS => {
-                let room = self.room(groups * quads::GROUP_BYTES, quads::num_scales(groups));
-                let Some((weights, scales)) = room else { return };
-                // SAFETY: see above.
-                unsafe {
-                    quads::turn_tile(format, tile, weights, scales);
-                    quads::multiply_turned(format, weights, scales, rows, target);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: see above.
-            (Path::Vnni, Some(format)) => unsafe {
-                quads::multiply_stored(format, tile, rows, target);
-            },
-            // Only codes take bytes.
-            #[cfg(target_arch = "x86_64")]
-            (Path::Vnni, None) => {}
-            (Path::Portable(isa), format) => {
-                let plain = groups * portable::GROUP_WEIGHTS;
-                if self.plain.len() < plain {
-                    self.plain.resize(plain, 0.0);
-                }
-                if self.scales.len() < groups * 2 * TILE {
-                    self.scales.resize(groups * 2 * TILE, 0.0);
-                }
-                portable::turn_tile(matrix, tile, &mut self.plain, &mut self.scales);
-                let mut block = Block::default();
-                for (first, n) in rows.blocks(ROWS) {
-                    let rows = rows.part(first, n);
-                    let (plain, scales) = (&self.plain, &self.scales);
-                    portable::multiply(isa, format, plain, scales, &rows, &mut block);
-                    for (row, products) in block[..n].iter().enumerate() {
-                        // SAFETY: by contract.
-                        unsafe { target.put(first + row, products) };
-                    }
-                }
-            }
-        }
-    }
 }

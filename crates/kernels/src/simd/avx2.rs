@@ -257,6 +257,9 @@ macro_rules! products {
     (Avx2) => {
         /// The even bytes and the odd ones, 16 bits each.
         type Quads = [I; 2];
+        /// Magnitudes, and what they are of.
+        type Bytes = [I; 2];
+        const SUMS_AS_STORED: bool = false;
         one! {
             quads_u(v: I) -> [I; 2] = [
                 both!(|v| _mm256_and_si256(v, _mm256_set1_epi16(255))),
@@ -270,6 +273,18 @@ macro_rules! products {
                 let [[u, v], [i, j]] = [u, i];
                 let even = both!(|sums, u, i| _mm256_add_epi32(sums, _mm256_madd_epi16(u, i)));
                 both!(|even, v, j| _mm256_add_epi32(even, _mm256_madd_epi16(v, j)))
+            };
+            bytes(stored: I) -> [I; 2] = {
+                let signed = both!(|stored| _mm256_xor_si256(stored, _mm256_set1_epi8(-128)));
+                [both!(|signed| _mm256_abs_epi8(signed)), signed]
+            };
+            // Two products of 128 and 127 stay below 2^15.
+            dot_bytes(sums: I, a: [I; 2], b: I) -> I = {
+                let [a, signed] = a;
+                both!(|sums, a, signed, b| {
+                    let pairs = _mm256_maddubs_epi16(a, _mm256_sign_epi8(b, signed));
+                    _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                })
             };
             // Eight sums of products of 15 and 127 stay below 2^15.
             dot_codes(sums: I, codes: I, bytes: I) -> I =
@@ -286,10 +301,14 @@ macro_rules! products {
     };
     (AvxVnni) => {
         type Quads = I;
+        type Bytes = I;
+        const SUMS_AS_STORED: bool = true;
         one! {
             quads_u(v: I) -> I = v;
             quads_i(v: I) -> I = v;
             dot_quads(sums: I, u: I, i: I) -> I = both!(|sums, u, i| _mm256_dpbusd_avx_epi32(sums, u, i));
+            bytes(stored: I) -> I = stored;
+            dot_bytes(sums: I, a: I, b: I) -> I = both!(|sums, a, b| _mm256_dpbusd_avx_epi32(sums, a, b));
             dot_codes(sums: I, codes: I, bytes: I) -> I =
                 both!(|sums, codes, bytes| _mm256_dpbusd_avx_epi32(sums, codes, bytes));
             // Sums of half a group of codes fit 16 bits.

@@ -163,6 +163,9 @@ macro_rules! fold4 {
 macro_rules! products {
     (Avx512) => {
         type Quads = Words;
+        /// Magnitudes, and which are negative.
+        type Bytes = (__m512i, __mmask64);
+        const SUMS_AS_STORED: bool = false;
         one! {
             quads_u(v: __m512i) -> Words =
                 [_mm512_and_si512(v, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(v)];
@@ -171,6 +174,16 @@ macro_rules! products {
             dot_quads(sums: __m512i, u: Words, i: Words) -> __m512i = {
                 let even = _mm512_add_epi32(sums, _mm512_madd_epi16(u[0], i[0]));
                 _mm512_add_epi32(even, _mm512_madd_epi16(u[1], i[1]))
+            };
+            bytes(stored: __m512i) -> (__m512i, __mmask64) = {
+                let signed = _mm512_xor_si512(stored, _mm512_set1_epi8(-128));
+                (_mm512_abs_epi8(signed), _mm512_movepi8_mask(signed))
+            };
+            // Two products of 128 and 127 stay below 2^15.
+            dot_bytes(sums: __m512i, a: (__m512i, __mmask64), b: __m512i) -> __m512i = {
+                let b = _mm512_mask_sub_epi8(b, a.1, _mm512_setzero_si512(), b);
+                let pairs = _mm512_maddubs_epi16(a.0, b);
+                _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
             };
             // Eight sums of products of 15 and 127 stay below 2^15.
             dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
@@ -208,10 +221,14 @@ macro_rules! products {
 macro_rules! vnni {
     () => {
         type Quads = __m512i;
+        type Bytes = __m512i;
+        const SUMS_AS_STORED: bool = true;
         one! {
             quads_u(v: __m512i) -> __m512i = v;
             quads_i(v: __m512i) -> __m512i = v;
             dot_quads(sums: __m512i, u: __m512i, i: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, u, i);
+            bytes(stored: __m512i) -> __m512i = stored;
+            dot_bytes(sums: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, a, b);
             dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
                 _mm512_dpbusd_epi32(sums, codes, bytes);
             // Sums of half a group of codes fit 16 bits.
@@ -252,3 +269,9 @@ registers!(Avx512);
 registers!(Avx512Vnni);
 registers!(Avx512Icl);
 registers!(Avx512Bf16);
+
+impl super::WordTables for Avx512Bf16 {
+    one! {
+        lookup16(table: __m512i, indices: __m512i) -> __m512i = _mm512_permutexvar_epi16(indices, table);
+    }
+}

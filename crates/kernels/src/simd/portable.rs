@@ -139,10 +139,10 @@ impl Simd for Portable {
         fms(a: F, b: F, c: F) -> F = lanes!(|l| f32 = a[l] * b[l] - c[l]);
         max(a: F, b: F) -> F = lanes!(|l| f32 = if a[l] > b[l] { a[l] } else { b[l] });
         min(a: F, b: F) -> F = lanes!(|l| f32 = if a[l] < b[l] { a[l] } else { b[l] });
-        // Adding and taking away 1.5 · 2^23 rounds to an integer, and everything that is larger is one.
+        // Adding and taking away 2^23 rounds a magnitude to an integer, and everything that is larger is one.
         round(a: F) -> F = lanes!(|l| f32 = {
-            const MOST: f32 = 12_582_912.0;
-            if a[l].abs() < 4_194_304.0 { (a[l] + MOST) - MOST } else { a[l] }
+            const MOST: f32 = 8_388_608.0;
+            if a[l].abs() < MOST { ((a[l].abs() + MOST) - MOST).copysign(a[l]) } else { a[l] }
         });
         scale(p: F, n: F) -> F =
             lanes!(|l| f32 = p[l] * f32::from_bits(((n[l] as i32).wrapping_add(127) as u32) << 23));
@@ -186,7 +186,11 @@ impl Simd for Portable {
     }
 
     type Quads = I;
+    type Bytes = I;
+    const SUMS_AS_STORED: bool = true;
     methods! {
+        bytes(stored: I) -> I = stored;
+        dot_bytes(sums: I, a: I, b: I) -> I = Portable.dot_quads(sums, a, b);
         quads_u(v: I) -> I = v;
         quads_i(v: I) -> I = v;
         dot_quads(sums: I, u: I, i: I) -> I = lanes!(|l| i32 = {
@@ -211,5 +215,14 @@ impl Simd for Portable {
         dot_pairs(sums: F, a: [F; 2], b: [F; 2]) -> F =
             Portable.fma(a[1], b[1], Portable.fma(a[0], b[0], sums));
         round_bf16(v: F) -> I = lanes!(|l| i32 = i32::from(bf16::from_f32(v[l]).to_bits()));
+    }
+}
+
+impl super::WordTables for Portable {
+    methods! {
+        lookup16(table: I, indices: I) -> I = {
+            let word = |i: i32| table[i as usize % 32 / 2] >> (16 * (i % 2)) & 0xffff;
+            lanes!(|l| i32 = word(indices[l] & 31) | word(indices[l] >> 16 & 31) << 16)
+        };
     }
 }

@@ -53,13 +53,19 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         let whole = s.round(s.mul(fa, s.splat(0.5)));
         put(s.scale(fb, s.max(s.splat(-100.0), s.min(s.splat(100.0), whole))));
         let mut halves = [0u16; LANES];
+        for (i, half) in halves.iter_mut().enumerate() {
+            *half = (seed as usize * 337 + i * 4099) as u16;
+        }
+        // All kinds, the smallest and infinite ones too; those that are no numbers stay so.
+        let wide = s.load_f16(halves.as_ptr());
+        put(s.select(s.lt(wide, s.splat(f32::INFINITY)), wide, s.splat(7.0)));
         s.store_f16(halves.as_mut_ptr(), fa);
         put(s.load_f16(halves.as_ptr()));
         let mut first = a;
         s.store_first(first.as_mut_ptr(), fb, seed as usize % 17);
         put(s.load(first.as_ptr()));
         // One rounding or two: to be compared where products are exact.
-        let small = s.round(fa);
+        let small = s.round(s.max(s.splat(-999.0), s.min(s.splat(999.0), fa)));
         put(s.fma(small, small, small));
         put(s.fms(small, small, small));
         let pairs = |v: S::F| s.pairs(s.or(s.round_bf16(v), s.shl(s.round_bf16(v), 16)));
@@ -94,6 +100,13 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
             put(s.isplat(lane));
         }
         put(s.dot_quads(ix, s.quads_u(ix), s.quads_i(iy)));
+        // Bytes from -127 on, with some of -128, which the others may be.
+        let b = s.iload(x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|b| if b == 128 { 1 } else { b }))).as_ptr().cast());
+        for stored in [iy, s.izero(), s.isplat(-1)] {
+            let minus = s.isub(s.izero(), s.dot_quads(s.izero(), s.quads_u(s.isplat(i32::from_le_bytes([128; 4]))), s.quads_i(b)));
+            let begin = if S::SUMS_AS_STORED { s.iadd(ix, minus) } else { ix };
+            put(s.dot_bytes(begin, s.bytes(stored), b));
+        }
         put(s.round_bf16(fa));
         put(s.round_bf16(s.splat(f32::INFINITY)));
         let nan = s.round_bf16(s.splat(f32::NAN));
@@ -121,7 +134,7 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
 
 compiled! {
     fn all_on(seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<[i32; LANES]>) = all
-        for [Avx512Bf16, Avx512Icl, Avx512Vnni, Avx512, AvxVnni, Avx2];
+        for [Avx512Bf16, Avx512Icl, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
 }
 
 #[test]
@@ -137,6 +150,43 @@ fn every_set_does_what_arrays_do() {
             }
             for (i, (own, expected)) in own_ints.iter().zip(&ints).enumerate() {
                 assert_eq!(own, expected, "{isa}, {seed}, operation {i} of integers");
+            }
+        }
+    }
+}
+
+/// Sums of products of all bytes with all others.
+#[inline(always)]
+fn byte_products<S: Simd>(s: S, out: &mut Vec<i32>) {
+    for stored in 0..=255u8 {
+        for x in -127..=127i8 {
+            let x = s.isplat(i32::from_le_bytes([x as u8; 4]));
+            let sum = s.dot_bytes(s.izero(), s.bytes(s.isplat(i32::from_le_bytes([stored; 4]))), x);
+            let begin = if S::SUMS_AS_STORED { 128 } else { 0 };
+            let mut lanes = [0i32; LANES];
+            // SAFETY: a whole vector.
+            unsafe { s.istore(lanes.as_mut_ptr().cast(), sum) };
+            out.push(lanes[3] - 4 * begin * i32::from(0i8));
+        }
+    }
+}
+
+compiled! {
+    fn byte_products_on(out: &mut Vec<i32>) = byte_products for [Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
+}
+
+#[test]
+fn bytes_of_all_sizes_are_multiplied_exactly() {
+    for isa in Isa::available() {
+        let mut sums = Vec::new();
+        byte_products_on(isa, &mut sums);
+        let mut at = 0;
+        for stored in 0..=255i32 {
+            for x in -127..=127i32 {
+                let as_stored = isa.has(crate::isa::Set::Avx512Vnni) || isa.has(crate::isa::Set::AvxVnni);
+                let a = if as_stored { stored } else { stored - 128 };
+                assert_eq!(sums[at], 4 * a * x, "{isa} {stored} {x}");
+                at += 1;
             }
         }
     }

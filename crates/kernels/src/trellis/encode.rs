@@ -5,13 +5,14 @@
 //! integers. So every instruction set writes the same bytes.
 
 use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, segment_bytes};
-use crate::isa::{Isa, Set};
+use crate::Isa;
 
 pub(super) mod header;
+#[cfg(test)]
+pub(super) mod definition;
+mod lanes;
 mod paths;
 mod plain;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 /// Rows encoded together, segment by segment.
 const ROWS: usize = 32;
@@ -111,39 +112,5 @@ pub(super) fn encode_segment(isa: Isa, bits: u8, segment: &Segment<'_>, codes: &
     if bits == 0 {
         return;
     }
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        // SAFETY: `Isa::best` and `Isa::available` name only sets the processor has.
-        return unsafe { x86::encode_segment(bits, segment, codes) };
-    }
-    let _ = isa;
-    let bytes = segment_bytes(bits);
-    let rows = segment.z.chunks(segment.stride).zip(segment.inverses);
-    for ((z, inverse), codes) in rows.zip(codes.chunks_exact_mut(bytes)) {
-        let word = row_codes(bits, z, *inverse);
-        codes.copy_from_slice(&word.to_le_bytes()[..bytes]);
-    }
-}
-
-/// The codes of one row of a segment.
-fn row_codes(bits: u8, z: &[f32], inverse: f32) -> u128 {
-    let rounded =
-        |most: f32| -> [i16; SEGMENT] { std::array::from_fn(|j| rounded(z[j], inverse, most)) };
-    let path = |tables: &paths::Tables, codes: fn(&[i16; SEGMENT], &paths::Tables) -> u64| {
-        u128::from(codes(&rounded(paths::MOST), tables))
-    };
-    match bits {
-        1 => path(&paths::TABLES_1, paths::codes::<1>),
-        2 => path(&paths::TABLES_2, paths::codes::<2>),
-        3 => path(&paths::TABLES_3, paths::codes::<3>),
-        4 => path(&paths::TABLES_4, paths::codes::<4>),
-        5 => plain::codes::<5>(&rounded(plain::TABLES_5.most), &plain::TABLES_5),
-        _ => plain::codes::<6>(&rounded(plain::TABLES_6.most), &plain::TABLES_6),
-    }
-}
-
-/// A coefficient as codes are found for it. Zero if it is no number.
-fn rounded(z: f32, inverse: f32, most: f32) -> i16 {
-    let z = if z.is_finite() { z } else { 0.0 };
-    (z * inverse).clamp(-most, most).round_ties_even() as i16
+    lanes::encode_segment(isa, bits, segment, codes);
 }

@@ -2,10 +2,16 @@
 //! order that sums of byte products run in ([`crate::coded`]).
 
 use super::{BOOSTS, Layout, MAX_SEGMENTS, ROW_SCALES, SEGMENT, segment_bytes, tables};
-use crate::coded::ByteIsa;
+use crate::Isa;
+use crate::simd::bytes::{BYTES, Bytes, Table};
+use crate::simd::{LANES, compiled};
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod x86;
+mod permuted;
+mod unpack;
+
+pub(crate) use permuted::{KeyLevels, ValueLevels};
+pub(super) use unpack::{BEFORE as PLAIN_BEFORE, plain_rows};
+use unpack::{by_coefficient, by_row};
 
 /// Rows that a block of levels comes in multiples of.
 pub(crate) const ROW_GROUP: usize = 16;
@@ -48,14 +54,6 @@ impl Boosts {
         *rows &= rows.wrapping_sub(1);
         (row < MAX_ROWS).then_some(row)
     }
-
-    /// The definition.
-    fn read(&mut self, headers: &[u8]) {
-        self.rows = [0; MAX_SEGMENTS];
-        for (row, header) in headers.iter().enumerate().filter(|(_, h)| **h >= 16) {
-            self.rows[usize::from(header & 15)] |= 1 << row;
-        }
-    }
 }
 
 impl Layout {
@@ -72,12 +70,12 @@ impl Layout {
     /// is shorter than `16 · segments · rows`.
     #[inline]
     pub fn levels(&self, slot: &[u8], rows: usize, segments: usize, out: &mut [u8]) {
-        self.levels_on(ByteIsa::best(), slot, rows, segments, out);
+        self.levels_on(Isa::best(), slot, rows, segments, out);
     }
 
     pub(crate) fn levels_on(
         &self,
-        isa: ByteIsa,
+        isa: Isa,
         slot: &[u8],
         rows: usize,
         segments: usize,
@@ -88,21 +86,14 @@ impl Layout {
         assert!(segments <= self.bits.len(), "{segments} segments");
         let bytes = SEGMENT * rows;
         assert!(out.len() >= segments * bytes, "out: {}", out.len());
-        let each = self.segments(rows).zip(out.chunks_exact_mut(bytes)).take(segments);
-        for ((bits, _, offset), out) in each {
-            let codes = &slot[offset..offset + rows * segment_bytes(bits)];
+        for ((bits, _, offset), out) in
+            self.segments(rows).zip(out.chunks_exact_mut(bytes)).take(segments)
+        {
             match bits {
                 0 => out.fill(128),
-                #[cfg(target_arch = "x86_64")]
-                _ if isa == ByteIsa::Vnni => {
-                    // SAFETY: `ByteIsa` names only what the processor has; the slices are those of
-                    // `rows` rows of a segment.
-                    unsafe { x86::segment(bits, codes, rows, out) };
-                }
-                _ => segment(bits, codes, rows, out),
+                _ => segment(isa, bits, slot, offset, out),
             }
         }
-        let _ = isa;
     }
 
     /// Factors of every row of a block (`[rows]`), and its boosts beside them.
@@ -111,12 +102,12 @@ impl Layout {
     /// If `slot` is shorter than the headers of as many rows as `out` has, or these are no multiple of 16
     /// up to 64.
     pub fn row_factors(&self, slot: &[u8], out: &mut [f32], boosts: &mut Boosts) {
-        self.row_factors_on(ByteIsa::best(), slot, out, boosts);
+        self.row_factors_on(Isa::best(), slot, out, boosts);
     }
 
     pub(super) fn row_factors_on(
         &self,
-        isa: ByteIsa,
+        isa: Isa,
         slot: &[u8],
         out: &mut [f32],
         boosts: &mut Boosts,
@@ -125,13 +116,8 @@ impl Layout {
         assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS, "{rows} rows");
         let (codes, headers) = slot.split_at(rows);
         boosts.headers[..rows].copy_from_slice(&headers[..rows]);
-        #[cfg(target_arch = "x86_64")]
-        if isa == ByteIsa::Vnni {
-            // SAFETY: `ByteIsa` names only what the processor has.
-            return unsafe { x86::row_factors(codes, out, boosts) };
-        }
-        let _ = isa;
-        boosts.read(&headers[..rows]);
+        boosted_rows(isa, rows, boosts);
+        // Loads one by one: gathers would take longer.
         for (out, code) in out.iter_mut().zip(codes) {
             *out = ROW_SCALES[usize::from(*code)];
         }
@@ -149,12 +135,12 @@ impl Layout {
         segments: usize,
         out: &mut [f32],
     ) {
-        self.segment_factors_on(ByteIsa::best(), factors, boosts, segments, out);
+        self.segment_factors_on(Isa::best(), factors, boosts, segments, out);
     }
 
     pub(super) fn segment_factors_on(
         &self,
-        isa: ByteIsa,
+        isa: Isa,
         factors: &[f32],
         boosts: &Boosts,
         segments: usize,
@@ -167,61 +153,167 @@ impl Layout {
             "out: {}",
             out.len()
         );
-        #[cfg(target_arch = "x86_64")]
-        if isa == ByteIsa::Vnni {
-            // SAFETY: `ByteIsa` names only what the processor has.
-            return unsafe { x86::segment_factors(factors, boosts, &self.scales, out) };
+        let mut boosted = [0.0; MAX_ROWS];
+        for (row, (boosted, factor)) in boosted.iter_mut().zip(factors).enumerate() {
+            *boosted = factor * boosts.factor(row);
         }
-        let _ = isa;
-        for (segment, out) in out.chunks_exact_mut(rows).enumerate() {
-            let scale = self.scales[segment] * tables::STEP;
-            for (row, (out, factor)) in out.iter_mut().zip(factors).enumerate() {
-                let boosted = boosts.rows(segment) >> row & 1 == 1;
-                *out = scale * if boosted { factor * boosts.factor(row) } else { *factor };
-            }
-        }
+        segment_factors(isa, factors, &boosted, boosts, &self.scales, out);
     }
 }
 
-/// Levels by the low bits of a code, whatever its two high bits.
-#[repr(C, align(64))]
-struct Table([i8; 64]);
+/// Levels by bits and then by the low bits of a code, whatever its two high bits.
+static TABLES: [Table; 7] = tables(0);
 
-/// By bits.
-static TABLES: [Table; 7] = [
-    Table([0; 64]),
-    repeated(&tables::LEVELS_1),
-    repeated(&tables::LEVELS_2),
-    repeated(&tables::LEVELS_3),
-    repeated(&tables::LEVELS_4),
-    repeated(&tables::LEVELS_5),
-    repeated(&tables::LEVELS_6),
-];
+/// The same, plus 128.
+static OFFSET: [Table; 7] = tables(-128);
 
-const fn repeated<const N: usize>(levels: &[i8; N]) -> Table {
-    let mut out = [0; 64];
+const fn tables(offset: i8) -> [Table; 7] {
+    [
+        Table([offset; BYTES]),
+        repeated(&tables::LEVELS_1, offset),
+        repeated(&tables::LEVELS_2, offset),
+        repeated(&tables::LEVELS_3, offset),
+        repeated(&tables::LEVELS_4, offset),
+        repeated(&tables::LEVELS_5, offset),
+        repeated(&tables::LEVELS_6, offset),
+    ]
+}
+
+const fn repeated<const N: usize>(levels: &[i8; N], offset: i8) -> Table {
+    let mut out = [0; BYTES];
     let mut i = 0;
-    while i < 64 {
-        out[i] = levels[i % N];
+    while i < BYTES {
+        out[i] = levels[i % N].wrapping_add(offset);
         i += 1;
     }
     Table(out)
 }
 
-/// The definition.
-fn segment(bits: u8, codes: &[u8], rows: usize, out: &mut [u8]) {
-    let bits = usize::from(bits);
-    let table = &TABLES[bits].0;
-    for (t, codes) in codes.chunks_exact(2 * bits).enumerate() {
-        let mut bytes = [0; 16];
-        bytes[..codes.len()].copy_from_slice(codes);
-        let word = u128::from_le_bytes(bytes);
-        for j in 0..SEGMENT {
-            // The window of the last codes wraps; a plain code does not reach so far.
-            let at = bits * j;
-            let window = word >> at | word.checked_shl((16 * bits - at) as u32).unwrap_or(0);
-            let level = table[window as usize % 64];
-            out[(j / 4 * rows + t) * 4 + j % 4] = (level as u8) ^ 128;
+/// Levels plus 128 of 16 rows of a segment: in vector k, 32-bit lane t has those of coefficients 4 k to 4 k + 3 of row t.
+///
+/// # Safety
+/// `codes`: of 16 rows, and 16 bytes before them.
+#[inline(always)]
+pub(crate) unsafe fn key_levels<S: Bytes, const BITS: usize>(
+    set: S,
+    codes: *const u8,
+) -> [S::I; 4] {
+    // SAFETY: by contract.
+    unsafe {
+        if S::PERMUTES {
+            let levels = KeyLevels::<S, BITS>::new(set, codes);
+            return [levels.levels(0), levels.levels(1), levels.levels(2), levels.levels(3)];
+        }
+        by_row(set, unpack::rows::<S, BITS>(set, codes, &OFFSET[BITS]))
+    }
+}
+
+/// Levels of 16 rows of a segment as bytes with a sign: those of rows 4 q to 4 q + 3 from byte 64 q on, four for each
+/// coefficient.
+///
+/// # Safety
+/// `codes`: of 16 rows, and 16 bytes before them; `out`: room for 256 bytes.
+#[inline(always)]
+pub(crate) unsafe fn value_levels<S: Bytes, const BITS: usize>(
+    set: S,
+    codes: *const u8,
+    out: *mut u8,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let rows = unpack::rows::<S, BITS>(set, codes, &TABLES[BITS]);
+        for (c, levels) in by_coefficient(set, rows).into_iter().enumerate() {
+            set.store_quarters(out.add(16 * c), BYTES, levels);
+        }
+    }
+}
+
+/// Calls `$f::<S, BITS>` for the width that a number names, which is not 0.
+macro_rules! with_bits {
+    ($bits:expr, $f:ident::<$S:ty $(, $more:ident)?> $args:tt) => {
+        match $bits {
+            1 => $f::<$S, 1 $(, $more)?> $args,
+            2 => $f::<$S, 2 $(, $more)?> $args,
+            3 => $f::<$S, 3 $(, $more)?> $args,
+            4 => $f::<$S, 4 $(, $more)?> $args,
+            5 => $f::<$S, 5 $(, $more)?> $args,
+            _ => $f::<$S, 6 $(, $more)?> $args,
+        }
+    };
+}
+pub(crate) use with_bits;
+
+compiled! {
+    /// Levels of one segment: see [`Layout::levels`].
+    fn segment(bits: u8, slot: &[u8], offset: usize, out: &mut [u8]) = segment_body
+        for [Avx512Icl, Avx512, Avx2];
+}
+
+#[inline(always)]
+fn segment_body<S: Bytes>(set: S, bits: u8, slot: &[u8], offset: usize, out: &mut [u8]) {
+    let groups = out.len() / (SEGMENT * ROW_GROUP);
+    let bytes = ROW_GROUP * segment_bytes(bits);
+    assert!(slot.len() >= offset + groups * bytes && offset >= 16 && bits > 0);
+    for g in 0..groups {
+        // SAFETY: codes of a group are 32 · `bits` bytes, before them lie headers; the outputs of quad k and group g are
+        // 64 bytes at 64 (k · groups + g), below 256 · groups.
+        unsafe {
+            let codes = slot.as_ptr().add(offset + g * bytes);
+            let levels = with_bits!(bits, key_levels::<S>(set, codes));
+            for (k, levels) in levels.into_iter().enumerate() {
+                set.istore(out.as_mut_ptr().add(BYTES * (k * groups + g)), levels);
+            }
+        }
+    }
+}
+
+compiled! {
+    /// Finds the boosted rows of each segment among the first `rows` headers.
+    fn boosted_rows(rows: usize, boosts: &mut Boosts) = boosted_rows_body for [Avx512, Avx2];
+}
+
+#[inline(always)]
+fn boosted_rows_body<S: Bytes>(set: S, rows: usize, boosts: &mut Boosts) {
+    assert!(rows > 0 && rows <= MAX_ROWS);
+    // SAFETY: as many headers as there are bytes in a vector.
+    let headers = unsafe { set.iload(boosts.headers.as_ptr()) };
+    let exponents = set.and(headers, set.isplat(0xf0f0_f0f0_u32 as i32));
+    let boosted = !set.equal8(exponents, set.izero()) & (u64::MAX >> (MAX_ROWS - rows));
+    let segments = set.and(headers, set.isplat(0x0f0f_0f0f));
+    for (segment, rows) in boosts.rows.iter_mut().enumerate() {
+        *rows = boosted & set.equal8(segments, set.isplat(0x0101_0101 * segment as i32));
+    }
+}
+
+compiled! {
+    /// See [`Layout::segment_factors`]; `boosted`: factors of boosted segments, by row.
+    fn segment_factors(
+        factors: &[f32], boosted: &[f32; MAX_ROWS], boosts: &Boosts, scales: &[f32], out: &mut [f32],
+    ) = segment_factors_body for [Avx512, Avx2];
+}
+
+#[inline(always)]
+fn segment_factors_body<S: Bytes>(
+    set: S,
+    factors: &[f32],
+    boosted: &[f32; MAX_ROWS],
+    boosts: &Boosts,
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let rows = factors.len();
+    assert!(rows.is_multiple_of(LANES) && rows <= MAX_ROWS && out.len().is_multiple_of(rows));
+    for t in (0..rows).step_by(LANES) {
+        // SAFETY: 16 factors from each multiple of 16 below `rows` on, in every segment.
+        unsafe {
+            let plain = set.load(factors.as_ptr().add(t));
+            let boosted = set.load(boosted.as_ptr().add(t));
+            for (segment, scale) in scales[..out.len() / rows].iter().enumerate() {
+                let own = set.mask((boosts.rows[segment] >> t) as u16);
+                let scale = set.splat(scale * tables::STEP);
+                let factor = set.mul(scale, set.select(own, boosted, plain));
+                set.store(out.as_mut_ptr().add(segment * rows + t), factor);
+            }
         }
     }
 }

@@ -114,17 +114,6 @@ pub(crate) const fn segment_bytes(bits: u8) -> usize {
     SEGMENT * bits as usize / 8
 }
 
-/// Levels as numbers.
-const fn scaled<const N: usize>(levels: &[i8; N]) -> [f32; N] {
-    let mut out = [0.0; N];
-    let mut i = 0;
-    while i < N {
-        out[i] = levels[i] as f32 * STEP;
-        i += 1;
-    }
-    out
-}
-
 /// Row scales by code: 2^((c - 128) / 8), and 0 for code 0.
 const ROW_SCALES: [f32; 256] = {
     /// 2^(i / 8).

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use kvasir_engine::{Engine, EngineConfig};
-use kvasir_model::{ChatTemplate, Model};
+use kvasir_model::{ChatTemplate, Machine, Model};
 use kvasir_server::{
     ApiKeys, ModelInfo, ModelText, Server, ServerConfig, ServerHandle, shutdown_signal,
 };
@@ -108,6 +108,9 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
     let model = load_model(&path, command.model.dtype.into(), command.cache.threads(), progress)?;
     let config = with_statistics(engine_config(command), &model, &path, &command.cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config.clone())?;
+    let Machine { processor, isa, .. } = Machine::this();
+    let threads = engine.num_threads();
+    tracing::info!(processor, isa, weights = model.weight_form(), threads, "computing");
     tracing::info!(
         path = %path.display(),
         seconds = start.elapsed().as_secs_f64(),
@@ -119,7 +122,7 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
     if let Some(source) = template {
         text.chat_template = Arc::new(parse_template(&source, &model)?);
     }
-    let info = model_info(&path, &config, engine.max_model_len());
+    let info = model_info((&path, &model), &config, &engine);
     Ok(handle.set_ready(engine, Arc::new(text), info)?)
 }
 
@@ -150,7 +153,13 @@ fn engine_config(command: &ServeCommand) -> EngineConfig {
     }
 }
 
-fn model_info(path: &Path, config: &EngineConfig, max_model_len: usize) -> ModelInfo {
+fn model_info(
+    (path, model): (&Path, &Model),
+    config: &EngineConfig,
+    engine: &Engine,
+) -> ModelInfo {
+    let Machine { processor, isa, .. } = Machine::this();
+    let max_model_len = engine.max_model_len();
     let settings = json!({
         "kv_cache": config.kv_cache.to_string(),
         "kv_sharing": config.kv_sharing.to_string(),
@@ -170,6 +179,12 @@ fn model_info(path: &Path, config: &EngineConfig, max_model_len: usize) -> Model
             ("kv_sharing".to_owned(), config.kv_sharing.to_string()),
             ("enable_prefix_caching".to_owned(), config.enable_prefix_caching.to_string()),
             ("kv_cache_memory_bytes".to_owned(), config.kv_cache_memory.to_string()),
+        ],
+        machine: vec![
+            ("processor".to_owned(), processor),
+            ("isa".to_owned(), isa),
+            ("weights".to_owned(), model.weight_form()),
+            ("threads".to_owned(), engine.num_threads().to_string()),
         ],
         settings: settings.as_object().cloned().unwrap_or_default(),
     }

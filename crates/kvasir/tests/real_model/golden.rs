@@ -22,8 +22,10 @@ const F16_LIMIT: f64 = 1e-2;
 const BF16_LIMIT: f64 = 0.2;
 /// The same with inputs rounded to bytes where layers bear it: 0.34 was measured.
 const BYTES_LIMIT: f64 = 0.5;
-/// Smallest margin of a greedy token that must be met, with weights in f32 and with packed ones.
+/// Smallest margin of a greedy token that is compared, with weights in f32 and with packed ones.
 const MARGINS: [f64; 2] = [0.05, 0.15];
+/// Prompts of a model that may end in a near tie which rounding turned: instruction sets round inputs and attention differently.
+const MOST_TIES: usize = 1;
 
 struct Golden {
     model: Arc<Model>,
@@ -57,6 +59,7 @@ impl Golden {
 
     /// Token ids, top-20 logits, greedy tokens up to the first margin below `smallest`.
     fn check(&mut self, recipes: &[(Recipe, f64)], smallest: f64) {
+        let mut ties = 0;
         for prompt in self.values["prompts"].as_array().unwrap().clone() {
             let text = prompt["text"].as_str().unwrap();
             let tokens = ids(&prompt["token_ids"]);
@@ -87,12 +90,19 @@ impl Golden {
                         break;
                     }
                     let best = argmax(&logits);
-                    assert_eq!(best, *expected, "{recipe}: greedy token of {text:?}");
+                    // Two logits that are each off by as much as any of this prompt's may change places.
+                    if best != *expected && margin.as_f64().unwrap() < 2.0 * worst {
+                        eprintln!("{recipe}: a tie of {margin} turned, {best} for {expected}");
+                        ties += 1;
+                        break;
+                    }
+                    assert_eq!(best, *expected, "{recipe}: greedy token of {text:?}, {margin}");
                     logits = self.append(&mut cache, id, &[best]);
                 }
                 cache.check_integrity().unwrap();
             }
         }
+        assert!(ties <= MOST_TIES, "{ties} ties turned");
     }
 }
 

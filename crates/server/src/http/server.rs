@@ -145,7 +145,7 @@ impl ServerHandle {
         }
         let check = app.config.check_integrity;
         let (driver, joiner) = driver::start(engine, app.metrics.clone(), check)?;
-        app.metrics.set_cache_config(&info.cache_config);
+        app.metrics.set_info(&info.cache_config, &info.machine);
         let loaded = Loaded { driver, text, info };
         app.loaded.set(loaded).map_err(|_| ServerError::AlreadyReady)?;
         *thread = Some(joiner);

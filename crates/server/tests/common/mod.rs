@@ -79,6 +79,7 @@ impl TestServer {
         let info = ModelInfo {
             root: "mock.gguf".into(),
             cache_config: vec![("block_size".into(), "32".into())],
+            machine: vec![("isa".into(), "avx2".into())],
             settings: serde_json::Map::new(),
         };
         self.handle.set_ready(engine, text, info).unwrap();

@@ -4,12 +4,9 @@
 // Lanes are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use crate::isa::{Isa, Set};
+use crate::simd::{Simd, compiled};
 use crate::trellis::tables::{GRAIN, REACH, SPREAD};
 use crate::trellis::{BOOSTS, MAX_SEGMENTS, ROW_SCALES, SEGMENT};
-
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 /// Row scales tried, as steps of the scale code from the root mean square.
 const STEPS: [f32; 5] = [-2.575_4, 0.0, 3.028_1, 6.124_2, 9.1];
@@ -108,10 +105,15 @@ fn scale_code(steps: f32) -> u8 {
     (128.0 + steps).round().clamp(1.0, 255.0) as u8
 }
 
-/// The header for a row. NaN and infinities count as 0.
-pub(super) fn choose(isa: Isa, search: &Search, z: &[f32]) -> Header {
+compiled! {
+    /// The header for a row. NaN and infinities count as 0.
+    pub(super) fn choose(search: &Search, z: &[f32]) -> Header = choose_body for [Avx512, Avx2];
+}
+
+#[inline(always)]
+fn choose_body<S: Simd>(set: S, search: &Search, z: &[f32]) -> Header {
     let mut x = [[0.0; SEGMENT]; MAX_SEGMENTS];
-    let squares = magnitudes(isa, search, z, &mut x);
+    let squares = magnitudes(set, search, z, &mut x);
     // Energies relative to what is expected.
     let (mut nothing, mut total) = (0.0, 0.0);
     let (mut most, mut most_energy) = (0, 0.0);
@@ -136,12 +138,15 @@ pub(super) fn choose(isa: Isa, search: &Search, z: &[f32]) -> Header {
         1 => all,
         _ => level((total - most_energy).max(0.0), used - 1).max(own - 60.0),
     };
-    let codes: [u8; CANDIDATES] = std::array::from_fn(|c| match c.checked_sub(STEPS.len()) {
-        None => scale_code(all + STEPS[c]),
-        Some(boosted) => scale_code(rest + BOOSTED_STEPS[boosted]),
-    });
-    let factors = codes.map(|code| ROW_SCALES[usize::from(code)]);
-    let errors = errors(isa, &search.segments, &x, &factors, most);
+    let (mut codes, mut factors) = ([0; CANDIDATES], [0.0; CANDIDATES]);
+    for c in 0..CANDIDATES {
+        codes[c] = match c.checked_sub(STEPS.len()) {
+            None => scale_code(all + STEPS[c]),
+            Some(boosted) => scale_code(rest + BOOSTED_STEPS[boosted]),
+        };
+        factors[c] = ROW_SCALES[usize::from(codes[c])];
+    }
+    let errors = errors(set, &search.segments, &x, &factors, most);
 
     let mut best = (Header::ZERO, nothing);
     let mut consider = |header: Header, error: f32| {
@@ -166,7 +171,7 @@ pub(super) fn choose(isa: Isa, search: &Search, z: &[f32]) -> Header {
             let factor = factors[c] * BOOSTS[boost as usize];
             let grain = factors[c] * factors[c] * (search.grain - terms.grain)
                 + factor * factor * terms.grain;
-            let own = error(isa, terms, &x[most], factor);
+            let own = set.sum(lane_errors(set, terms, &x[most], factor));
             let header = Header { scale_code: codes[c], segment: terms.index, boost: boost as u8 };
             consider(header, errors[c] + own + grain);
         }
@@ -175,90 +180,72 @@ pub(super) fn choose(isa: Isa, search: &Search, z: &[f32]) -> Header {
 }
 
 /// Fills `x`; returns the sums of its squares.
-fn magnitudes(isa: Isa, search: &Search, z: &[f32], x: &mut Magnitudes) -> [f32; MAX_SEGMENTS] {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        // SAFETY: `Isa::best` and `Isa::available` name only sets the processor has.
-        return unsafe { x86::magnitudes(search, z, x) };
-    }
-    let _ = isa;
+#[inline(always)]
+fn magnitudes<S: Simd>(
+    set: S,
+    search: &Search,
+    z: &[f32],
+    x: &mut Magnitudes,
+) -> [f32; MAX_SEGMENTS] {
     let z = z.as_chunks::<SEGMENT>().0;
+    let (unit, limit) = (set.splat(search.unit), set.splat(LIMIT));
     let mut squares = [0.0; MAX_SEGMENTS];
     for ((terms, x), square) in search.segments.iter().zip(x).zip(&mut squares) {
-        let z = &z[terms.index];
-        for j in 0..SEGMENT {
-            let magnitude = if z[j].is_finite() { z[j].abs() } else { 0.0 };
-            x[j] = least(magnitude * search.unit, LIMIT);
-        }
-        *square = sum(&x.map(|x| x * x));
+        let z = set.bits(load(set, &z[terms.index]));
+        let magnitude = set.from_bits(set.and(z, set.isplat(i32::MAX)));
+        // Neither NaN nor infinite.
+        let finite = set.lt(magnitude, set.splat(f32::INFINITY));
+        let magnitude = set.select(finite, magnitude, set.zero());
+        let scaled = set.min(set.mul(magnitude, unit), limit);
+        // SAFETY: 16 numbers.
+        unsafe { set.store(x.as_mut_ptr(), scaled) };
+        *square = set.sum(set.mul(scaled, scaled));
     }
     squares
 }
 
 /// Squared errors to expect with each factor, but for what no magnitude changes. Those of
 /// [`BOOSTED_STEPS`] are without segment `most`.
-fn errors(
-    isa: Isa,
+#[inline(always)]
+fn errors<S: Simd>(
+    set: S,
     segments: &[Terms],
     x: &Magnitudes,
     factors: &[f32; CANDIDATES],
     most: usize,
 ) -> [f32; CANDIDATES] {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        // SAFETY: as above.
-        return unsafe { x86::errors(segments, x, factors, most) };
-    }
-    let _ = isa;
-    let mut lanes = [[0.0; SEGMENT]; CANDIDATES];
+    let mut lanes = [set.zero(); CANDIDATES];
     for (i, (terms, x)) in segments.iter().zip(x).enumerate() {
-        let candidates = if i == most { STEPS.len() } else { CANDIDATES };
-        for (lanes, factor) in lanes.iter_mut().zip(factors).take(candidates) {
-            add_error(terms, x, *factor, lanes);
+        for c in 0..STEPS.len() {
+            lanes[c] = set.add(lanes[c], lane_errors(set, terms, x, factors[c]));
+        }
+        if i != most {
+            for c in STEPS.len()..CANDIDATES {
+                lanes[c] = set.add(lanes[c], lane_errors(set, terms, x, factors[c]));
+            }
         }
     }
-    lanes.map(|lanes| sum(&lanes))
-}
-
-/// The same of one segment.
-fn error(isa: Isa, terms: &Terms, x: &[f32; SEGMENT], factor: f32) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        // SAFETY: as above.
-        return unsafe { x86::error(terms, x, factor) };
+    let mut errors = [0.0; CANDIDATES];
+    for (error, lanes) in errors.iter_mut().zip(lanes) {
+        *error = set.sum(lanes);
     }
-    let _ = isa;
-    let mut lanes = [0.0; SEGMENT];
-    add_error(terms, x, factor, &mut lanes);
-    sum(&lanes)
+    errors
 }
 
-/// The definition. Not fused.
+/// The same of one segment, by coefficient. Not fused.
 #[inline(always)]
-fn add_error(terms: &Terms, x: &[f32; SEGMENT], factor: f32, lanes: &mut [f32; SEGMENT]) {
+fn lane_errors<S: Simd>(set: S, terms: &Terms, x: &[f32; SEGMENT], factor: f32) -> S::F {
     let (reach, spread) = terms.at(factor, 1.0 / (factor * factor));
-    for j in 0..SEGMENT {
-        let within = least(x[j], reach);
-        let beyond = x[j] - within;
-        let square = within * within;
-        lanes[j] += square * spread * square + beyond * beyond;
-    }
+    let x = load(set, x);
+    let within = set.min(x, set.splat(reach));
+    let beyond = set.sub(x, within);
+    let square = set.mul(within, within);
+    let fourth = set.mul(set.mul(square, set.splat(spread)), square);
+    set.add(fourth, set.mul(beyond, beyond))
 }
 
-/// As the processor's instruction has it.
 #[inline(always)]
-fn least(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
-}
-
-/// Halves, quarters, pairs.
-#[inline(always)]
-fn sum(lanes: &[f32; SEGMENT]) -> f32 {
-    let mut sums = *lanes;
-    for width in [8, 4, 2, 1] {
-        for j in 0..width {
-            sums[j] += sums[j + width];
-        }
-    }
-    sums[0]
+fn load<S: Simd>(set: S, x: &[f32; SEGMENT]) -> S::F {
+    // SAFETY: 16 numbers.
+    unsafe { set.load(x.as_ptr()) }
 }

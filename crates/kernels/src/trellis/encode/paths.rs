@@ -8,7 +8,8 @@
 //! best path: every other step, what all have in common is taken off.
 
 use super::ROWS;
-use crate::trellis::{SEGMENT, STEP, tables};
+use crate::simd::bytes::Words;
+use crate::trellis::{STEP, tables};
 
 /// States between windows: the two bits that neighbours share.
 pub(super) const STATES: usize = 4;
@@ -36,10 +37,10 @@ pub(super) struct Tables {
     pub(super) levels: [[[i16; ROWS]; CHOICES]; STATES * STATES],
     /// Middles between them: largest coefficients that are nearest to the lower one.
     pub(super) middles: [[[i16; ROWS]; CHOICES - 1]; STATES * STATES],
-    /// Middles by the states that they lie between, twice: `[level][from · 4 + to]`.
-    pub(super) middles_of: [[i16; ROWS]; CHOICES - 1],
+    /// Middles by the states that they lie between: `[level][from · 4 + to]`.
+    pub(super) middles_of: [Words; CHOICES - 1],
     /// Codes: `[level · 16 + from · 4 + to]`.
-    pub(super) codes: [i16; STATES * STATES * CHOICES],
+    pub(super) codes: Words,
 }
 
 pub(super) static TABLES_1: Tables = tables::<1, 8>(&tables::LEVELS_1);
@@ -62,9 +63,11 @@ const fn tables<const BITS: usize, const N: usize>(levels: &[i8; N]) -> Tables {
     let mut out = Tables {
         levels: [[[0; ROWS]; CHOICES]; STATES * STATES],
         middles: [[[i16::MAX; ROWS]; CHOICES - 1]; STATES * STATES],
-        middles_of: [[i16::MAX; ROWS]; CHOICES - 1],
-        codes: [0; STATES * STATES * CHOICES],
+        middles_of: [Words::new([0; 64]); CHOICES - 1],
+        codes: Words::new([0; 64]),
     };
+    let mut middles_of = [[i16::MAX; 64]; CHOICES - 1];
+    let mut codes = [0; STATES * STATES * CHOICES];
     let mut pair = 0;
     while pair < STATES * STATES {
         let (from, to) = (pair / STATES, pair % STATES);
@@ -84,79 +87,23 @@ const fn tables<const BITS: usize, const N: usize>(levels: &[i8; N]) -> Tables {
         let mut r = 0;
         while r < found {
             let level = levels[windows[r]] as i16 * SCALE;
-            out.codes[r * STATES * STATES + pair] = (windows[r] % (1 << BITS)) as i16;
+            codes[r * STATES * STATES + pair] = (windows[r] % (1 << BITS)) as i16;
             out.levels[pair][r] = [level; ROWS];
             if r > 0 {
                 let below = levels[windows[r - 1]] as i16 * SCALE;
                 let middle = ((below as i32 + level as i32) >> 1) as i16;
                 out.middles[pair][r - 1] = [middle; ROWS];
-                out.middles_of[r - 1][pair] = middle;
-                out.middles_of[r - 1][pair + STATES * STATES] = middle;
+                middles_of[r - 1][pair] = middle;
             }
             r += 1;
         }
         pair += 1;
     }
+    out.codes = Words::new(codes);
+    let mut r = 0;
+    while r < CHOICES - 1 {
+        out.middles_of[r] = Words::new(middles_of[r]);
+        r += 1;
+    }
     out
-}
-
-/// A cost without its low bits, which name a state instead.
-#[inline(always)]
-fn tagged(cost: u16, state: usize) -> u16 {
-    cost & !TAG | state as u16
-}
-
-/// The codes of a segment, from bit 0 of the result on. `v`: coefficients in [`Tables::unit`]s. The
-/// definition.
-pub(super) fn codes<const BITS: usize>(v: &[i16; SEGMENT], tables: &Tables) -> u64 {
-    // The nearest level between two states.
-    let rank = |v: i16, pair: usize| {
-        tables.middles_of[..choices::<BITS>() - 1]
-            .iter()
-            .filter(|middles| v > middles[pair])
-            .count()
-    };
-    // The cheapest paths to each state from each start, and where they came from last.
-    let mut paths = [[[0u16; STATES]; STATES]; SEGMENT]; // [coefficient][state][start]
-    let mut before = [[u16::MAX; STATES]; STATES];
-    for (start, costs) in before.iter_mut().enumerate() {
-        costs[start] = 0;
-    }
-    for j in 0..SEGMENT {
-        let steps: [u16; STATES * STATES] = std::array::from_fn(|pair| {
-            let level = tables.levels[pair][rank(v[j], pair)][0];
-            let distance = v[j].saturating_sub(level);
-            let distance = if BITS > 2 { distance.saturating_add(distance) } else { distance };
-            ((i32::from(distance).pow(2) + (1 << 14)) >> 15) as u16 & !TAG
-        });
-        let after = &mut paths[j];
-        for to in 0..STATES {
-            for start in 0..STATES {
-                after[to][start] = (0..STATES)
-                    .filter(|from| leads::<BITS>(*from, to))
-                    .map(|from| {
-                        tagged(before[from][start], from).saturating_add(steps[from * STATES + to])
-                    })
-                    .fold(u16::MAX, u16::min);
-            }
-        }
-        before = *after;
-        if j % 2 == 1 {
-            let least = before.iter().flatten().fold(u16::MAX, |least, cost| least.min(*cost));
-            before.iter_mut().flatten().for_each(|cost| *cost -= least & !TAG);
-        }
-    }
-    let closed = (0..STATES).map(|s| tagged(before[s][s], s)).fold(u16::MAX, u16::min);
-    let start = usize::from(closed & TAG);
-
-    let mut word = 0;
-    let mut to = start;
-    for j in (0..SEGMENT).rev() {
-        let from = usize::from(paths[j][to][start] & TAG);
-        let pair = from * STATES + to;
-        let code = tables.codes[rank(v[j], pair) * STATES * STATES + pair];
-        word |= (code as u64) << (BITS * j);
-        to = from;
-    }
-    word
 }
