@@ -58,7 +58,7 @@ fn expand_codes_on<const BITS: usize>(
 compiled! {
     #[allow(clippy::too_many_arguments)]
     fn expand[const BITS: usize][BITS](codes: &[u8], scales: &[u8], zeros: &[u8], axis: ScaleAxis, dim: usize, out: &mut [f16]) = expand_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 /// See [`expand_codes`], which checked the lengths.
@@ -164,7 +164,7 @@ fn expand_bytes_on(isa: Isa, codes: &[u8], scales: &[u8], group: usize, out: &mu
 
 compiled! {
     fn scale_bytes(codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) = scale_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]

@@ -24,10 +24,10 @@ pub fn f32_to_f16(from: &[f32], to: &mut [f16]) {
 }
 
 compiled! {
-    fn widen(from: &[f16], to: &mut [f32]) = widen_body for [Avx512, Avx2];
+    fn widen(from: &[f16], to: &mut [f32]) = widen_body for [Avx512, Avx2, Sse2];
 }
 compiled! {
-    fn narrow(from: &[f32], to: &mut [f16]) = narrow_body for [Avx512, Avx2];
+    fn narrow(from: &[f32], to: &mut [f16]) = narrow_body for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]

@@ -130,7 +130,7 @@ fn rows_from_latents_on<T: RowElement>(
 
 compiled! {
     fn rows[T: RowElement][T](job: &FromLatents<'_>, tokens: usize, out: &mut [T], pitch: usize) = rows_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 /// See [`rows_from_latents`], which checked the lengths.

@@ -162,7 +162,7 @@ unsafe fn weigh_four<S: Lanes, const NV: usize>(
 compiled! {
     /// `columns[t] += Σ_i e^(scores[i, t] − max_i) / sum_i` over the tokens that row i sees, in order of rows.
     pub(super) fn add_weights(part: &Part, visible: &[(usize, usize); ROWS], scores: &[f32], states: &[OnlineSoftmax], columns: &mut [f32]) = add_weights_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]

@@ -80,7 +80,7 @@ pub(crate) unsafe fn gemm_nt_raw(
 compiled! {
     /// Only for [`gemm_nt_raw`], whose contract is that of the pointers here.
     fn nt_tiles(shape: (usize, usize, usize), x: (*const f32, usize), w: (*const f32, usize), out: (*mut f32, usize)) = nt
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]
@@ -224,7 +224,7 @@ fn gemm_nn_acc_on(
 compiled! {
     #[allow(clippy::too_many_arguments)]
     fn acc_tiles(shape: (usize, usize, usize), p: &[f32], ldp: usize, v: &[f32], ldv: usize, acc: &mut [f32], lda: usize) = acc_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 /// See [`gemm_nn_acc`], which checked the lengths.

@@ -2,7 +2,8 @@
 //! multiply-adds over the summed dimension in order, whatever R and NV are.
 
 use super::{LANES, Lanes, Simd};
-use crate::isa::{Isa, Set};
+use crate::isa::Isa;
+use crate::peak::bf16_is_fast;
 
 /// What a multiply-add is of. Operands are words of 32 bits: a number, or two of bf16.
 pub(crate) trait Product<S: Simd>: Copy {
@@ -313,7 +314,7 @@ pub(crate) use tiles;
 /// Whether products of two bf16 are there, and as fast as they should be. No other place decides it.
 #[inline]
 pub(crate) fn has_bf16(isa: Isa) -> bool {
-    isa.has(Set::Avx512Bf16)
+    bf16_is_fast(isa)
 }
 
 /// Compiles a function for both kinds of products: `name(isa, pairs, args…)`. Its body is
@@ -326,11 +327,11 @@ macro_rules! by_kind {
         $vis fn $name(isa: $crate::isa::Isa, pairs: bool, $($arg: $ty),*) {
             $crate::simd::compiled! {
                 #[allow(clippy::too_many_arguments)]
-                fn of_single(kind: $crate::simd::tile::Single, $($arg: $ty),*) = $body for [Avx512, Avx2];
+                fn of_single(kind: $crate::simd::tile::Single, $($arg: $ty),*) = $body for [Avx512, Avx2, Sse2];
             }
             $crate::simd::compiled! {
                 #[allow(clippy::too_many_arguments)]
-                fn of_pairs(kind: $crate::simd::tile::Pairs, $($arg: $ty),*) = $body for [Avx512Bf16];
+                fn of_pairs(kind: $crate::simd::tile::Pairs, $($arg: $ty),*) = $body for [Avx512Bf16, Sse2];
             }
             match pairs {
                 true => of_pairs(isa, $crate::simd::tile::Pairs, $($arg),*),
