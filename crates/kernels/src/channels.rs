@@ -27,20 +27,26 @@ fn expand_channels_on(isa: Isa, kept: &[f16], mask: &[u32], dim: usize, out: &mu
     });
     assert!(!beyond, "bits beyond channel {dim}");
     #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512)
-        && dim.is_multiple_of(CHANNELS)
-        && isa.has(Set::Avx512Icl)
-    {
+    if dim.is_multiple_of(CHANNELS) && isa.has(Set::Avx512Icl) {
         // SAFETY: the processor can, and lengths were checked.
         return unsafe { x86::expand(kept, mask, n, out) };
     }
     let _ = isa;
-    for (t, row) in out.chunks_exact_mut(dim).enumerate() {
-        let mut from = kept[t * n..(t + 1) * n].iter();
-        for (c, x) in row.iter_mut().enumerate() {
-            let is_kept = mask[c / CHANNELS] >> (c % CHANNELS) & 1 == 1;
-            *x = if is_kept { from.next().copied().unwrap_or(f16::ZERO) } else { f16::ZERO };
+    for (row, kept) in out.chunks_exact_mut(dim).zip(kept.chunks_exact(n.max(1))) {
+        row.fill(f16::ZERO);
+        let mut from = kept.iter();
+        for (word, row) in mask.iter().zip(row.chunks_mut(CHANNELS)) {
+            let mut left = *word;
+            while left != 0 {
+                if let Some(x) = from.next() {
+                    row[left.trailing_zeros() as usize] = *x;
+                }
+                left &= left - 1;
+            }
         }
+    }
+    if n == 0 {
+        out.fill(f16::ZERO);
     }
 }
 

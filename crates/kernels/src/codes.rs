@@ -3,9 +3,10 @@
 
 use half::f16;
 
-use crate::isa::{Isa, Set};
+use crate::isa::Isa;
+use crate::simd::{LANES, Lanes, compiled};
 
-/// Channels that are expanded together.
+/// Channels that share a scale.
 const CHANNELS: usize = 32;
 
 /// Where the scale and the zero of a code are.
@@ -51,25 +52,97 @@ fn expand_codes_on<const BITS: usize>(
     let row_bytes = (dim * BITS).div_ceil(8);
     assert!(codes.len() >= tokens * row_bytes, "{} bytes of codes", codes.len());
     assert!(scales.len() >= 2 * pairs && zeros.len() >= 2 * pairs, "{} scales", scales.len());
-    #[cfg(target_arch = "x86_64")]
-    if isa.has(Set::Avx512) {
-        // SAFETY: the processor has AVX-512; lengths were checked.
-        return unsafe { x86::expand::<BITS>(codes, scales, zeros, axis, (tokens, dim), out) };
-    }
-    let _ = isa;
-    let half =
-        |bytes: &[u8], i: usize| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32();
-    let rows = out.chunks_exact_mut(dim).zip(codes.chunks_exact(row_bytes));
-    for (t, (row, codes)) in rows.enumerate() {
-        for (c, x) in row.iter_mut().enumerate() {
-            let at = match axis {
-                ScaleAxis::Channel => c,
-                ScaleAxis::Token => t * groups + c / CHANNELS,
+    expand::<BITS>(isa, codes, scales, zeros, axis, dim, out);
+}
+
+compiled! {
+    #[allow(clippy::too_many_arguments)]
+    fn expand[const BITS: usize][BITS](codes: &[u8], scales: &[u8], zeros: &[u8], axis: ScaleAxis, dim: usize, out: &mut [f16]) = expand_body
+        for [Avx512, Avx2, Sse2];
+}
+
+/// See [`expand_codes`], which checked the lengths.
+#[inline(always)]
+fn expand_body<S: Lanes, const BITS: usize>(
+    s: S,
+    codes: &[u8],
+    scales: &[u8],
+    zeros: &[u8],
+    axis: ScaleAxis,
+    dim: usize,
+    out: &mut [f16],
+) {
+    let (groups, row_bytes) = (dim.div_ceil(CHANNELS), (dim * BITS).div_ceil(8));
+    let tokens = out.len() / dim;
+    for first in (0..dim).step_by(LANES) {
+        // The last channels may be fewer, and so may their bytes.
+        let n = LANES.min(dim - first);
+        let whole = (first + LANES) * BITS / 8 <= row_bytes;
+        let channel = match axis {
+            ScaleAxis::Channel => [halves(s, scales, first, n), halves(s, zeros, first, n)],
+            ScaleAxis::Token => [s.zero(); 2],
+        };
+        for t in 0..tokens {
+            let [scale, zero] = match axis {
+                ScaleAxis::Channel => channel,
+                ScaleAxis::Token => {
+                    let at = t * groups + first / CHANNELS;
+                    [splat_half(s, scales, at), splat_half(s, zeros, at)]
+                }
             };
-            let per_byte = 8 / BITS;
-            let code = (codes[c / per_byte] >> (BITS * (c % per_byte))) & ((1 << BITS) - 1);
-            *x = f16::from_f32(f32::from(code) * half(scales, at) + half(zeros, at));
+            // SAFETY: bytes of `n` channels of row `t`, and their places.
+            unsafe {
+                let from = codes.as_ptr().add(t * row_bytes + first * BITS / 8);
+                let codes = match (whole, BITS) {
+                    (true, 4) => from.cast::<u64>().read_unaligned(),
+                    (true, _) => u64::from(from.cast::<u32>().read_unaligned()),
+                    (false, _) => {
+                        let mut bytes = [0u8; 8];
+                        let n = (n * BITS).div_ceil(8);
+                        bytes.as_mut_ptr().copy_from_nonoverlapping(from, n);
+                        u64::from_ne_bytes(bytes)
+                    }
+                };
+                let x = s.from_int(s.spread::<BITS>(u64::from_le(codes)));
+                put(s, s.fma(x, scale, zero), out.as_mut_ptr().add(t * dim + first), n);
+            }
         }
+    }
+}
+
+/// The first `n` of 16 little-endian f16 from number `first` on.
+#[inline(always)]
+fn halves<S: Lanes>(s: S, bytes: &[u8], first: usize, n: usize) -> S::F {
+    let mut all = [0u16; LANES];
+    for (half, bytes) in all.iter_mut().zip(bytes[2 * first..][..2 * n].as_chunks::<2>().0) {
+        *half = u16::from_le_bytes(*bytes);
+    }
+    // SAFETY: a whole vector.
+    unsafe { s.load_f16(all.as_ptr()) }
+}
+
+/// Number `at` in all lanes.
+#[inline(always)]
+fn splat_half<S: Lanes>(s: S, bytes: &[u8], at: usize) -> S::F {
+    let half = u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]);
+    // SAFETY: a whole vector.
+    unsafe { s.load_f16([half; LANES].as_ptr()) }
+}
+
+/// Rounds the first `n` of 16 numbers.
+///
+/// # Safety
+/// `to` has room.
+#[inline(always)]
+unsafe fn put<S: Lanes>(s: S, v: S::F, to: *mut f16, n: usize) {
+    let mut all = [0u16; LANES];
+    // SAFETY: by contract, and a whole vector in between.
+    unsafe {
+        if n == LANES {
+            return s.store_f16(to.cast(), v);
+        }
+        s.store_f16(all.as_mut_ptr(), v);
+        to.cast::<u16>().copy_from_nonoverlapping(all.as_ptr(), n);
     }
 }
 
@@ -85,139 +158,25 @@ pub fn expand_bytes(codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) 
 fn expand_bytes_on(isa: Isa, codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) {
     assert!(codes.len() >= out.len() && out.len().is_multiple_of(group), "{} codes", codes.len());
     assert!(scales.len() >= 2 * (out.len() / group), "{} bytes of scales", scales.len());
-    let groups = out.chunks_exact_mut(group).zip(codes.chunks_exact(group));
-    for ((out, codes), scale) in groups.zip(scales.chunks_exact(2)) {
-        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-        #[cfg(target_arch = "x86_64")]
-        if isa.has(Set::Avx512) && group.is_multiple_of(16) {
-            // SAFETY: the processor has AVX-512; both are `group` long.
-            unsafe { x86::scale_bytes(codes, scale, out) };
-            continue;
-        }
-        for (x, code) in out.iter_mut().zip(codes) {
-            *x = f16::from_f32(f32::from(*code as i8) * scale);
-        }
-    }
-    let _ = isa;
+    assert!(group.is_multiple_of(LANES), "groups of {group}");
+    scale_bytes(isa, codes, scales, group, out);
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
+compiled! {
+    fn scale_bytes(codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) = scale_body
+        for [Avx512, Avx2, Sse2];
+}
 
-    use half::f16;
-
-    use super::{CHANNELS, ScaleAxis};
-
-    /// # Safety
-    /// The processor must have AVX-512; both slices have one length, a multiple of 16.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn scale_bytes(codes: &[u8], scale: f32, out: &mut [f16]) {
-        let scale = _mm512_set1_ps(scale);
-        for (codes, out) in codes.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
-            // SAFETY: 16 of each.
+#[inline(always)]
+fn scale_body<S: Lanes>(s: S, codes: &[u8], scales: &[u8], group: usize, out: &mut [f16]) {
+    let groups = out.chunks_exact_mut(group).zip(codes.chunks_exact(group));
+    for (i, (out, codes)) in groups.enumerate() {
+        let scale = splat_half(s, scales, i);
+        for at in (0..group).step_by(LANES) {
+            // SAFETY: 16 of each; the group is a multiple of that.
             unsafe {
-                let x = _mm512_cvtepi8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
-                let x = _mm512_mul_ps(_mm512_cvtepi32_ps(x), scale);
-                let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), x);
-            }
-        }
-    }
-
-    /// `n` codes as bytes, in order, of 32 at most.
-    ///
-    /// # Safety
-    /// The processor must have AVX-512; `codes` points to the bytes of `n` codes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    #[inline]
-    unsafe fn bytes<const BITS: usize>(codes: *const u8, n: usize) -> __m256i {
-        let whole = ((1u32 << (n * BITS).div_ceil(8)) - 1) as u16;
-        // SAFETY: by contract.
-        unsafe {
-            let codes = _mm_maskz_loadu_epi8(whole, codes.cast());
-            if BITS == 4 {
-                let words = _mm256_cvtepu8_epi16(codes);
-                let both = _mm256_or_si256(words, _mm256_slli_epi16::<4>(words));
-                _mm256_and_si256(both, _mm256_set1_epi8(15))
-            } else {
-                let words = _mm256_cvtepu8_epi32(codes);
-                let two = _mm256_or_si256(words, _mm256_slli_epi32::<6>(words));
-                let four = _mm256_or_si256(two, _mm256_slli_epi32::<12>(two));
-                _mm256_and_si256(four, _mm256_set1_epi8(3))
-            }
-        }
-    }
-
-    /// # Safety
-    /// The processor must have AVX-512; `out` points to as many numbers as `whole` has bits, the lowest ones.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    #[inline]
-    unsafe fn put(
-        codes: __m256i,
-        scales: [__m512; 2],
-        zeros: [__m512; 2],
-        whole: u32,
-        out: *mut f16,
-    ) {
-        let halves = [_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes)];
-        for i in 0..2 {
-            let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(halves[i]));
-            let x = _mm512_fmadd_ps(x, scales[i], zeros[i]);
-            let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
-            // SAFETY: by contract.
-            unsafe {
-                _mm256_mask_storeu_epi16(out.add(16 * i).cast(), (whole >> (16 * i)) as u16, x)
-            };
-        }
-    }
-
-    /// # Safety
-    /// The processor must have AVX-512; slices are as long as their shapes say.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn expand<const BITS: usize>(
-        codes: &[u8],
-        scales: &[u8],
-        zeros: &[u8],
-        axis: ScaleAxis,
-        (tokens, dim): (usize, usize),
-        out: &mut [f16],
-    ) {
-        let (groups, row_bytes) = (dim.div_ceil(CHANNELS), (dim * BITS).div_ceil(8));
-        let (codes, out) = (codes.as_ptr(), out.as_mut_ptr());
-        // SAFETY: rows, groups and their scales exist by contract.
-        unsafe {
-            let wide = |from: *const u8, whole: u32| -> [__m512; 2] {
-                let halves = |i: usize| {
-                    _mm256_maskz_loadu_epi16((whole >> (16 * i)) as u16, from.add(32 * i).cast())
-                };
-                [_mm512_cvtph_ps(halves(0)), _mm512_cvtph_ps(halves(1))]
-            };
-            let one = |from: *const u8| -> [__m512; 2] {
-                let bits = from.cast::<u16>().read_unaligned();
-                let x = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
-                [x; 2]
-            };
-            for group in 0..groups {
-                // Its channels: the last group may have fewer.
-                let n = CHANNELS.min(dim - group * CHANNELS);
-                let whole = ((1u64 << n) - 1) as u32;
-                let channel = (axis == ScaleAxis::Channel).then(|| {
-                    let at = 2 * CHANNELS * group;
-                    (wide(scales.as_ptr().add(at), whole), wide(zeros.as_ptr().add(at), whole))
-                });
-                for t in 0..tokens {
-                    let (s, z) = match channel {
-                        Some(pair) => pair,
-                        None => {
-                            let at = 2 * (t * groups + group);
-                            (one(scales.as_ptr().add(at)), one(zeros.as_ptr().add(at)))
-                        }
-                    };
-                    let from = codes.add(t * row_bytes + group * CHANNELS * BITS / 8);
-                    let codes = bytes::<BITS>(from, n);
-                    put(codes, s, z, whole, out.add(t * dim + group * CHANNELS));
-                }
+                let codes = s.from_int(s.load_bytes(codes.as_ptr().add(at).cast()));
+                s.store_f16(out.as_mut_ptr().add(at).cast(), s.mul(codes, scale));
             }
         }
     }

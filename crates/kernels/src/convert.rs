@@ -1,9 +1,9 @@
 //! HOT PATH. f16 ↔ f32, with the processor's own instructions where it has them.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use crate::isa::{Isa, Set, dispatch};
+use crate::isa::{Isa, dispatch};
+use crate::simd::{LANES, Simd, compiled};
 
 /// Widens; exact.
 ///
@@ -11,31 +11,7 @@ use crate::isa::{Isa, Set, dispatch};
 /// If the lengths differ.
 #[inline]
 pub fn f16_to_f32(from: &[f16], to: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::best().has(Set::Avx512) {
-        assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
-        // SAFETY: the processor has it.
-        return unsafe { widen(from, to) };
-    }
-    from.convert_to_f32_slice(to);
-}
-
-/// 16 at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn widen(from: &[f16], to: &mut [f32]) {
-    use std::arch::x86_64::*;
-
-    let (from, from_rest) = from.as_chunks::<16>();
-    let (to, to_rest) = to.as_chunks_mut::<16>();
-    for (from, to) in from.iter().zip(to) {
-        // SAFETY: 16 numbers each.
-        unsafe {
-            let halves = _mm256_loadu_si256(from.as_ptr().cast());
-            _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(halves));
-        }
-    }
-    from_rest.convert_to_f32_slice(to_rest);
+    widen(Isa::best(), from, to);
 }
 
 /// Rounds to nearest, ties to even; out of range becomes infinite.
@@ -44,32 +20,47 @@ fn widen(from: &[f16], to: &mut [f32]) {
 /// If the lengths differ.
 #[inline]
 pub fn f32_to_f16(from: &[f32], to: &mut [f16]) {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::best().has(Set::Avx512) {
-        assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
-        // SAFETY: the processor has it.
-        return unsafe { narrow(from, to) };
-    }
-    to.convert_from_f32_slice(from);
+    narrow(Isa::best(), from, to);
 }
 
-/// 16 at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn narrow(from: &[f32], to: &mut [f16]) {
-    use std::arch::x86_64::*;
+compiled! {
+    fn widen(from: &[f16], to: &mut [f32]) = widen_body for [Avx512, Avx2, Sse2];
+}
+compiled! {
+    fn narrow(from: &[f32], to: &mut [f16]) = narrow_body for [Avx512, Avx2, Sse2];
+}
 
-    let (from, from_rest) = from.as_chunks::<16>();
-    let (to, to_rest) = to.as_chunks_mut::<16>();
+#[inline(always)]
+fn widen_body<S: Simd>(s: S, from: &[f16], to: &mut [f32]) {
+    assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
+    let (from, from_rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
     for (from, to) in from.iter().zip(to) {
         // SAFETY: 16 numbers each.
-        unsafe {
-            let halves =
-                _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(from.as_ptr()));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
-        }
+        unsafe { s.store(to.as_mut_ptr(), s.load_f16(from.as_ptr().cast())) };
     }
-    to_rest.convert_from_f32_slice(from_rest);
+    let mut last = [f16::ZERO; LANES];
+    last[..from_rest.len()].copy_from_slice(from_rest);
+    // SAFETY: a whole vector, of which as many numbers are stored as there are.
+    unsafe { s.store_first(to_rest.as_mut_ptr(), s.load_f16(last.as_ptr().cast()), to_rest.len()) };
+}
+
+#[inline(always)]
+fn narrow_body<S: Simd>(s: S, from: &[f32], to: &mut [f16]) {
+    assert!(from.len() == to.len(), "{} numbers into {}", from.len(), to.len());
+    let (from, from_rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: 16 numbers each.
+        unsafe { s.store_f16(to.as_mut_ptr().cast(), s.load(from.as_ptr())) };
+    }
+    let mut last = [f16::ZERO; LANES];
+    // SAFETY: as many numbers are read as there are, and a whole vector is stored.
+    unsafe {
+        let rest = s.load_first(from_rest.as_ptr(), from_rest.len());
+        s.store_f16(last.as_mut_ptr().cast(), rest);
+    }
+    to_rest.copy_from_slice(&last[..to_rest.len()]);
 }
 
 dispatch! {
@@ -106,9 +97,12 @@ mod tests {
     fn all_halves_widen_exactly() {
         let from: Vec<f16> = (0..=u16::MAX).chain(0..7).map(f16::from_bits).collect();
         let mut to = vec![0.0; from.len()];
-        f16_to_f32(&from, &mut to);
-        for (from, to) in from.iter().zip(to) {
-            assert!(to == from.to_f32() || to.is_nan() && from.is_nan(), "{from}: {to}");
+        for isa in Isa::available() {
+            widen(isa, &from, &mut to);
+            for (from, to) in from.iter().zip(&to) {
+                assert!(*to == from.to_f32() || to.is_nan() && from.is_nan(), "{isa} {from}: {to}");
+            }
+            to.fill(9.0);
         }
     }
 
@@ -119,10 +113,13 @@ mod tests {
             .map(|(high, low)| f32::from_bits(u32::from(high) << 16 | low))
             .collect();
         let mut to = vec![f16::ZERO; from.len()];
-        f32_to_f16(&from, &mut to);
-        for (from, to) in from.iter().zip(to) {
-            let same = to.to_bits() == f16::from_f32(*from).to_bits();
-            assert!(same || to.is_nan() && from.is_nan(), "{from}: {to}");
+        for isa in Isa::available() {
+            narrow(isa, &from, &mut to);
+            for (from, to) in from.iter().zip(&to) {
+                let same = to.to_bits() == f16::from_f32(*from).to_bits();
+                assert!(same || to.is_nan() && from.is_nan(), "{isa} {from}: {to}");
+            }
+            to.fill(f16::ONE);
         }
     }
 

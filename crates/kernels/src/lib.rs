@@ -25,6 +25,7 @@ mod elementwise;
 mod gemm;
 mod isa;
 mod linear;
+mod lines;
 mod low_rank;
 mod norm;
 mod peak;

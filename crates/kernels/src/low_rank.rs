@@ -3,38 +3,34 @@
 
 use half::f16;
 
-use crate::isa::{Isa, Set};
-
-/// Channels of a vector.
-const LANES: usize = 16;
-
-/// Rows that pass together: 8 rows × 2 vectors of sums.
-#[cfg(target_arch = "x86_64")]
-const ROWS: usize = 8;
+use crate::attention::turned;
+use crate::isa::Isa;
+use crate::simd::tile::{Matrix, Single, accumulate, by_rows};
+use crate::simd::{LANES, Lanes, compiled};
 
 /// From latents to the channels of a head, in the order that products read it.
 #[derive(Debug, Clone, Default)]
 pub struct BackMatrix {
     rank: usize,
     dim: usize,
-    /// `[dim / 2 / lanes, rank, 2, lanes]`: some channels of the first half, and those that RoPE pairs them with.
+    /// `[dim / 2 / 16, rank, 2, 16]`: some channels of the first half, and those that RoPE pairs them with. Zeros
+    /// follow the last ones.
     tiles: Vec<f32>,
-    lanes: usize,
 }
 
 impl BackMatrix {
     /// `rows`: `[rank, dim]`, `dim` even.
     pub fn new(rows: &[f32], dim: usize) -> Self {
         let (rank, half) = (rows.len() / dim, dim / 2);
-        let lanes = if half.is_multiple_of(LANES) { LANES } else { half };
-        let mut tiles = Vec::with_capacity(rows.len());
-        for first in (0..half).step_by(lanes.max(1)) {
-            for row in rows.chunks_exact(dim) {
-                tiles.extend_from_slice(&row[first..first + lanes]);
-                tiles.extend_from_slice(&row[half + first..half + first + lanes]);
+        let mut tiles = Vec::with_capacity(2 * rank * half.next_multiple_of(LANES));
+        for first in (0..half).step_by(LANES) {
+            let last = half.min(first + LANES);
+            for (row, half) in rows.chunks_exact(dim).flat_map(|row| [(row, 0), (row, half)]) {
+                tiles.extend_from_slice(&row[half + first..half + last]);
+                tiles.resize(tiles.len().next_multiple_of(LANES), 0.0);
             }
         }
-        Self { rank, dim, tiles, lanes }
+        Self { rank, dim, tiles }
     }
 
     /// Latents of the head.
@@ -56,45 +52,43 @@ pub struct FromLatents<'a> {
     pub turn: Option<(&'a [f32], &'a [f32])>,
 }
 
-/// What rows are made of.
-pub trait RowElement: Copy {
-    /// Rounds.
-    fn from_f32(x: f32) -> Self;
+/// What rows are made of: f32 or f16.
+pub trait RowElement: sealed::Element {}
 
-    /// Rounds and stores 16 of them.
-    ///
-    /// # Safety
-    /// The processor has AVX-512, and `to` has room.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn store(x: std::arch::x86_64::__m512, to: *mut Self);
-}
+impl RowElement for f32 {}
+impl RowElement for f16 {}
 
-impl RowElement for f32 {
-    fn from_f32(x: f32) -> Self {
-        x
+mod sealed {
+    /// Only what is f32 or f16.
+    pub trait Element: Copy {
+        const IS_HALF: bool;
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn store(x: std::arch::x86_64::__m512, to: *mut Self) {
-        // SAFETY: by contract.
-        unsafe { std::arch::x86_64::_mm512_storeu_ps(to, x) }
+    impl Element for f32 {
+        const IS_HALF: bool = false;
+    }
+
+    impl Element for half::f16 {
+        const IS_HALF: bool = true;
     }
 }
 
-impl RowElement for f16 {
-    fn from_f32(x: f32) -> Self {
-        Self::from_f32(x)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn store(x: std::arch::x86_64::__m512, to: *mut Self) {
-        use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, _mm256_storeu_si256, _mm512_cvtps_ph};
-        // SAFETY: by contract.
-        unsafe {
-            let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
-            _mm256_storeu_si256(to.cast(), x);
+/// Rounds the first `n` of 16 numbers and stores them.
+///
+/// # Safety
+/// `to` has room.
+#[inline(always)]
+unsafe fn put<S: Lanes, T: RowElement>(s: S, v: S::F, to: *mut T, n: usize) {
+    let mut all = [0u16; LANES];
+    // SAFETY: by contract, and a whole vector in between; elements are what they say.
+    unsafe {
+        match (T::IS_HALF, n) {
+            (false, _) => s.store_first(to.cast(), v, n),
+            (true, LANES) => s.store_f16(to.cast(), v),
+            (true, _) => {
+                s.store_f16(all.as_mut_ptr(), v);
+                to.cast::<u16>().copy_from_nonoverlapping(all.as_ptr(), n);
+            }
         }
     }
 }
@@ -121,8 +115,7 @@ fn rows_from_latents_on<T: RowElement>(
     pitch: usize,
 ) {
     let FromLatents { latents, stride, back, turn } = *job;
-    let BackMatrix { rank, dim, tiles, lanes } = back;
-    let (rank, dim, lanes) = (*rank, *dim, *lanes);
+    let &BackMatrix { rank, dim, .. } = back;
     if tokens == 0 || dim == 0 {
         return;
     }
@@ -132,117 +125,57 @@ fn rows_from_latents_on<T: RowElement>(
         let needed = tokens * (dim / 2);
         assert!(cos.len() >= needed && sin.len() >= needed, "rotations of {tokens} tokens");
     }
-    let half = dim / 2;
-    for (column, tile) in tiles.chunks_exact(2 * lanes * rank.max(1)).enumerate() {
-        let j = column * lanes;
-        #[cfg(target_arch = "x86_64")]
-        if isa.has(Set::Avx512) && lanes == LANES {
-            // A tile stays in L1 while all rows pass.
-            let place = x86::Place { j, half, pitch };
-            for first in (0..tokens).step_by(ROWS) {
-                let n = ROWS.min(tokens - first);
-                // SAFETY: the processor has AVX-512; lengths were checked.
-                unsafe {
-                    match n {
-                        ROWS => x86::rows::<ROWS, T>(job, tile, &place, first, out),
-                        _ => (first..first + n)
-                            .for_each(|t| x86::rows::<1, T>(job, tile, &place, t, out)),
-                    }
-                }
-            }
-            continue;
-        }
-        for t in 0..tokens {
-            let z = &latents[t * stride..t * stride + rank];
-            for c in 0..lanes {
-                let sum = |at: usize| {
-                    let rows = tile.chunks_exact(2 * lanes);
-                    z.iter().zip(rows).fold(0.0f32, |sum, (z, row)| z.mul_add(row[at], sum))
-                };
-                let (a, b) = (sum(c), sum(lanes + c));
-                let (a, b) = match turn {
-                    Some((cos, sin)) => {
-                        let (cos, sin) = (cos[t * half + j + c], sin[t * half + j + c]);
-                        (a.mul_add(cos, -(b * sin)), b.mul_add(cos, a * sin))
-                    }
-                    None => (a, b),
-                };
-                out[t * pitch + j + c] = T::from_f32(a);
-                out[t * pitch + half + j + c] = T::from_f32(b);
-            }
-        }
-    }
-    let _ = isa;
+    rows(isa, job, tokens, out, pitch);
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
+compiled! {
+    fn rows[T: RowElement][T](job: &FromLatents<'_>, tokens: usize, out: &mut [T], pitch: usize) = rows_body
+        for [Avx512, Avx2, Sse2];
+}
 
-    use super::{FromLatents, LANES, RowElement};
-
-    /// Where a tile's channels go.
-    pub(super) struct Place {
-        /// The first of them.
-        pub(super) j: usize,
-        /// From a channel to the one that it is paired with.
-        pub(super) half: usize,
-        /// From a row to the next.
-        pub(super) pitch: usize,
-    }
-
-    /// One tile's channels of rows `first .. first + N`.
-    ///
-    /// # Safety
-    /// The processor must have AVX-512; `tile` is of 16 lanes; all slices have `first + N` rows.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn rows<const N: usize, T: RowElement>(
-        job: &FromLatents<'_>,
-        tile: &[f32],
-        place: &Place,
-        first: usize,
-        out: &mut [T],
-    ) {
-        let Place { j, half, pitch } = *place;
-        let latents: [*const f32; N] =
-            std::array::from_fn(|t| job.latents[(first + t) * job.stride..].as_ptr());
-        let mut sums = [[_mm512_setzero_ps(); 2]; N];
-        // SAFETY: rows and columns exist by contract.
-        unsafe {
-            for (r, row) in tile.chunks_exact(2 * LANES).enumerate() {
-                let low = _mm512_loadu_ps(row.as_ptr());
-                let high = _mm512_loadu_ps(row.as_ptr().add(LANES));
-                for (z, sums) in latents.iter().zip(&mut sums) {
-                    let z = _mm512_set1_ps(*z.add(r));
-                    sums[0] = _mm512_fmadd_ps(z, low, sums[0]);
-                    sums[1] = _mm512_fmadd_ps(z, high, sums[1]);
+/// See [`rows_from_latents`], which checked the lengths.
+#[inline(always)]
+fn rows_body<S: Lanes, T: RowElement>(
+    s: S,
+    job: &FromLatents<'_>,
+    tokens: usize,
+    out: &mut [T],
+    pitch: usize,
+) {
+    let FromLatents { latents, stride, back, turn } = *job;
+    let (rank, half) = (back.rank, back.dim / 2);
+    let out = out.as_mut_ptr();
+    for j in (0..half).step_by(LANES) {
+        let n = LANES.min(half - j);
+        let from = back.tiles[2 * rank * j..][..2 * rank * LANES].as_ptr();
+        let tile = Matrix { from, step: 2 * LANES, pitch: LANES };
+        // A tile stays in L1 while all rows pass.
+        by_rows!(S, 2, tokens, [12, 8, 4, 3, 2, 1], |R, first| {
+            // SAFETY: rows `first .. first + R` exist, of them all latents, and `n` channels from `j` on in both halves.
+            unsafe {
+                let x = (latents.as_ptr().add(first * stride), stride);
+                let sums = [[s.zero(); 2]; R];
+                let sums = accumulate((s, Single), tile, (0, rank), x, &mut (), sums);
+                for r in 0..R {
+                    let mut pair = sums[r];
+                    if let Some((cos, sin)) = turn {
+                        let at = (first + r) * half + j;
+                        let angle = [s.load_first(cos.as_ptr().add(at), n), s.load_first(sin.as_ptr().add(at), n)];
+                        pair = turned(s, pair, angle);
+                    }
+                    let row = out.add((first + r) * pitch + j);
+                    put(s, pair[0], row, n);
+                    put(s, pair[1], row.add(half), n);
                 }
             }
-            let out = out.as_mut_ptr();
-            for (t, [a, b]) in sums.into_iter().enumerate() {
-                let (a, b) = match job.turn {
-                    Some((cos, sin)) => {
-                        let at = (first + t) * half + j;
-                        let cos = _mm512_loadu_ps(cos.as_ptr().add(at));
-                        let sin = _mm512_loadu_ps(sin.as_ptr().add(at));
-                        (
-                            _mm512_fmsub_ps(a, cos, _mm512_mul_ps(b, sin)),
-                            _mm512_fmadd_ps(b, cos, _mm512_mul_ps(a, sin)),
-                        )
-                    }
-                    None => (a, b),
-                };
-                let row = out.add((first + t) * pitch + j);
-                T::store(a, row);
-                T::store(b, row.add(half));
-            }
-        }
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Set;
 
     fn wave(n: usize, by: f32) -> Vec<f32> {
         (0..n).map(|i| ((i as f32 + 1.0) * by).sin()).collect()
@@ -269,7 +202,8 @@ mod tests {
                         (out, halves)
                     })
                     .collect();
-                assert!(all.iter().all(|out| out == &all[0]), "{tokens} x {dim}");
+                let fused = all.iter().zip(Isa::available()).filter(|(_, isa)| isa.has(Set::Avx2));
+                assert!(fused.into_iter().all(|(out, _)| out == &all[0]), "{tokens} x {dim}");
                 let (out, halves) = &all[0];
                 for (i, half) in halves.iter().enumerate() {
                     let (t, c) = (i / dim, i % dim);

@@ -332,28 +332,3 @@ impl<S: Lanes> Kind<S> for Pairs {
         }
     }
 }
-
-/// Compiles a function for both kinds of products: `name(isa, pairs, args…)`. Its body is
-/// `fn body<S: Lanes>(set: S, kind: impl Kind<S>, args…)`.
-macro_rules! by_kind {
-    ($(#[$meta:meta])* fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) = $body:ident;) => {
-        $(#[$meta])*
-        #[inline]
-        #[allow(clippy::too_many_arguments)]
-        pub(super) fn $name(isa: $crate::isa::Isa, pairs: bool, $($arg: $ty),*) {
-            $crate::simd::compiled! {
-                #[allow(clippy::too_many_arguments)]
-                fn of_single(kind: $crate::simd::tile::Single, $($arg: $ty),*) = $body for [Avx512, Avx2];
-            }
-            $crate::simd::compiled! {
-                #[allow(clippy::too_many_arguments)]
-                fn of_pairs(kind: $crate::simd::tile::Pairs, $($arg: $ty),*) = $body for [Avx512Bf16];
-            }
-            match pairs {
-                true => of_pairs(isa, $crate::simd::tile::Pairs, $($arg),*),
-                false => of_single(isa, $crate::simd::tile::Single, $($arg),*),
-            }
-        }
-    };
-}
-pub(super) use by_kind;

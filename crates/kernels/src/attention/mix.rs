@@ -3,10 +3,10 @@
 use half::f16;
 
 use super::fetch::Fetch;
-use super::kind::{Kind, StoredValues, by_kind};
+use super::kind::{Kind, StoredValues};
 use super::{LANES, Part, ROWS};
 use crate::simd::Lanes;
-use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
+use crate::simd::tile::{self, Matrix, accumulate, by_kind, by_rows, tiles};
 
 /// Values that sums are of.
 #[derive(Clone, Copy)]
@@ -19,7 +19,7 @@ pub(super) enum Values<'a> {
 
 by_kind! {
     /// `sums[i] = sums[i] · factors[i] + Σ_t weights[i, t] · values[t]`. `weights`: what [`super::weigh`] leaves.
-    fn mix(part: &Part, weights: &[f32], factors: &[f32; ROWS], values: Values<'_>, sums: &mut [f32], stride: usize) = mix_body;
+    pub(super) fn mix(part: &Part, weights: &[f32], factors: &[f32; ROWS], values: Values<'_>, sums: &mut [f32], stride: usize) = mix_body;
 }
 
 #[inline(always)]
@@ -96,15 +96,15 @@ unsafe fn begin<S: Lanes, const R: usize, const NV: usize>(
     stride: usize,
     factors: *const f32,
 ) -> [[S::F; NV]; R] {
-    let (mut sums, stride) = ([[s.zero(); NV]; R], tile::here(stride));
-    for r in 0..R {
-        // SAFETY: by contract.
-        unsafe {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = tile::load::<S, R, NV>(s, from, stride);
+        for r in 0..R {
             let factor = s.splat(*factors.add(r));
             for v in 0..NV {
-                sums[r][v] = s.mul(s.load(from.add(r * stride + v * LANES)), factor);
+                sums[r][v] = s.mul(sums[r][v], factor);
             }
         }
+        sums
     }
-    sums
 }

@@ -23,6 +23,8 @@ use half::f16;
 
 use crate::elementwise::{scale_in_place, soft_cap};
 use crate::isa::Isa;
+use crate::lines::Lines;
+use crate::simd::LANES;
 use crate::simd::tile::Meanwhile;
 use crate::softmax::OnlineSoftmax;
 
@@ -38,10 +40,8 @@ mod weigh;
 pub use columns::add_columns;
 use fetch::Fetch;
 pub use merge::merge_rows;
-use tile::{Lines, Plan};
-
-/// Tokens of a vector of scores.
-const LANES: usize = 16;
+pub(crate) use score::turned;
+use tile::Plan;
 
 /// Query rows that pass through rotation, scores, softmax and values together: 12 × 2 vectors of scores
 /// fill the registers, and what they leave between the stages stays in L1.

@@ -3,10 +3,10 @@
 use half::f16;
 
 use super::fetch::Fetch;
-use super::kind::{Kind, by_kind};
+use super::kind::Kind;
 use super::{LANES, Part};
 use crate::simd::Lanes;
-use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
+use crate::simd::tile::{self, Matrix, accumulate, by_kind, by_rows, tiles};
 
 /// Rotations of rows.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub(super) struct Turn<'a> {
 
 by_kind! {
     /// Rotates rows `[n, dim]` of a head's queries into words: `[n, dim / depth]`.
-    fn turn(rows: &[f32], dim: usize, by: Turn<'_>, out: &mut [f32]) = turn_body;
+    pub(super) fn turn(rows: &[f32], dim: usize, by: Turn<'_>, out: &mut [f32]) = turn_body;
 }
 
 #[inline(always)]
@@ -97,7 +97,7 @@ pub(super) enum Keys<'a> {
 by_kind! {
     /// Scores of a part's rows in its vectors: `scores[i, t] = Σ_c queries[i, c] · keys[c, t]`. `queries`: what
     /// [`turn`] gives.
-    fn score(part: &Part, keys: Keys<'_>, queries: &[f32], scores: &mut [f32]) = score_body;
+    pub(super) fn score(part: &Part, keys: Keys<'_>, queries: &[f32], scores: &mut [f32]) = score_body;
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@ use super::*;
 use crate::convert::f32_to_f16;
 use crate::gemm::tests::values;
 use crate::isa::Set;
+use crate::simd::tile::has_bf16;
 
 /// One call's operands.
 struct Case {
@@ -104,7 +105,7 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
 fn exact(isa: Isa, case: &Case) -> Vec<f64> {
     let rounds = case.products == Products::Bf16
         && case.dim.is_multiple_of(LANES)
-        && tile::has_bf16(isa);
+        && has_bf16(isa);
     let round = |x: f64| if rounds { half::bf16::from_f32(x as f32).to_f64() } else { x };
     let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
     let rows = values(tokens * group * dim, 1);

@@ -1,44 +1,13 @@
 //! How a block is read: as it is stored, or from tiles of keys and values in f32 or in pairs of bf16.
 
-use super::kind::{Element, Kind, by_kind};
+use super::kind::{Element, Kind};
 use super::mix::Values;
 use super::score::Keys;
 use super::{KvBlock, LANES, Products, QueryRows, StoredRows};
 use crate::isa::{Isa, Set};
+use crate::lines::Lines;
 use crate::simd::Lanes;
-
-/// Floats that begin on a cache line.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
-    lines: Vec<Line>,
-}
-
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LANES]);
-
-impl Lines {
-    /// Makes room for `len` floats; keeps what was there.
-    pub(super) fn resize(&mut self, len: usize) {
-        let lines = len.div_ceil(LANES);
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0.0; LANES]));
-        }
-    }
-
-    #[inline]
-    pub(super) fn as_slice(&self) -> &[f32] {
-        // SAFETY: `Line` is `LANES` floats without padding, so `lines` owns this many initialised ones.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LANES) }
-    }
-
-    #[inline]
-    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
-        let len = self.lines.len() * LANES;
-        // SAFETY: as in `as_slice`, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
-    }
-}
+use crate::simd::tile::{by_kind, has_bf16};
 
 /// How a block is read.
 pub(super) struct Plan {
@@ -65,12 +34,6 @@ impl Plan {
             values_in_registers: few && halves(block.values) && values,
         }
     }
-}
-
-/// Whether products of bf16 are there and worth it.
-#[inline]
-pub(super) fn has_bf16(isa: Isa) -> bool {
-    isa.has(Set::Avx512Bf16)
 }
 
 /// Most rows for which f16 is widened in registers, again for every few of them.
@@ -129,7 +92,7 @@ pub(super) fn values<'a>(
 
 by_kind! {
     /// Keys `[filled, dim]` as a tile of words, `[dim / depth, tokens]`. Columns beyond `filled` become anything.
-    fn transpose(rows: StoredRows<'_>, shape: (usize, usize), tokens: usize, out: &mut [f32]) = transpose_body;
+    pub(super) fn transpose(rows: StoredRows<'_>, shape: (usize, usize), tokens: usize, out: &mut [f32]) = transpose_body;
 }
 
 #[inline(always)]
@@ -180,7 +143,7 @@ fn transpose_rows<S: Lanes, T: Element>(
 
 by_kind! {
     /// Values `[filled, dim]` as words, `[filled / depth, dim in whole vectors]`.
-    fn widen(rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32]) = widen_body;
+    pub(super) fn widen(rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32]) = widen_body;
 }
 
 #[inline(always)]

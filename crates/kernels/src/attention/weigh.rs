@@ -1,7 +1,8 @@
 //! From scores to weights.
 
-use super::kind::{Kind, by_kind};
+use super::kind::Kind;
 use super::{LANES, Part, ROWS};
+use crate::simd::tile::by_kind;
 use crate::simd::{Lanes, Portable, compiled};
 use crate::softmax::OnlineSoftmax;
 
@@ -47,7 +48,7 @@ by_kind! {
     /// Turns scores into weights relative to the new maxima (in place; as pairs they take the first half of a row's
     /// vectors), and updates the states; `factors` become what the rows' sums are to be multiplied with. Sums of weights
     /// are of those that are not rounded.
-    fn weigh(part: &Part, visible: &[(usize, usize); ROWS], scores: &mut [f32], states: &mut [OnlineSoftmax], factors: &mut [f32; ROWS]) = weigh_body;
+    pub(super) fn weigh(part: &Part, visible: &[(usize, usize); ROWS], scores: &mut [f32], states: &mut [OnlineSoftmax], factors: &mut [f32; ROWS]) = weigh_body;
 }
 
 #[inline(always)]
@@ -161,7 +162,7 @@ unsafe fn weigh_four<S: Lanes, const NV: usize>(
 compiled! {
     /// `columns[t] += Σ_i e^(scores[i, t] − max_i) / sum_i` over the tokens that row i sees, in order of rows.
     pub(super) fn add_weights(part: &Part, visible: &[(usize, usize); ROWS], scores: &[f32], states: &[OnlineSoftmax], columns: &mut [f32]) = add_weights_body
-        for [Avx512, Avx2];
+        for [Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]

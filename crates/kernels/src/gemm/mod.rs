@@ -4,18 +4,14 @@
 //! Both operands of [`gemm_nt`] are contiguous along the summed dimension, which is how weights
 //! (`[out, in]`) and cached keys (`[tokens, head_dim]`) lie in memory, so nothing is packed. Each
 //! output is 16 partial sums (one per lane, lane = index mod 16) that are added in a fixed tree: the
-//! same for every tile shape, hence row invariant.
+//! same for every tile shape, hence row invariance.
 
 // Tiles are indexed by (row, column) of the register block; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use crate::isa::{Isa, Set, mul_add};
-
-#[cfg(target_arch = "x86_64")]
-mod x86;
-
-/// Lanes of one partial sum; the AVX2 and baseline paths emulate 16 to sum in the same order.
-const LANES: usize = 16;
+use crate::isa::Isa;
+use crate::simd::tile::{self, Matrix, Single, accumulate, by_rows, tiles};
+use crate::simd::{LANES, Lanes, compiled};
 
 /// `out[i, j] = Σ_k x[i, k] · w[j, k]` for `m` rows of `x` and `n` rows of `w`.
 ///
@@ -55,7 +51,7 @@ fn gemm_nt_on(
     assert!(x.len() >= (m - 1) * ldx + k, "x is {} long for [{m}, {k}] / {ldx}", x.len());
     assert!(w.len() >= (n - 1) * ldw + k, "w is {} long for [{n}, {k}] / {ldw}", w.len());
     assert!(out.len() >= (m - 1) * ldo + n, "out is {} long for [{m}, {n}] / {ldo}", out.len());
-    // SAFETY: the three asserts above are the contract of `gemm_nt_raw`, and `isa` is available.
+    // SAFETY: the three asserts above are the contract of `gemm_nt_raw`.
     unsafe {
         gemm_nt_raw(isa, (m, n, k), x.as_ptr(), ldx, w.as_ptr(), ldw, out.as_mut_ptr(), ldo);
     }
@@ -65,139 +61,110 @@ fn gemm_nt_on(
 ///
 /// # Safety
 /// `x`, `w` and `out` must be valid for the shapes and strides given, `out` must not overlap the
-/// others, nobody else may touch the elements written, and the processor must have `isa`.
+/// others, and nobody else may touch the elements written.
 #[allow(clippy::too_many_arguments)]
+#[inline]
 pub(crate) unsafe fn gemm_nt_raw(
     isa: Isa,
+    shape: (usize, usize, usize),
+    x: *const f32,
+    ldx: usize,
+    w: *const f32,
+    ldw: usize,
+    out: *mut f32,
+    ldo: usize,
+) {
+    nt_tiles(isa, shape, (x, ldx), (w, ldw), (out, ldo));
+}
+
+compiled! {
+    /// Only for [`gemm_nt_raw`], whose contract is that of the pointers here.
+    fn nt_tiles(shape: (usize, usize, usize), x: (*const f32, usize), w: (*const f32, usize), out: (*mut f32, usize)) = nt
+        for [Avx512, Avx2, Sse2];
+}
+
+#[inline(always)]
+fn nt<S: Lanes>(
+    s: S,
     (m, n, k): (usize, usize, usize),
-    x: *const f32,
-    ldx: usize,
-    w: *const f32,
-    ldw: usize,
-    out: *mut f32,
-    ldo: usize,
+    (x, ldx): (*const f32, usize),
+    (w, ldw): (*const f32, usize),
+    (out, ldo): (*mut f32, usize),
 ) {
-    /// Rows of x in a tile: 6 × 4 sums + 4 weights + 1 input fill 29 of 32 registers.
-    const MR: usize = 6;
-    const NR: usize = 4;
-    // Rows of `w` outermost: 4 of them stay in L1 while all of `x` (a few hundred KiB at most, L2)
-    // passes by.
-    let mut j = 0;
-    while j < n {
-        let nr = NR.min(n - j);
-        let mut i = 0;
-        while i < m {
-            let mr = MR.min(m - i);
-            // SAFETY: i + mr <= m and j + nr <= n, so every address is inside the operands.
-            unsafe {
-                let (x, w, out) = (x.add(i * ldx), w.add(j * ldw), out.add(i * ldo + j));
-                match (mr, nr) {
-                    (6, 4) => tile::<6, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    (5, 4) => tile::<5, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    (4, 4) => tile::<4, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    (3, 4) => tile::<3, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    (2, 4) => tile::<2, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    (1, 4) => tile::<1, 4>(isa, k, x, ldx, w, ldw, out, ldo),
-                    _ => {
-                        for ii in 0..mr {
-                            for jj in 0..nr {
-                                tile::<1, 1>(
-                                    isa,
-                                    k,
-                                    x.add(ii * ldx),
-                                    ldx,
-                                    w.add(jj * ldw),
-                                    ldw,
-                                    out.add(ii * ldo + jj),
-                                    ldo,
-                                );
-                            }
-                        }
+    /// Covers all rows with tiles of `$NR` columns while so many are left.
+    macro_rules! columns {
+        ($NR:literal, $j:ident) => {
+            // Rows of `w` outermost: they stay in L1 while all of `x` (a few hundred KiB at most, L2) passes by.
+            while n - $j >= $NR {
+                by_rows!(S, $NR, m, [6, 4, 3, 2, 1], |R, i| {
+                    // SAFETY: i + R <= m and j + NR <= n, so every address is inside the operands.
+                    unsafe {
+                        let (x, w) = (x.add(i * ldx), w.add($j * ldw));
+                        nt_tile::<S, R, $NR>(s, k, (x, ldx), (w, ldw), (out.add(i * ldo + $j), ldo));
                     }
-                }
+                });
+                $j += $NR;
             }
-            i += mr;
-        }
-        j += nr;
+        };
     }
+    let mut j = 0;
+    if S::WIDE {
+        columns!(4, j);
+    }
+    if S::SUMS >= 4 {
+        columns!(2, j);
+    }
+    columns!(1, j);
 }
 
-/// One register tile. Contract as [`gemm_nt_raw`] with m = MR, n = NR.
-#[allow(clippy::too_many_arguments)]
+/// One register tile: R rows of `x` and NR of `w`, with their strides.
+///
+/// # Safety
+/// As for [`gemm_nt_raw`] with m = R, n = NR.
 #[inline(always)]
-unsafe fn tile<const MR: usize, const NR: usize>(
-    isa: Isa,
+unsafe fn nt_tile<S: Lanes, const R: usize, const NR: usize>(
+    s: S,
     k: usize,
-    x: *const f32,
-    ldx: usize,
-    w: *const f32,
-    ldw: usize,
-    out: *mut f32,
-    ldo: usize,
+    (x, ldx): (*const f32, usize),
+    (w, ldw): (*const f32, usize),
+    (out, ldo): (*mut f32, usize),
 ) {
-    // SAFETY: forwarded from the caller; the features were detected.
+    let (ldx, ldw) = (tile::here(ldx), tile::here(ldw));
+    let mut sums = [[s.zero(); NR]; R];
+    let whole = k - k % LANES;
+    // SAFETY: all loads are of elements < k of rows < R or NR, and stores are the R × NR outputs.
     unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            isa if isa.has(Set::Avx512) => x86::tile_avx512::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
-            #[cfg(target_arch = "x86_64")]
-            isa if isa.has(Set::Avx2) => tile_avx2::<MR, NR>(k, x, ldx, w, ldw, out, ldo),
-            _ => tile_lanes::<false, MR, NR>(k, x, ldx, w, ldw, out, ldo),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile_avx2<const MR: usize, const NR: usize>(
-    k: usize,
-    x: *const f32,
-    ldx: usize,
-    w: *const f32,
-    ldw: usize,
-    out: *mut f32,
-    ldo: usize,
-) {
-    // SAFETY: forwarded from the caller.
-    unsafe { tile_lanes::<true, MR, NR>(k, x, ldx, w, ldw, out, ldo) }
-}
-
-/// The portable tile: lanes as arrays, which compilers turn into vectors. One output at a time,
-/// because arrays of 24 sums would spill.
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-unsafe fn tile_lanes<const FMA: bool, const MR: usize, const NR: usize>(
-    k: usize,
-    x: *const f32,
-    ldx: usize,
-    w: *const f32,
-    ldw: usize,
-    out: *mut f32,
-    ldo: usize,
-) {
-    for i in 0..MR {
-        for j in 0..NR {
-            // SAFETY: rows i < MR and j < NR of k elements each are readable by contract.
-            let (x, w) = unsafe {
-                (
-                    std::slice::from_raw_parts(x.add(i * ldx), k),
-                    std::slice::from_raw_parts(w.add(j * ldw), k),
-                )
-            };
-            let mut sums = [0.0f32; LANES];
-            let (xs, ws) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
-            let (x_rest, w_rest) = (xs.remainder(), ws.remainder());
-            for (x, w) in xs.zip(ws) {
-                for l in 0..LANES {
-                    sums[l] = mul_add::<FMA>(x[l], w[l], sums[l]);
+        for kk in (0..whole).step_by(LANES) {
+            let mut ws = [s.zero(); NR];
+            for j in 0..NR {
+                ws[j] = s.load(w.add(j * ldw + kk));
+            }
+            for i in 0..R {
+                let xi = s.load(x.add(i * ldx + kk));
+                for j in 0..NR {
+                    sums[i][j] = s.fma(xi, ws[j], sums[i][j]);
                 }
             }
-            for (l, (x, w)) in x_rest.iter().zip(w_rest).enumerate() {
-                sums[l] = mul_add::<FMA>(*x, *w, sums[l]);
+        }
+        if whole < k {
+            for j in 0..NR {
+                let wj = s.load_first(w.add(j * ldw + whole), k - whole);
+                for i in 0..R {
+                    let xi = s.load_first(x.add(i * ldx + whole), k - whole);
+                    sums[i][j] = s.fma(xi, wj, sums[i][j]);
+                }
             }
-            // SAFETY: element (i, j) of the output is writable by contract.
-            unsafe { *out.add(i * ldo + j) = sum_lanes(&sums) };
+        }
+        for i in 0..R {
+            let mut four = [s.zero(); 4];
+            for j in 0..NR {
+                four[j] = sums[i][j];
+            }
+            if NR == 1 {
+                *out.add(i * ldo) = s.sum(four[0]);
+            } else {
+                s.store_first(out.add(i * ldo), s.sum4(four), NR);
+            }
         }
     }
 }
@@ -251,58 +218,20 @@ fn gemm_nn_acc_on(
     assert!(p.len() >= (m - 1) * ldp + k, "p is {} long for [{m}, {k}] / {ldp}", p.len());
     assert!(v.len() >= (k - 1) * ldv + n, "v is {} long for [{k}, {n}] / {ldv}", v.len());
     assert!(acc.len() >= (m - 1) * lda + n, "acc is {} long for [{m}, {n}] / {lda}", acc.len());
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        isa if isa.has(Set::Avx512) && n.is_multiple_of(4 * LANES) => {
-            const MR: usize = 6;
-            let mut d = 0;
-            while d < n {
-                let mut i = 0;
-                while i < m {
-                    let mr = MR.min(m - i);
-                    // SAFETY: the asserts above cover rows < m, columns < n, inner < k.
-                    unsafe {
-                        let (p, v) = (p.as_ptr().add(i * ldp), v.as_ptr().add(d));
-                        let acc = acc.as_mut_ptr().add(i * lda + d);
-                        match mr {
-                            6 => x86::acc_avx512::<6, 4>(k, p, ldp, v, ldv, acc, lda),
-                            5 => x86::acc_avx512::<5, 4>(k, p, ldp, v, ldv, acc, lda),
-                            4 => x86::acc_avx512::<4, 4>(k, p, ldp, v, ldv, acc, lda),
-                            3 => x86::acc_avx512::<3, 4>(k, p, ldp, v, ldv, acc, lda),
-                            2 => x86::acc_avx512::<2, 4>(k, p, ldp, v, ldv, acc, lda),
-                            _ => x86::acc_avx512::<1, 4>(k, p, ldp, v, ldv, acc, lda),
-                        }
-                    }
-                    i += mr;
-                }
-                d += 4 * LANES;
-            }
-        }
-        #[cfg(target_arch = "x86_64")]
-        isa if isa.has(Set::Avx2) => {
-            #[target_feature(enable = "avx2,fma")]
-            #[allow(clippy::too_many_arguments)]
-            fn avx2(
-                (m, n, k): (usize, usize, usize),
-                p: &[f32],
-                ldp: usize,
-                v: &[f32],
-                ldv: usize,
-                acc: &mut [f32],
-                lda: usize,
-            ) {
-                acc_rows::<true>((m, n, k), p, ldp, v, ldv, acc, lda);
-            }
-            // SAFETY: both sets imply AVX2 and FMA.
-            unsafe { avx2((m, n, k), p, ldp, v, ldv, acc, lda) }
-        }
-        _ => acc_rows::<false>((m, n, k), p, ldp, v, ldv, acc, lda),
-    }
+    acc_tiles(isa, (m, n, k), p, ldp, v, ldv, acc, lda);
 }
 
-#[allow(clippy::too_many_arguments)]
+compiled! {
+    #[allow(clippy::too_many_arguments)]
+    fn acc_tiles(shape: (usize, usize, usize), p: &[f32], ldp: usize, v: &[f32], ldv: usize, acc: &mut [f32], lda: usize) = acc_body
+        for [Avx512, Avx2, Sse2];
+}
+
+/// See [`gemm_nn_acc`], which checked the lengths.
 #[inline(always)]
-fn acc_rows<const FMA: bool>(
+#[allow(clippy::too_many_arguments)]
+fn acc_body<S: Lanes>(
+    s: S,
     (m, n, k): (usize, usize, usize),
     p: &[f32],
     ldp: usize,
@@ -311,13 +240,26 @@ fn acc_rows<const FMA: bool>(
     acc: &mut [f32],
     lda: usize,
 ) {
-    for i in 0..m {
-        let acc = &mut acc[i * lda..i * lda + n];
-        for j in 0..k {
-            let pj = p[i * ldp + j];
-            for (a, v) in acc.iter_mut().zip(&v[j * ldv..j * ldv + n]) {
-                *a = mul_add::<FMA>(pj, *v, *a);
+    let (p, v, acc) = (p.as_ptr(), v.as_ptr(), acc.as_mut_ptr());
+    // SAFETY: rows < m, columns < n, inner < k.
+    tiles!(S, m, n / LANES, |R, first, NV, at| unsafe {
+        let v = Matrix { from: v.add(at * LANES), step: ldv, pitch: LANES };
+        let acc = acc.add(first * lda + at * LANES);
+        let sums = tile::load::<S, R, NV>(s, acc, lda);
+        let sums = accumulate((s, Single), v, (0, k), (p.add(first * ldp), ldp), &mut (), sums);
+        tile::store(s, sums, acc, lda);
+    });
+    let (whole, left) = (n - n % LANES, n % LANES);
+    for i in (0..m).take(if left > 0 { m } else { 0 }) {
+        // SAFETY: as above.
+        unsafe {
+            let acc = acc.add(i * lda + whole);
+            let mut sums = s.load_first(acc, left);
+            for j in 0..k {
+                let v = s.load_first(v.add(j * ldv + whole), left);
+                sums = s.fma(s.splat(*p.add(i * ldp + j)), v, sums);
             }
+            s.store_first(acc, sums, left);
         }
     }
 }

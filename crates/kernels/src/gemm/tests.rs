@@ -1,4 +1,5 @@
 use super::*;
+use crate::isa::Set;
 
 /// Deterministic values in -1..1 (an LCG; no dependency needed for that).
 pub(crate) fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -46,25 +47,39 @@ fn rows_do_not_depend_on_the_batch() {
             gemm_nt_on(isa, (1, n, k), &x[i * k..], k, &w, k, &mut alone, n);
             assert_eq!(alone, together[i * n..(i + 1) * n], "{isa} row {i}");
         }
+        let (v, begin) = (values(k * n, 5), values(17 * n, 6));
+        let mut together = begin.clone();
+        gemm_nn_acc_on(isa, (17, n, k), &x, k, &v, n, &mut together, n);
+        for i in 0..17 {
+            let mut alone = begin[i * n..(i + 1) * n].to_vec();
+            gemm_nn_acc_on(isa, (1, n, k), &x[i * k..], k, &v, n, &mut alone, n);
+            assert_eq!(alone, together[i * n..(i + 1) * n], "{isa} row {i} of sums");
+        }
     }
 }
 
 #[test]
 fn fused_paths_agree_bit_for_bit() {
-    if Isa::best().has(Set::Avx512) {
-        let (m, n, k) = (7, 8, 71);
-        let (x, w) = (values(m * k, 5), values(n * k, 6));
-        let (mut a, mut b) = (vec![0.0; m * n], vec![0.0; m * n]);
-        gemm_nt_on(Isa::best(), (m, n, k), &x, k, &w, k, &mut a, n);
-        gemm_nt_on(Isa::best().without_avx512(), (m, n, k), &x, k, &w, k, &mut b, n);
-        assert_eq!(a, b);
+    for isa in Isa::available().into_iter().filter(|isa| isa.has(Set::Avx2)) {
+        for (m, n, k) in [(7, 8, 71), (13, 7, 48), (2, 35, 5)] {
+            let (x, w) = (values(m * k, 5), values(n * k, 6));
+            let (mut a, mut b) = (vec![0.0; m * n], vec![0.0; m * n]);
+            gemm_nt_on(Isa::best(), (m, n, k), &x, k, &w, k, &mut a, n);
+            gemm_nt_on(isa, (m, n, k), &x, k, &w, k, &mut b, n);
+            assert_eq!(a, b, "{isa}");
+            let (mut a, mut b) = (values(m * n, 7), values(m * n, 7));
+            let v = values(k * n, 8);
+            gemm_nn_acc_on(Isa::best(), (m, n, k), &x, k, &v, n, &mut a, n);
+            gemm_nn_acc_on(isa, (m, n, k), &x, k, &v, n, &mut b, n);
+            assert_eq!(a, b, "{isa}");
+        }
     }
 }
 
 #[test]
 fn gemm_nn_acc_equals_the_definition_on_every_isa() {
     for isa in Isa::available() {
-        for (m, n, k) in [(1, 64, 1), (7, 64, 32), (6, 128, 5), (3, 20, 9)] {
+        for (m, n, k) in [(1, 64, 1), (7, 64, 32), (6, 128, 5), (3, 20, 9), (5, 9, 3), (19, 113, 2)] {
             let (p, v) = (values(m * k, 7), values(k * n, 8));
             let start = values(m * n, 9);
             let mut acc = start.clone();

@@ -130,7 +130,7 @@ impl Lanes for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::{Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni};
+    use super::super::{Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, Simd, Sse2};
     use super::{LANES, Lanes};
 
     /// Folds the lanes of each of four quarters: halves, pairs.
@@ -437,4 +437,77 @@ mod x86 {
 
     avx2!(Avx2);
     avx2!(AvxVnni);
+
+    impl Lanes for Sse2 {
+        const SUMS: usize = 2;
+
+        #[inline(always)]
+        fn four(self, x: [f32; 4]) -> [__m128; 4] {
+            // SAFETY: part of x86-64.
+            unsafe {
+                let none = _mm_setzero_ps();
+                [_mm_setr_ps(x[0], x[1], x[2], x[3]), none, none, none]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn words4(self, rows: *const u32, stride: usize, n: usize) -> [[__m128i; 4]; 4] {
+            // SAFETY: rows below `n`, by contract.
+            unsafe {
+                let mut out = [[_mm_setzero_si128(); 4]; 4];
+                for quarter in 0..4 {
+                    let mut a = [_mm_setzero_si128(); 4];
+                    for i in 0..4 {
+                        let row = (4 * quarter + i).min(n - 1);
+                        a[i] = _mm_loadu_si128(rows.add(row * stride).cast());
+                    }
+                    let columns = columns4!(
+                        a, _mm_unpacklo_epi32, _mm_unpackhi_epi32, _mm_unpacklo_epi64, _mm_unpackhi_epi64
+                    );
+                    for c in 0..4 {
+                        out[c][quarter] = columns[c];
+                    }
+                }
+                out
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn halves8(self, rows: *const u16, stride: usize, n: usize) -> [[__m128; 4]; 8] {
+            let mut columns = [[0u16; LANES]; 8];
+            // SAFETY: rows below `n`, by contract, and places in `columns`.
+            unsafe {
+                for half in 0..2 {
+                    // Pairs of rows × columns 0-3 and 4-7, and so on as in `transposed`.
+                    let (mut a, mut b) = ([_mm_setzero_si128(); 8], [_mm_setzero_si128(); 8]);
+                    for i in 0..8 {
+                        let row = (8 * half + i).min(n - 1);
+                        a[i] = _mm_loadu_si128(rows.add(row * stride).cast());
+                    }
+                    for i in 0..4 {
+                        b[2 * i] = _mm_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+                        b[2 * i + 1] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+                    }
+                    for i in 0..2 {
+                        for h in 0..2 {
+                            let (x, y) = (b[4 * i + h], b[4 * i + 2 + h]);
+                            a[4 * i + 2 * h] = _mm_unpacklo_epi32(x, y);
+                            a[4 * i + 2 * h + 1] = _mm_unpackhi_epi32(x, y);
+                        }
+                    }
+                    for i in 0..4 {
+                        let (even, odd) = columns[2 * i..2 * i + 2].split_at_mut(1);
+                        let (low, high) = (_mm_unpacklo_epi64(a[i], a[4 + i]), _mm_unpackhi_epi64(a[i], a[4 + i]));
+                        _mm_storeu_si128(even[0].as_mut_ptr().add(8 * half).cast(), low);
+                        _mm_storeu_si128(odd[0].as_mut_ptr().add(8 * half).cast(), high);
+                    }
+                }
+                let mut out = [self.zero(); 8];
+                for c in 0..8 {
+                    out[c] = self.load_f16(columns[c].as_ptr());
+                }
+                out
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Arrays: the definition of what every set does, and what processors without the others run. Compilers turn them into
 //! the vectors that the target guarantees.
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::{LANES, Simd};
 
@@ -33,6 +33,32 @@ fn halves(x: i32) -> [i32; 2] {
 #[inline(always)]
 fn lane([low, high]: [i32; 2]) -> i32 {
     (low & 0xffff) | high << 16
+}
+
+/// Half precision as f32, without branches, so that compilers make vectors of it.
+#[inline(always)]
+fn widened(half: u16) -> f32 {
+    let (sign, rest) = (u32::from(half & 0x8000) << 16, u32::from(half & 0x7fff) << 13);
+    // The exponent by 112 larger, by 224 if it stands for what is not finite.
+    let more = if rest >= 0x0f80_0000 { 224 << 23 } else { 112 << 23 };
+    let normal = rest.wrapping_add(more);
+    // Too small for a leading one: it is put there and taken away.
+    let small = f32::from_bits(rest.wrapping_add(113 << 23)) - f32::from_bits(113 << 23);
+    f32::from_bits(sign | if rest < 0x0080_0000 { small.to_bits() } else { normal })
+}
+
+/// The nearest of half precision, likewise.
+#[inline(always)]
+fn narrowed(x: f32) -> u16 {
+    let sign = x.to_bits() & 0x8000_0000;
+    let rest = x.to_bits() ^ sign;
+    // Adding the number whose last place is that of the smallest half rounds to it.
+    const PLACE: u32 = 126 << 23;
+    let small = (f32::from_bits(rest) + f32::from_bits(PLACE)).to_bits().wrapping_sub(PLACE);
+    let normal = rest.wrapping_sub(112 << 23).wrapping_add(0xfff + (rest >> 13 & 1)) >> 13;
+    let huge = if rest > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+    let finite = if rest < 113 << 23 { small } else { normal };
+    (if rest >= 143 << 23 { huge } else { finite } | sign >> 16) as u16
 }
 
 macro_rules! methods {
@@ -84,10 +110,10 @@ impl Simd for Portable {
         };
         load_f16(from: *const u16) -> F = {
             let v = from.cast::<[u16; LANES]>().read_unaligned();
-            lanes!(|l| f32 = f16::from_bits(v[l]).to_f32())
+            lanes!(|l| f32 = widened(v[l]))
         };
         store_f16(to: *mut u16, v: F) = {
-            to.cast::<[u16; LANES]>().write_unaligned(lanes!(|l| u16 = f16::from_f32(v[l]).to_bits()))
+            to.cast::<[u16; LANES]>().write_unaligned(lanes!(|l| u16 = narrowed(v[l])))
         };
         iload(from: *const u8) -> I = {
             let v = from.cast::<I>().read_unaligned();

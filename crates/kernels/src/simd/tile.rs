@@ -2,6 +2,8 @@
 //! multiply-adds over the summed dimension in order, whatever R and NV are.
 
 use super::{LANES, Lanes, Simd};
+use crate::isa::Isa;
+use crate::peak::bf16_is_fast;
 
 /// What a multiply-add is of. Operands are words of 32 bits: a number, or two of bf16.
 pub(crate) trait Product<S: Simd>: Copy {
@@ -213,6 +215,26 @@ where
     sums
 }
 
+/// R rows of NV vectors every `stride`, to begin sums with.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+pub(crate) unsafe fn load<S: Simd, const R: usize, const NV: usize>(
+    s: S,
+    from: *const f32,
+    stride: usize,
+) -> [[S::F; NV]; R] {
+    let (mut sums, stride) = ([[s.zero(); NV]; R], here(stride));
+    for r in 0..R {
+        for v in 0..NV {
+            // SAFETY: by contract.
+            sums[r][v] = unsafe { s.load(from.add(r * stride + v * LANES)) };
+        }
+    }
+    sums
+}
+
 /// Stores sums: R rows of NV vectors every `stride`.
 ///
 /// # Safety
@@ -288,3 +310,34 @@ macro_rules! tiles {
     }};
 }
 pub(crate) use tiles;
+
+/// Whether products of two bf16 are there, and as fast as they should be. No other place decides it.
+#[inline]
+pub(crate) fn has_bf16(isa: Isa) -> bool {
+    bf16_is_fast(isa)
+}
+
+/// Compiles a function for both kinds of products: `name(isa, pairs, args…)`. Its body is
+/// `fn body<S: Lanes>(set: S, kind: impl Product<S>, args…)`.
+macro_rules! by_kind {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) = $body:ident;) => {
+        $(#[$meta])*
+        #[inline]
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::isa::Isa, pairs: bool, $($arg: $ty),*) {
+            $crate::simd::compiled! {
+                #[allow(clippy::too_many_arguments)]
+                fn of_single(kind: $crate::simd::tile::Single, $($arg: $ty),*) = $body for [Avx512, Avx2, Sse2];
+            }
+            $crate::simd::compiled! {
+                #[allow(clippy::too_many_arguments)]
+                fn of_pairs(kind: $crate::simd::tile::Pairs, $($arg: $ty),*) = $body for [Avx512Bf16, Sse2];
+            }
+            match pairs {
+                true => of_pairs(isa, $crate::simd::tile::Pairs, $($arg),*),
+                false => of_single(isa, $crate::simd::tile::Single, $($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use by_kind;
