@@ -243,7 +243,7 @@ fn prepare_body<S: Bytes>(set: S, bytes: &AlignedBytes) -> AlignedBytes {
     for i in 0..vectors {
         // SAFETY: vector `i` of each.
         unsafe {
-            let v = set.quads_i(set.iload(bytes.as_slice().as_ptr().add(i * BYTES)));
+            let v = set.quad_i(set.iload(bytes.as_slice().as_ptr().add(i * BYTES)));
             set.store_quads(out.as_mut_slice().as_mut_ptr().add(i * S::PREPARED), v);
         }
     }

@@ -384,7 +384,7 @@ unsafe fn to_bytes<S: Bytes>(
     offsets: *mut i32,
 ) {
     let by = set.splat16(factor);
-    let minus = set.quads_u(set.isplat(0x8080_8080_u32 as i32));
+    let minus = set.quad_u(set.isplat(0x8080_8080_u32 as i32));
     for tile in 0..tiles {
         // SAFETY: by contract.
         unsafe {
@@ -394,7 +394,7 @@ unsafe fn to_bytes<S: Bytes>(
             let packed = set.pack16(first, second);
             set.istore(bytes.add(tile * TILE).cast(), packed);
             // A quarter is a segment.
-            let fours = set.dot_quads(set.izero(), minus, set.quads_i(packed));
+            let fours = set.dot(set.izero(), minus, set.quad_i(packed));
             let pairs = set.iadd(fours, swapped::<S, 8>(set, fours));
             let all = set.iadd(pairs, swapped::<S, 4>(set, pairs));
             set.istore(offsets.add(tile * TILE / 4).cast(), set.isub(set.izero(), all));

@@ -135,7 +135,7 @@ unsafe fn unpack<S: Bytes>(set: S, s: &Scores<'_>, t: usize, to: *mut u8) {
             let levels = with_bits!(bits, key_levels::<S>(set, codes));
             for (k, levels) in levels.into_iter().enumerate() {
                 let to = to.add((segment * QUADS + k) * S::PREPARED);
-                set.store_quads(to, set.quads_u(levels));
+                set.store_quads(to, set.quad_u(levels));
             }
         }
     }

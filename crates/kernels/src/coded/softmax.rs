@@ -47,9 +47,10 @@ compiled! {
 const POLYNOMIAL: [f32; 6] =
     [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
 
-/// `2^x` for x ≤ 0 to about 2e-7 relative; -inf gives about 0.
+/// `2^x` for x ≤ 0 to about 2e-7 relative; 0 below -126, so that no weight is denormal.
 #[inline(always)]
 fn exp2<S: Simd>(set: S, x: S::F) -> S::F {
+    let nothing = set.lt(x, set.splat(-126.0));
     let x = set.max(x, set.splat(-126.0));
     let n = set.round(x);
     let f = set.sub(x, n);
@@ -57,7 +58,8 @@ fn exp2<S: Simd>(set: S, x: S::F) -> S::F {
     for c in &POLYNOMIAL[1..] {
         p = set.fma(p, f, set.splat(*c));
     }
-    set.scale(set.fma(p, f, set.splat(1.0)), n)
+    let power = set.scale(set.fma(p, f, set.splat(1.0)), n);
+    set.select(nothing, set.zero(), power)
 }
 
 #[inline(always)]

@@ -88,7 +88,7 @@ fn times_fraction(a: i16, b: i16) -> i16 {
     ((i32::from(a) * i32::from(b) + (1 << 14)) >> 15) as i16
 }
 
-/// The definition of [`fold`]. `basis`: one made for the baseline, whose columns are bytes.
+/// The definition of [`fold`]. `basis`: one made for the baseline, whose columns are words.
 fn defined_fold(
     basis: &ByteBasis,
     head: usize,
@@ -105,8 +105,10 @@ fn defined_fold(
         for tile in 0..tiles {
             for place in 0..TILE {
                 let product = |(d, q): (usize, &u8)| {
-                    let at = ((tile * dim + d / 4 * 4) * TILE) + 4 * place + d % 4;
-                    (i32::from(*q) - 128) * i32::from(head.columns.as_slice()[at] as i8)
+                    // Even channels of 16 columns, then odd ones.
+                    let vector = (tile * dim / 4 + d / 4) * TILE / 16 + place / 16;
+                    let at = 64 * vector + 32 * (d % 2) + 2 * (place % 16) + d % 4 / 2;
+                    (i32::from(*q) - 128) * i32::from(word(&head.columns, at))
                 };
                 let sum: i32 = query.iter().enumerate().map(product).sum();
                 let sum = (sum + (1 << shift(dim) >> 1)) >> shift(dim);

@@ -121,7 +121,7 @@ pub(super) unsafe fn widened<S: Bytes, const SIGNED: bool>(
 pub(super) trait Vectors<S: Bytes>: Copy {
     /// # Safety
     /// Step `k` and vector `n` must be there.
-    unsafe fn load(self, set: S, k: usize, n: usize) -> S::Quads;
+    unsafe fn load(self, set: S, k: usize, n: usize) -> S::Quad;
 }
 
 /// Vectors as [`Bytes::store_quads`] writes them, those of a step one after the other.
@@ -134,7 +134,7 @@ pub(super) struct Prepared {
 
 impl<S: Bytes> Vectors<S> for Prepared {
     #[inline(always)]
-    unsafe fn load(self, set: S, k: usize, n: usize) -> S::Quads {
+    unsafe fn load(self, set: S, k: usize, n: usize) -> S::Quad {
         // SAFETY: by contract.
         unsafe { set.load_quads(self.at.add((k * self.step + n) * S::PREPARED)) }
     }
@@ -142,16 +142,16 @@ impl<S: Bytes> Vectors<S> for Prepared {
 
 impl<S: Bytes, const BITS: usize> Vectors<S> for KeyLevels<S, BITS> {
     #[inline(always)]
-    unsafe fn load(self, set: S, k: usize, _: usize) -> S::Quads {
-        set.quads_u(self.levels(k))
+    unsafe fn load(self, set: S, k: usize, _: usize) -> S::Quad {
+        set.quad_u(self.levels(k))
     }
 }
 
 impl<S: Bytes, const BITS: usize> Vectors<S> for ValueLevels<S, BITS> {
     #[inline(always)]
-    unsafe fn load(self, set: S, k: usize, _: usize) -> S::Quads {
+    unsafe fn load(self, set: S, k: usize, _: usize) -> S::Quad {
         // SAFETY: by contract.
-        set.quads_i(unsafe { self.levels(k) })
+        set.quad_i(unsafe { self.levels(k) })
     }
 }
 
@@ -163,25 +163,25 @@ pub(super) struct Quads<V, const SIGNED_ROWS: bool> {
 }
 
 impl<S: Bytes, V: Vectors<S>, const SIGNED_ROWS: bool> Product<S> for Quads<V, SIGNED_ROWS> {
-    type Operand = S::Quads;
+    type Operand = S::Quad;
 
     #[inline(always)]
-    unsafe fn vector(self, set: S, k: usize, n: usize) -> S::Quads {
+    unsafe fn vector(self, set: S, k: usize, n: usize) -> S::Quad {
         // SAFETY: by contract.
         unsafe { self.vectors.load(set, k, n) }
     }
 
     #[inline(always)]
-    unsafe fn row(self, set: S, k: usize, r: usize) -> S::Quads {
+    unsafe fn row(self, set: S, k: usize, r: usize) -> S::Quad {
         // SAFETY: by contract.
         unsafe { set.spread(self.rows.at.add(r * self.rows.stride + k * S::QUAD)) }
     }
 
     #[inline(always)]
-    fn add(set: S, sums: S::I, vector: S::Quads, row: S::Quads) -> S::I {
+    fn add(set: S, sums: S::I, vector: S::Quad, row: S::Quad) -> S::I {
         match SIGNED_ROWS {
-            true => set.dot_quads(sums, vector, row),
-            false => set.dot_quads(sums, row, vector),
+            true => set.dot(sums, vector, row),
+            false => set.dot(sums, row, vector),
         }
     }
 }

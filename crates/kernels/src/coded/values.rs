@@ -192,7 +192,7 @@ unsafe fn unpack<S: Bytes>(set: S, blocks: &[ValueBlock<'_>], at: &Place<'_>, to
                 }
                 with_bits!(bits, value_levels::<S>(set, codes, bytes.start()));
                 for q in 0..4 {
-                    let levels = set.quads_i(set.iload(bytes.start().add(BYTES * q)));
+                    let levels = set.quad_i(set.iload(bytes.start().add(BYTES * q)));
                     set.store_quads(to.add(q * S::PREPARED), levels);
                 }
             }

@@ -8,7 +8,6 @@ use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::Isa;
 
 pub(super) mod header;
-#[cfg(test)]
 pub(super) mod definition;
 mod lanes;
 mod paths;

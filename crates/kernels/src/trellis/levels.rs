@@ -11,7 +11,7 @@ mod unpack;
 
 pub(crate) use permuted::{KeyLevels, ValueLevels};
 pub(super) use unpack::{BEFORE as PLAIN_BEFORE, plain_rows};
-use unpack::{by_coefficient, by_row};
+use unpack::{by_coefficient, by_row, one_by_one};
 
 /// Rows that a block of levels comes in multiples of.
 pub(crate) const ROW_GROUP: usize = 16;
@@ -116,11 +116,7 @@ impl Layout {
         assert!(rows.is_multiple_of(ROW_GROUP) && rows <= MAX_ROWS, "{rows} rows");
         let (codes, headers) = slot.split_at(rows);
         boosts.headers[..rows].copy_from_slice(&headers[..rows]);
-        boosted_rows(isa, rows, boosts);
-        // Loads one by one: gathers would take longer.
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = ROW_SCALES[usize::from(*code)];
-        }
+        row_factors(isa, codes, out, boosts);
     }
 
     /// What a level is worth in every row of a block and its first `segments` segments: `[segments, rows]`.
@@ -153,11 +149,7 @@ impl Layout {
             "out: {}",
             out.len()
         );
-        let mut boosted = [0.0; MAX_ROWS];
-        for (row, (boosted, factor)) in boosted.iter_mut().zip(factors).enumerate() {
-            *boosted = factor * boosts.factor(row);
-        }
-        segment_factors(isa, factors, &boosted, boosts, &self.scales, out);
+        segment_factors(isa, factors, boosts, &self.scales, out);
     }
 }
 
@@ -204,6 +196,12 @@ pub(crate) unsafe fn key_levels<S: Bytes, const BITS: usize>(
             let levels = KeyLevels::<S, BITS>::new(set, codes);
             return [levels.levels(0), levels.levels(1), levels.levels(2), levels.levels(3)];
         }
+        if !S::VECTORS {
+            let place = |t, j| BYTES * (j / 4) + 4 * t + j % 4;
+            let levels = one_by_one::<BITS>(codes, &OFFSET[BITS], place);
+            let at = levels.as_ptr();
+            return [set.iload(at), set.iload(at.add(64)), set.iload(at.add(128)), set.iload(at.add(192))];
+        }
         by_row(set, unpack::rows::<S, BITS>(set, codes, &OFFSET[BITS]))
     }
 }
@@ -221,6 +219,12 @@ pub(crate) unsafe fn value_levels<S: Bytes, const BITS: usize>(
 ) {
     // SAFETY: by contract.
     unsafe {
+        if !S::VECTORS {
+            let place = |t, j| BYTES * (t / 4) + 4 * j + t % 4;
+            let levels = one_by_one::<BITS>(codes, &TABLES[BITS], place);
+            out.copy_from_nonoverlapping(levels.as_ptr(), levels.len());
+            return;
+        }
         let rows = unpack::rows::<S, BITS>(set, codes, &TABLES[BITS]);
         for (c, levels) in by_coefficient(set, rows).into_iter().enumerate() {
             set.store_quarters(out.add(16 * c), BYTES, levels);
@@ -268,13 +272,34 @@ fn segment_body<S: Bytes>(set: S, bits: u8, slot: &[u8], offset: usize, out: &mu
 }
 
 compiled! {
-    /// Finds the boosted rows of each segment among the first `rows` headers.
-    fn boosted_rows(rows: usize, boosts: &mut Boosts) = boosted_rows_body for [Avx512, Avx2];
+    /// See [`Layout::row_factors`]; headers are among the boosts already.
+    fn row_factors(codes: &[u8], out: &mut [f32], boosts: &mut Boosts) = row_factors_body for [Avx512, Avx2];
 }
 
 #[inline(always)]
-fn boosted_rows_body<S: Bytes>(set: S, rows: usize, boosts: &mut Boosts) {
-    assert!(rows > 0 && rows <= MAX_ROWS);
+fn row_factors_body<S: Bytes>(set: S, codes: &[u8], out: &mut [f32], boosts: &mut Boosts) {
+    let rows = out.len();
+    assert!(codes.len() >= rows && rows > 0 && rows <= MAX_ROWS && rows.is_multiple_of(LANES));
+    for t in (0..rows).step_by(LANES) {
+        // SAFETY: 16 codes and factors from each multiple of 16 below `rows` on.
+        unsafe {
+            let code = set.and(set.load_signed(codes.as_ptr().add(t)), set.isplat(255));
+            // The table's own product: a power of two times one of eight.
+            let power = power(set, set.isub(set.shr(code, 3), set.isplat(16)));
+            let mut eighths = [set.zero(); 8];
+            for (e, eighth) in eighths.iter_mut().enumerate() {
+                *eighth = set.splat(ROW_SCALES[128 + e]);
+            }
+            for bit in [4, 2, 1] {
+                let high = has(set, code, bit as i32);
+                for e in 0..bit {
+                    eighths[e] = set.select(high, eighths[e + bit], eighths[e]);
+                }
+            }
+            let scale = set.select(has(set, code, 255), set.mul(power, eighths[0]), set.zero());
+            set.store(out.as_mut_ptr().add(t), scale);
+        }
+    }
     // SAFETY: as many headers as there are bytes in a vector.
     let headers = unsafe { set.iload(boosts.headers.as_ptr()) };
     let exponents = set.and(headers, set.isplat(0xf0f0_f0f0_u32 as i32));
@@ -285,18 +310,28 @@ fn boosted_rows_body<S: Bytes>(set: S, rows: usize, boosts: &mut Boosts) {
     }
 }
 
+/// `2^n`.
+#[inline(always)]
+fn power<S: Bytes>(set: S, n: S::I) -> S::F {
+    set.from_bits(set.shl(set.iadd(n, set.isplat(127)), 23))
+}
+
+/// Which numbers, none of them negative, have one of these bits.
+#[inline(always)]
+fn has<S: Bytes>(set: S, x: S::I, bits: i32) -> S::M {
+    set.lt(set.zero(), set.from_int(set.and(x, set.isplat(bits))))
+}
+
 compiled! {
-    /// See [`Layout::segment_factors`]; `boosted`: factors of boosted segments, by row.
-    fn segment_factors(
-        factors: &[f32], boosted: &[f32; MAX_ROWS], boosts: &Boosts, scales: &[f32], out: &mut [f32],
-    ) = segment_factors_body for [Avx512, Avx2];
+    /// See [`Layout::segment_factors`].
+    fn segment_factors(factors: &[f32], boosts: &Boosts, scales: &[f32], out: &mut [f32])
+        = segment_factors_body for [Avx512, Avx2];
 }
 
 #[inline(always)]
 fn segment_factors_body<S: Bytes>(
     set: S,
     factors: &[f32],
-    boosted: &[f32; MAX_ROWS],
     boosts: &Boosts,
     scales: &[f32],
     out: &mut [f32],
@@ -304,10 +339,16 @@ fn segment_factors_body<S: Bytes>(
     let rows = factors.len();
     assert!(rows.is_multiple_of(LANES) && rows <= MAX_ROWS && out.len().is_multiple_of(rows));
     for t in (0..rows).step_by(LANES) {
-        // SAFETY: 16 factors from each multiple of 16 below `rows` on, in every segment.
+        // SAFETY: 16 factors and headers from each multiple of 16 below `rows` on, in every segment.
         unsafe {
             let plain = set.load(factors.as_ptr().add(t));
-            let boosted = set.load(boosted.as_ptr().add(t));
+            let headers = set.load_signed(boosts.headers.as_ptr().add(t));
+            let exponents = set.and(set.shr(headers, 4), set.isplat(15));
+            // The table's own product.
+            let half = has(set, exponents, 1);
+            let half = set.select(half, set.splat(std::f32::consts::SQRT_2), set.splat(1.0));
+            let boost = set.mul(power(set, set.shr(exponents, 1)), half);
+            let boosted = set.mul(plain, boost);
             for (segment, scale) in scales[..out.len() / rows].iter().enumerate() {
                 let own = set.mask((boosts.rows[segment] >> t) as u16);
                 let scale = set.splat(scale * tables::STEP);

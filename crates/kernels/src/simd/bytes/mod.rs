@@ -42,6 +42,8 @@ impl Words {
 
 /// See the module's documentation.
 pub(crate) trait Bytes: Simd {
+    /// Whether all this is instructions. Where it is loops, code that takes one number after the other is faster.
+    const VECTORS: bool;
     /// Whether [`Self::permute`], [`Self::permute2`] and [`Self::multishift`] are an instruction each. Elsewhere they are
     /// a hundred.
     const PERMUTES: bool;
@@ -52,6 +54,13 @@ pub(crate) trait Bytes: Simd {
     /// Rows whose sums, one vector each, and what is multiplied fit the registers.
     const ROWS: usize;
 
+    /// Four bytes for each of 16 lanes as products take them.
+    type Quad: Copy;
+    /// Bytes without sign, and with a sign.
+    fn quad_u(self, v: Self::I) -> Self::Quad;
+    fn quad_i(self, v: Self::I) -> Self::Quad;
+    /// `sums + u · i`, summed over the four bytes of each lane. Exact.
+    fn dot(self, sums: Self::I, u: Self::Quad, i: Self::Quad) -> Self::I;
     /// Makes four quads of 16 bytes, with sign or without, ready for [`Self::spread`].
     ///
     /// # Safety
@@ -61,13 +70,13 @@ pub(crate) trait Bytes: Simd {
     ///
     /// # Safety
     /// [`Self::QUAD`] bytes are readable.
-    unsafe fn spread(self, from: *const u8) -> Self::Quads;
+    unsafe fn spread(self, from: *const u8) -> Self::Quad;
     /// # Safety
     /// [`Self::PREPARED`] bytes are writable.
-    unsafe fn store_quads(self, to: *mut u8, v: Self::Quads);
+    unsafe fn store_quads(self, to: *mut u8, v: Self::Quad);
     /// # Safety
     /// [`Self::PREPARED`] bytes are readable.
-    unsafe fn load_quads(self, from: *const u8) -> Self::Quads;
+    unsafe fn load_quads(self, from: *const u8) -> Self::Quad;
     /// Byte `e`, which has a sign, of each quad of a vector that [`Self::store_quads`] wrote.
     ///
     /// # Safety

@@ -6,51 +6,68 @@ use crate::simd::{LANES, Portable, Simd};
 type F = [f32; LANES];
 type I = [i32; LANES];
 
-/// In order of significance.
+/// Numbers as others, in order of significance.
+macro_rules! cast {
+    ($v:expr, $from:ty, $to:ty) => {{
+        let (mut v, mut out): ($from, $to) = ($v, [0; _]);
+        if cfg!(target_endian = "big") {
+            v.iter_mut().for_each(|x| *x = x.to_le());
+        }
+        // SAFETY: both are 64 bytes of numbers.
+        unsafe { std::ptr::copy_nonoverlapping(v.as_ptr().cast::<u8>(), out.as_mut_ptr().cast(), BYTES) };
+        if cfg!(target_endian = "big") {
+            out.iter_mut().for_each(|x| *x = x.to_le());
+        }
+        out
+    }};
+}
+
 #[inline(always)]
 pub(super) fn bytes(v: I) -> [u8; BYTES] {
-    // SAFETY: as long, and any bytes are bytes.
-    unsafe { std::mem::transmute::<I, [u8; BYTES]>(v.map(i32::to_le)) }
+    cast!(v, I, [u8; BYTES])
 }
 
 #[inline(always)]
 pub(super) fn of_bytes(v: [u8; BYTES]) -> I {
-    // SAFETY: as long, and any bytes are numbers.
-    unsafe { std::mem::transmute::<[u8; BYTES], I>(v) }.map(i32::from_le)
+    cast!(v, [u8; BYTES], I)
 }
 
 #[inline(always)]
 fn halves(v: I) -> [i16; 32] {
-    // SAFETY: as above.
-    unsafe { std::mem::transmute::<I, [i16; 32]>(v.map(i32::to_le)) }.map(i16::from_le)
+    cast!(v, I, [i16; 32])
 }
 
 #[inline(always)]
 fn of_halves(v: [i16; 32]) -> I {
-    // SAFETY: as above.
-    unsafe { std::mem::transmute::<[i16; 32], I>(v.map(i16::to_le)) }.map(i32::from_le)
+    cast!(v, [i16; 32], I)
+}
+
+/// A number after the other.
+macro_rules! each {
+    ($of:ty, |$i:ident| $one:expr) => {{
+        let mut out = [<$of>::default(); _];
+        for ($i, out) in out.iter_mut().enumerate() {
+            *out = $one;
+        }
+        out
+    }};
 }
 
 /// A half after the other.
 macro_rules! each16 {
     (|$($v:ident),*| $one:expr) => {{
         $(let $v = halves($v);)*
-        let mut out = [0i16; 32];
-        for l in 0..32 {
+        of_halves(each!(i16, |l| {
             $(let $v = $v[l];)*
-            out[l] = $one;
-        }
-        of_halves(out)
+            $one
+        }))
     }};
 }
 
 /// A byte after the other: the one at `$i`.
 macro_rules! each8 {
     (|$i:ident| $one:expr) => {{
-        let mut out = [0u8; BYTES];
-        for $i in 0..BYTES {
-            out[$i] = $one;
-        }
+        let out: [u8; BYTES] = each!(u8, |$i| $one);
         of_bytes(out)
     }};
 }
@@ -63,6 +80,29 @@ fn zip<const SIZE: usize, const HIGH: bool>(a: I, b: I) -> I {
         let from = if i / SIZE % 2 == 0 { &a } else { &b };
         from[i / 16 * 16 + 8 * usize::from(HIGH) + i % 16 / (2 * SIZE) * SIZE + i % SIZE]
     })
+}
+
+/// `sums + a · b`, two neighbours added.
+#[inline(always)]
+fn add_products(mut sums: I, a: &[i16; 32], b: &[i16; 32]) -> I {
+    let (a, b) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
+    for (sums, (a, b)) in sums.as_chunks_mut::<4>().0.iter_mut().zip(a.iter().zip(b)) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE2 is part of x86-64, and all that is read or written is 16 bytes long.
+        unsafe {
+            use std::arch::x86_64::*;
+            let a = _mm_loadu_si128(a.as_ptr().cast());
+            let products = _mm_madd_epi16(a, _mm_loadu_si128(b.as_ptr().cast()));
+            let sum = _mm_add_epi32(_mm_loadu_si128(sums.as_ptr().cast()), products);
+            _mm_storeu_si128(sums.as_mut_ptr().cast(), sum);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        for (l, sum) in sums.iter_mut().enumerate() {
+            let product = |e: usize| i32::from(a[2 * l + e]) * i32::from(b[2 * l + e]);
+            *sum = sum.wrapping_add(product(0)).wrapping_add(product(1));
+        }
+    }
+    sums
 }
 
 /// `a · b + c`, rounded once: the product is exact in f64, and a sum that is rounded to odd there can be rounded again.
@@ -99,61 +139,87 @@ macro_rules! zips {
 }
 
 impl Bytes for Portable {
+    const VECTORS: bool = false;
     const PERMUTES: bool = false;
-    const QUAD: usize = 4;
-    const PREPARED: usize = BYTES;
+    const QUAD: usize = 8;
+    const PREPARED: usize = 2 * BYTES;
     const ROWS: usize = 2;
 
+    /// The even bytes and the odd ones, 16 bits each: all targets have products of these.
+    type Quad = [[i16; 32]; 2];
+    #[inline(always)]
+    fn quad_u(self, v: I) -> Self::Quad {
+        let words = halves(v);
+        [each!(i16, |l| words[l] & 255), each!(i16, |l| words[l] >> 8 & 255)]
+    }
+    #[inline(always)]
+    fn quad_i(self, v: I) -> Self::Quad {
+        let words = halves(v);
+        [each!(i16, |l| words[l] << 8 >> 8), each!(i16, |l| words[l] >> 8)]
+    }
+    #[inline(always)]
+    fn dot(self, sums: I, u: Self::Quad, i: Self::Quad) -> I {
+        add_products(add_products(sums, &u[0], &i[0]), &u[1], &i[1])
+    }
     #[inline(always)]
     unsafe fn widen<const SIGNED: bool>(self, to: *mut u8, from: *const u8) {
-        // SAFETY: by contract.
-        unsafe { std::ptr::copy(from, to, 16) };
+        for i in 0..16 {
+            // SAFETY: by contract.
+            unsafe {
+                let byte = *from.add(i);
+                let wide = if SIGNED { i16::from(byte as i8) } else { i16::from(byte) };
+                // The even bytes of a quad, then the odd ones.
+                to.cast::<i16>().add(i / 4 * 4 + i % 2 * 2 + i % 4 / 2).write_unaligned(wide);
+            }
+        }
     }
     #[inline(always)]
-    unsafe fn spread(self, from: *const u8) -> I {
+    unsafe fn spread(self, from: *const u8) -> Self::Quad {
         // SAFETY: by contract.
-        [i32::from_le(unsafe { from.cast::<i32>().read_unaligned() }); LANES]
+        let [even, odd] = unsafe { from.cast::<[i32; 2]>().read_unaligned() };
+        // Numbers are in the processor's order.
+        let words = |x: i32| {
+            // SAFETY: as long, and any numbers will do.
+            unsafe { std::mem::transmute::<[i32; LANES], [i16; 32]>([x; LANES]) }
+        };
+        [words(even), words(odd)]
     }
     #[inline(always)]
-    unsafe fn store_quads(self, to: *mut u8, v: I) {
+    unsafe fn store_quads(self, to: *mut u8, v: Self::Quad) {
         // SAFETY: by contract.
-        unsafe { self.istore(to, v) };
+        unsafe { to.cast::<Self::Quad>().write_unaligned(v) };
     }
     #[inline(always)]
-    unsafe fn load_quads(self, from: *const u8) -> I {
+    unsafe fn load_quads(self, from: *const u8) -> Self::Quad {
         // SAFETY: by contract.
-        unsafe { self.iload(from) }
+        unsafe { from.cast::<Self::Quad>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn load_byte(self, from: *const u8, e: usize) -> I {
         // SAFETY: by contract.
-        unsafe { self.iload(from) }.map(|x| i32::from(x.to_le_bytes()[e] as i8))
+        let words = unsafe { self.load_quads(from) }[e % 2];
+        each!(i32, |l| i32::from(words[2 * l + e / 2]))
     }
 
     type W = [bool; 32];
     #[inline(always)]
     fn gt16(self, a: I, b: I) -> [bool; 32] {
         let (a, b) = (halves(a), halves(b));
-        std::array::from_fn(|l| a[l] > b[l])
+        each!(bool, |l| a[l] > b[l])
     }
     #[inline(always)]
     fn has16(self, a: I, bit: i16) -> [bool; 32] {
-        halves(a).map(|a| a & bit != 0)
+        let a = halves(a);
+        each!(bool, |l| a[l] & bit != 0)
     }
     #[inline(always)]
     fn select16(self, mask: [bool; 32], yes: I, no: I) -> I {
         let (yes, no) = (halves(yes), halves(no));
-        of_halves(std::array::from_fn(|l| if mask[l] { yes[l] } else { no[l] }))
+        of_halves(each!(i16, |l| if mask[l] { yes[l] } else { no[l] }))
     }
     methods! {
-        fused(a: F, b: F, c: F) -> F = {
-            let mut out = [0.0; LANES];
-            for l in 0..LANES {
-                out[l] = fused(a[l], b[l], c[l]);
-            }
-            out
-        };
-        dot_halves(sums: I, a: I, b: I) -> I = Portable.iadd(sums, Portable.madd16(a, b));
+        fused(a: F, b: F, c: F) -> F = each!(f32, |l| fused(a[l], b[l], c[l]));
+        dot_halves(sums: I, a: I, b: I) -> I = add_products(sums, &halves(a), &halves(b));
         sub16(a: I, b: I) -> I = each16!(|a, b| a.wrapping_sub(b));
         adds16(a: I, b: I) -> I = each16!(|a, b| a.saturating_add(b));
         subs16(a: I, b: I) -> I = each16!(|a, b| a.saturating_sub(b));
@@ -164,8 +230,8 @@ impl Bytes for Portable {
         mul16(a: I, b: I) -> I = each16!(|a, b| a.wrapping_mul(b));
         mulhrs16(a: I, b: I) -> I =
             each16!(|a, b| ((i32::from(a) * i32::from(b) + (1 << 14)) >> 15) as i16);
-        merge(mask: I, a: I, b: I) -> I = std::array::from_fn(|l| a[l] & mask[l] | b[l] & !mask[l]);
-        pack32(a: I, b: I) -> I = of_halves(std::array::from_fn(|i| {
+        merge(mask: I, a: I, b: I) -> I = each!(i32, |l| a[l] & mask[l] | b[l] & !mask[l]);
+        pack32(a: I, b: I) -> I = of_halves(each!(i16, |i| {
             let from = if i % 8 < 4 { &a } else { &b };
             from[i / 8 * 4 + i % 4].clamp(i16::MIN.into(), i16::MAX.into()) as i16
         }));
@@ -184,7 +250,7 @@ impl Bytes for Portable {
             let (v, at) = (bytes(v), bytes(at));
             each8!(|i| v[i / 16 * 16 + usize::from(at[i] % 16)])
         };
-        table(table: &Table) -> [I; 4] = [of_bytes(table.0.map(|level| level as u8)); 4];
+        table(table: &Table) -> [I; 4] = [each8!(|i| table.0[i] as u8); 4];
         permute(v: I, at: I) -> I = {
             let (v, at) = (bytes(v), bytes(at));
             each8!(|i| v[usize::from(at[i] % 64)])
@@ -220,8 +286,7 @@ impl Bytes for Portable {
             // SAFETY: by contract.
             *out = unsafe { from.add(i * stride).cast::<[u8; 16]>().read_unaligned() };
         }
-        // SAFETY: as long, and any bytes are bytes.
-        of_bytes(unsafe { std::mem::transmute::<[[u8; 16]; 4], [u8; BYTES]>(out) })
+        each8!(|i| out[i / 16][i % 16])
     }
     #[inline(always)]
     unsafe fn store_quarters(self, to: *mut u8, stride: usize, v: I) {
@@ -233,7 +298,8 @@ impl Bytes for Portable {
     #[inline(always)]
     unsafe fn load_signed(self, from: *const u8) -> I {
         // SAFETY: by contract.
-        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+        let v = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        each!(i32, |l| i32::from(v[l]))
     }
 }
 

@@ -82,20 +82,20 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         }
         // Products of a row's quads with a vector's, of either sign.
         let (mut prepared, mut row) = (vec![0u8; S::PREPARED], vec![0u8; 4 * S::QUAD]);
-        s.store_quads(prepared.as_mut_ptr(), s.quads_i(a));
+        s.store_quads(prepared.as_mut_ptr(), s.quad_i(a));
         for e in 0..4 {
             put(s.load_byte(prepared.as_ptr(), e));
         }
         s.widen::<false>(row.as_mut_ptr(), many.as_ptr());
         for quad in 0..4 {
             let u = s.spread(row.as_ptr().add(quad * S::QUAD));
-            put(s.dot_quads(c, u, s.load_quads(prepared.as_ptr())));
+            put(s.dot(c, u, s.load_quads(prepared.as_ptr())));
         }
-        s.store_quads(prepared.as_mut_ptr(), s.quads_u(a));
+        s.store_quads(prepared.as_mut_ptr(), s.quad_u(a));
         s.widen::<true>(row.as_mut_ptr(), many.as_ptr());
         for quad in 0..4 {
             let i = s.spread(row.as_ptr().add(quad * S::QUAD));
-            put(s.dot_quads(c, s.load_quads(prepared.as_ptr()), i));
+            put(s.dot(c, s.load_quads(prepared.as_ptr()), i));
         }
         // Sums whose products cancel but for a rounding.
         let (f, g) = (s.from_int(s.sar(a, 7)), s.from_int(s.sar(b, 7)));

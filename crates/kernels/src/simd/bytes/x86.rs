@@ -74,6 +74,7 @@ macro_rules! zip {
 /// Operands as products of bytes take them: as they are (VNNI), or as 16 bits.
 macro_rules! quads {
     (vnni) => {
+        quads! {}
         const QUAD: usize = 4;
         const PREPARED: usize = BYTES;
         #[inline(always)]
@@ -82,14 +83,31 @@ macro_rules! quads {
             unsafe { std::ptr::copy(from, to, 16) };
         }
         by_set! { set:
-            spread(from: *const u8) -> Self::Quads = set.isplat(from.cast::<i32>().read_unaligned());
-            store_quads(to: *mut u8, v: Self::Quads) = set.istore(to, v);
-            load_quads(from: *const u8) -> Self::Quads = set.iload(from);
+            spread(from: *const u8) -> Self::Quad = set.isplat(from.cast::<i32>().read_unaligned());
+            store_quads(to: *mut u8, v: Self::Quad) = set.istore(to, v);
+            load_quads(from: *const u8) -> Self::Quad = set.iload(from);
             load_byte(from: *const u8, e: usize) -> Self::I =
                 set.sar(set.shl(set.iload(from), 24 - 8 * e as u32), 24);
         }
     };
+    () => {
+        const VECTORS: bool = true;
+        type Quad = Self::Quads;
+        #[inline(always)]
+        fn quad_u(self, v: Self::I) -> Self::Quad {
+            self.quads_u(v)
+        }
+        #[inline(always)]
+        fn quad_i(self, v: Self::I) -> Self::Quad {
+            self.quads_i(v)
+        }
+        #[inline(always)]
+        fn dot(self, sums: Self::I, u: Self::Quad, i: Self::Quad) -> Self::I {
+            self.dot_quads(sums, u, i)
+        }
+    };
     (words) => {
+        quads! {}
         const QUAD: usize = 8;
         const PREPARED: usize = 2 * BYTES;
         #[inline(always)]
@@ -104,15 +122,15 @@ macro_rules! quads {
             }
         }
         by_set! { set:
-            spread(from: *const u8) -> Self::Quads = [
+            spread(from: *const u8) -> Self::Quad = [
                 set.isplat(from.cast::<i32>().read_unaligned()),
                 set.isplat(from.add(4).cast::<i32>().read_unaligned()),
             ];
-            store_quads(to: *mut u8, v: Self::Quads) = {
+            store_quads(to: *mut u8, v: Self::Quad) = {
                 set.istore(to, v[0]);
                 set.istore(to.add(BYTES), v[1]);
             };
-            load_quads(from: *const u8) -> Self::Quads = [set.iload(from), set.iload(from.add(BYTES))];
+            load_quads(from: *const u8) -> Self::Quad = [set.iload(from), set.iload(from.add(BYTES))];
             load_byte(from: *const u8, e: usize) -> Self::I = {
                 let words = set.iload(from.add(BYTES * (e % 2)));
                 set.sar(set.shl(words, 16 - 16 * (e as u32 / 2)), 16)

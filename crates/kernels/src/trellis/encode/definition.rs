@@ -1,8 +1,19 @@
-//! Codes of one row by the definition, which those of 32 rows side by side are compared with.
+//! HOT PATH (processors without AVX2). Codes of one row by the definition, which those of 32 rows side by side are
+//! compared with.
 
 use super::paths::{self, STATES, TAG, choices, leads};
-use super::plain;
-use crate::trellis::SEGMENT;
+use super::{Segment, plain};
+use crate::trellis::{SEGMENT, segment_bytes};
+
+/// See [`super::encode_segment`].
+pub(super) fn encode_segment(bits: u8, segment: &Segment<'_>, codes: &mut [u8]) {
+    let bytes = segment_bytes(bits);
+    let rows = segment.z.chunks(segment.stride).zip(segment.inverses);
+    for ((z, inverse), codes) in rows.zip(codes.chunks_exact_mut(bytes)) {
+        let word = row_codes(bits, z, *inverse);
+        codes.copy_from_slice(&word.to_le_bytes()[..bytes]);
+    }
+}
 
 /// The codes of one row of a segment.
 pub(in crate::trellis) fn row_codes(bits: u8, z: &[f32], inverse: f32) -> u128 {

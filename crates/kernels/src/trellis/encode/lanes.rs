@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use super::paths::{self, MOST, STATES, TAG, choices, leads};
-use super::{ROWS, Segment, plain};
+use super::{ROWS, Segment, definition, plain};
 use crate::simd::bytes::{BYTES, Bytes};
 use crate::simd::compiled;
 use crate::trellis::SEGMENT;
@@ -25,6 +25,9 @@ compiled! {
 
 #[inline(always)]
 fn encode_body<S: Bytes>(set: S, bits: u8, segment: &Segment<'_>, codes: &mut [u8]) {
+    if !S::VECTORS {
+        return definition::encode_segment(bits, segment, codes);
+    }
     match bits {
         1 => closed_paths::<S, 1>(set, segment, &paths::TABLES_1, codes),
         2 => closed_paths::<S, 2>(set, segment, &paths::TABLES_2, codes),

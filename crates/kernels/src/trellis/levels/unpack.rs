@@ -110,6 +110,34 @@ pub(super) fn by_coefficient<S: Bytes>(set: S, [a, b, c, d]: [S::I; 4]) -> [S::I
     ]
 }
 
+/// Levels of 16 rows, one after the other, where there are no instructions for it: that of coefficient j of row t goes to
+/// byte `place(t, j)`.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+pub(super) unsafe fn one_by_one<const BITS: usize>(
+    codes: *const u8,
+    table: &Table,
+    place: impl Fn(usize, usize) -> usize,
+) -> [u8; 16 * SEGMENT] {
+    let mut out = [0; 16 * SEGMENT];
+    for t in 0..16 {
+        let mut bytes = [0; 16];
+        // SAFETY: by contract.
+        let own = unsafe { std::slice::from_raw_parts(codes.add(2 * BITS * t), 2 * BITS) };
+        bytes[..2 * BITS].copy_from_slice(own);
+        let word = u128::from_le_bytes(bytes);
+        // Windows of the second half wrap; plain codes do not reach so far.
+        let halves = [word as u64, (word >> (8 * BITS) | word << (8 * BITS)) as u64];
+        for j in 0..SEGMENT {
+            let window = halves[j / 8] >> (BITS * (j % 8));
+            out[place(t, j)] = table.0[window as usize % BYTES] as u8;
+        }
+    }
+    out
+}
+
 /// [`rows`] as numbers of a byte each, row after row.
 ///
 /// # Safety
@@ -122,6 +150,12 @@ pub(in crate::trellis) unsafe fn plain_rows<S: Bytes, const BITS: usize>(
 ) {
     // SAFETY: as required; row 4 q + i is 64 q + 16 i bytes after the first.
     unsafe {
+        if !S::VECTORS {
+            let levels = one_by_one::<BITS>(codes, &TABLES[BITS], |t, j| SEGMENT * t + j);
+            let levels = levels.as_chunks::<SEGMENT>().0;
+            out.iter_mut().zip(levels).for_each(|(out, row)| *out = row.map(|level| level as i8));
+            return;
+        }
         for (i, levels) in rows::<S, BITS>(set, codes, &TABLES[BITS]).into_iter().enumerate() {
             set.store_quarters(out.as_mut_ptr().add(i).cast(), 4 * SEGMENT, levels);
         }
