@@ -30,7 +30,16 @@ fn linear(c: &mut Criterion) {
     let layers = [
         ("q4", coded(CodeFormat { lowest: 0, bits: 4, has_min: true })),
         ("q8", coded(CodeFormat { lowest: -128, bits: 8, has_min: false })),
-        ("bf16", Some(Linear::bf16(ActivationKind::Bf16, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS))),
+        (
+            "bf16",
+            Some(Linear::bf16(
+                ActivationKind::Bf16,
+                &numbers(INPUTS * OUTPUTS),
+                None,
+                INPUTS,
+                OUTPUTS,
+            )),
+        ),
         ("f32", Some(Linear::new(&numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS))),
     ];
     for (name, linear) in layers {

@@ -33,8 +33,9 @@ fn linear(format: Option<CodeFormat>, rows: usize) -> Kernel {
             .ok()
             .flatten()
     });
-    let linear =
-        coded.unwrap_or_else(|| Linear::bf16(ActivationKind::Bf16, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS));
+    let linear = coded.unwrap_or_else(|| {
+        Linear::bf16(ActivationKind::Bf16, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS)
+    });
     let mut x = Activations::default();
     x.set(ActivationKind::Bf16, &numbers(rows * INPUTS), INPUTS);
     let mut out = vec![0.0; rows * OUTPUTS];

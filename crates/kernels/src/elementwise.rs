@@ -74,7 +74,10 @@ mod tests {
             soft_cap_on(isa, &mut a, 50.0);
             for (a, x) in a.iter().zip(&x) {
                 let exact = 50.0 * (f64::from(*x) / 50.0).tanh();
-                assert!((f64::from(*a) - exact).abs() <= exact.abs() * 5e-7, "{isa} {x}: {a} {exact}");
+                assert!(
+                    (f64::from(*a) - exact).abs() <= exact.abs() * 5e-7,
+                    "{isa} {x}: {a} {exact}"
+                );
             }
         }
     }

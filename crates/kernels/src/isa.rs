@@ -195,11 +195,6 @@ impl Isa {
         self.0 & set as u16 != 0
     }
 
-    /// What is left without AVX-512.
-    pub(crate) fn without_avx512(self) -> Self {
-        Self(self.0 & (Set::AvxVnni as u16 | Set::Avx2 as u16 | Set::Baseline as u16))
-    }
-
     /// The sets, wider ones first.
     pub fn sets(self) -> Vec<Set> {
         Set::ALL.into_iter().filter(|set| self.has(*set)).collect()
@@ -224,7 +219,8 @@ impl std::fmt::Display for Isa {
             let features = |other: &&Set| other.features() & set.features() == set.features();
             sets.iter().filter(|other| *other != set).any(|other| features(&other))
         };
-        let widest: Vec<_> = sets.iter().filter(|set| !implied(set)).map(|set| set.name()).collect();
+        let widest: Vec<_> =
+            sets.iter().filter(|set| !implied(set)).map(|set| set.name()).collect();
         f.write_str(&widest.join("+"))
     }
 }
@@ -295,7 +291,9 @@ mod tests {
     fn sets_imply_others_and_are_no_ladder() {
         let of = |set: Set| Isa::with_features(set.features());
         assert_eq!(of(Set::Avx512Bf16).to_string(), "avx512-bf16");
-        assert!(!of(Set::Avx512Bf16).has(Set::Avx512Icl) && !of(Set::Avx512Icl).has(Set::Avx512Bf16));
+        assert!(
+            !of(Set::Avx512Bf16).has(Set::Avx512Icl) && !of(Set::Avx512Icl).has(Set::Avx512Bf16)
+        );
         assert!(of(Set::Avx512Icl).has(Set::Avx2) && !of(Set::Avx512Icl).has(Set::AvxVnni));
         assert_eq!(of(Set::Baseline).sets(), [Set::Baseline]);
         let features = Set::Avx512Icl.features() | Set::Avx512Bf16.features();
@@ -309,7 +307,10 @@ mod tests {
         assert_eq!(Isa::from_names(&all.replace(", ", ",")), Ok(Isa::detected()));
         for wrong in ["avx1024", "", "baseline,,avx2", "avx2+fma"] {
             let error = Isa::from_names(wrong).unwrap_err().to_string();
-            assert!(error.contains("there is no instruction set") && error.contains(&all), "{error}");
+            assert!(
+                error.contains("there is no instruction set") && error.contains(&all),
+                "{error}"
+            );
         }
         for set in Set::ALL.into_iter().filter(|set| !Isa::detected().has(*set)) {
             let error = Isa::from_names(set.name()).unwrap_err().to_string();

@@ -160,7 +160,10 @@ fn rows_body<S: Lanes, T: RowElement>(
                     let mut pair = sums[r];
                     if let Some((cos, sin)) = turn {
                         let at = (first + r) * half + j;
-                        let angle = [s.load_first(cos.as_ptr().add(at), n), s.load_first(sin.as_ptr().add(at), n)];
+                        let angle = [
+                            s.load_first(cos.as_ptr().add(at), n),
+                            s.load_first(sin.as_ptr().add(at), n),
+                        ];
                         pair = turned(s, pair, angle);
                     }
                     let row = out.add((first + r) * pitch + j);

@@ -11,7 +11,9 @@ use half::f16;
 
 use crate::isa::Isa;
 use crate::lines::Lines;
-use crate::simd::tile::{self, Matrix, Pairs, Product, Single, accumulate, by_kind, has_bf16, tiles};
+use crate::simd::tile::{
+    self, Matrix, Pairs, Product, Single, accumulate, by_kind, has_bf16, tiles,
+};
 use crate::simd::{LANES, Lanes, Simd};
 
 /// A matrix of bf16, and rows that meet it.
@@ -168,8 +170,7 @@ fn multiply_body<S: Lanes>(
     let (words, n) = (width / kind.depth(), x.len() / width);
     assert!(matrix.len() >= width * words && inputs.len() >= n * words && out.len() == x.len());
     let inputs = inputs.as_mut_ptr();
-    for (t, (row, mean)) in
-        x.chunks_exact(width).zip(means.chunks_exact(width).cycle()).enumerate()
+    for (t, (row, mean)) in x.chunks_exact(width).zip(means.chunks_exact(width).cycle()).enumerate()
     {
         for i in (0..width).step_by(LANES) {
             // SAFETY: whole vectors of whole rows.

@@ -15,8 +15,8 @@ mod decoder;
 pub mod dequant;
 mod error;
 mod file_bytes;
-mod machine;
 pub mod gguf;
+mod machine;
 mod model;
 mod safetensors_dir;
 mod share_layers;
@@ -33,11 +33,11 @@ pub use calibrate::{Calibration, CorpusInfo};
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use decoder::{ForwardBatch, Runner};
 pub use error::{ModelError, Result};
-pub use machine::Machine;
 pub use kvasir_kernels::{
-    Isa, IsaError,
-    Threads, ThreadsError, argmax, log_sum_exp, num_threads, parallel_for, parallel_zip,
+    Isa, IsaError, Threads, ThreadsError, argmax, log_sum_exp, num_threads, parallel_for,
+    parallel_zip,
 };
+pub use machine::Machine;
 pub use model::{CacheOptions, LoadOptions, Model};
 pub use safetensors_dir::{SafetensorsDir, SafetensorsTensor};
 pub use source::TensorSource;

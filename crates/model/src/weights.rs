@@ -174,7 +174,8 @@ impl Weights {
     /// What is multiplied with what: every form once.
     pub(crate) fn form(&self) -> String {
         let mut forms: Vec<String> = Vec::new();
-        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        let layers =
+            self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
         for linear in layers.chain(self.output.as_ref()).chain([&self.embedding]) {
             let form = linear.form();
             if !forms.contains(&form) {

@@ -127,7 +127,16 @@ impl Metrics {
             "Processor, instruction sets, form of weights, threads",
             machine.clone(),
         );
-        Self { registry, http_requests, http_seconds, engine, guard, requests, cache_config, machine }
+        Self {
+            registry,
+            http_requests,
+            http_seconds,
+            engine,
+            guard,
+            requests,
+            cache_config,
+            machine,
+        }
     }
 
     /// Publishes the labels of `vllm:cache_config_info` and of `kvasir_machine_info`.

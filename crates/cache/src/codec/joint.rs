@@ -41,9 +41,9 @@ pub(crate) struct Basis {
     scales: Vec<f32>,          // [width / 16]
     /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
     means: Vec<f32>,
-    /// The same in plain channels, where the processor has products of bytes or of bf16.
+    /// The same in plain channels.
     plain_means: Vec<f32>,
-    /// For keys: the basis and the means as bytes, where the processor has products of them.
+    /// For keys: the basis and the means as bytes.
     bytes: Option<ByteBasis>,
 }
 
@@ -71,17 +71,9 @@ impl Default for LevelScratch {
 /// distortion on unit Gaussians does not know of. Measured on Gaussian rows: .94 to .99.
 const ROW_SCALES: f32 = 0.965;
 
-/// Rows on their way to coefficients.
-#[derive(Debug, Default)]
-struct Scratch {
-    transform: Transform,
-    columns: Vec<f32>,
-    weighted: Vec<f32>,
-}
-
 thread_local! {
     /// Sealing is rare, so it is not worth a parameter.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static TRANSFORM: RefCell<Transform> = RefCell::default();
 }
 
 impl Basis {
@@ -95,16 +87,13 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
-            plain_means: match has_bytes() || Transform::is_available() {
-                true => means.to_vec(),
-                false => Vec::new(),
-            },
+            plain_means: means.to_vec(),
             bytes: None,
         };
         let mut columns = Vec::new();
         basis.columns_into(&mut columns);
         let mut coded = vec![0.0; means.len()];
-        basis.transform(means, &columns, &mut Vec::new(), &mut coded);
+        basis.transform(means, &columns, &mut coded);
         basis.means = coded;
         basis
     }
@@ -118,14 +107,12 @@ impl Basis {
         fast_pairs: usize,
     ) -> Self {
         let mut basis = Self::new(part, means);
-        if has_bytes() {
-            let mut columns = Vec::new();
-            basis.columns_into(&mut columns);
-            let weights = basis.weights.iter().cycle();
-            let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
-            let columns = (basis.width, &columns[..]);
-            basis.bytes = Some(ByteBasis::new(dim, rows, fast_pairs, columns, &weighted));
-        }
+        let mut columns = Vec::new();
+        basis.columns_into(&mut columns);
+        let weights = basis.weights.iter().cycle();
+        let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
+        let columns = (basis.width, &columns[..]);
+        basis.bytes = Some(ByteBasis::new(dim, rows, fast_pairs, columns, &weighted));
         basis
     }
 
@@ -144,7 +131,7 @@ impl Basis {
         }
     }
 
-    /// What queries are folded with for products of bytes, if they are to be.
+    /// What queries are folded with, if it is of keys.
     #[inline]
     pub(crate) fn byte_queries(&self) -> Option<&ByteBasis> {
         self.bytes.as_ref()
@@ -164,28 +151,20 @@ impl Basis {
     }
 
     /// Coefficients of plain rows, the mean taken out.
-    fn coefficients(&self, x: &[f32], scratch: &mut Scratch, out: &mut [f32]) {
-        if Transform::is_available() {
-            scratch.transform.load(&self.columns, &self.weights);
-            return scratch.transform.apply(x, &self.plain_means, out);
-        }
-        self.columns_into(&mut scratch.columns);
-        self.transform(x, &scratch.columns, &mut scratch.weighted, out);
-        let means = self.means.chunks_exact(self.width).cycle();
-        for (row, mean) in out.chunks_exact_mut(self.width).zip(means) {
-            row.iter_mut().zip(mean).for_each(|(x, m)| *x -= m);
-        }
+    fn coefficients(&self, x: &[f32], transform: &mut Transform, out: &mut [f32]) {
+        transform.load(&self.columns, &self.weights);
+        transform.apply(x, &self.plain_means, out);
     }
 
     /// `out = B (w ∘ x)` for rows of `x`. `columns`: what [`Self::columns_into`] gives.
-    fn transform(&self, x: &[f32], columns: &[f32], weighted: &mut Vec<f32>, out: &mut [f32]) {
-        weighted.clear();
+    fn transform(&self, x: &[f32], columns: &[f32], out: &mut [f32]) {
+        let mut weighted = Vec::with_capacity(x.len());
         for row in x.chunks_exact(self.width) {
             weighted.extend(row.iter().zip(&self.weights).map(|(x, w)| x * w));
         }
         let shape = (x.len() / self.width, self.width, self.width);
         out.fill(0.0);
-        gemm_nn_acc(shape, weighted, self.width, columns, self.width, out, self.width);
+        gemm_nn_acc(shape, &weighted, self.width, columns, self.width, out, self.width);
     }
 
     /// Bytes it takes.
@@ -216,11 +195,6 @@ impl Basis {
     pub(crate) fn inverse_weights(&self, head: usize, dim: usize) -> &[f32] {
         &self.inverse_weights[head * dim..(head + 1) * dim]
     }
-}
-
-/// Whether the processor has products of bytes.
-fn has_bytes() -> bool {
-    true
 }
 
 fn transposed(rows: &[f16], width: usize) -> Vec<f16> {
@@ -370,7 +344,7 @@ impl JointCodec {
 
     /// Coefficients of plain rows, the mean taken out. `rows`, `out`: `[n, width]`.
     pub(crate) fn coefficients(&self, rows: &[f32], out: &mut [f32]) {
-        SCRATCH.with_borrow_mut(|scratch| self.basis.coefficients(rows, scratch, out));
+        TRANSFORM.with_borrow_mut(|transform| self.basis.coefficients(rows, transform, out));
     }
 }
 

@@ -148,12 +148,8 @@ fn coded(bench: &mut Bench<'_>) {
     let mut states = vec![OnlineSoftmax::default(); ROWS];
     let mut sums = vec![0.0; ROWS * (WIDTH + 16)];
     let all_factors = vec![1.0; COUNT * TOKENS];
-    let softening = Work {
-        rows: ROWS,
-        operations: 0.0,
-        bytes: (4 * scores.len()) as f64,
-        product: None,
-    };
+    let softening =
+        Work { rows: ROWS, operations: 0.0, bytes: (4 * scores.len()) as f64, product: None };
     bench.time("softmax of coded scores", &softening, &mut || {
         let mut rows = Rows {
             scores: &mut scores,

@@ -215,13 +215,15 @@ mod tests {
         let report = measure(&threads, &sets, sizes, 1, &mut |done, total| last = (done, total));
         assert_eq!((last.0, Isa::best()), (last.1, before));
         assert_eq!(report.sets.len(), sets.len());
-        let names = |set: &SetReport| set.kernels.iter().map(|k| k.name.clone()).collect::<Vec<_>>();
+        let names =
+            |set: &SetReport| set.kernels.iter().map(|k| k.name.clone()).collect::<Vec<_>>();
         for set in &report.sets {
             assert_eq!(names(set), names(&report.sets[0]), "{}", set.isa);
             assert!(set.kernels.iter().all(|k| k.microseconds > 0.0 && k.gb > 0.0), "{}", set.isa);
             assert!(set.peak.f32 > 0.0 && set.peak.codes > 0.0, "{}", set.isa);
         }
-        for family in ["linear", "attention", "scores", "values", "fold", "encode", "RoPE", "norm"] {
+        for family in ["linear", "attention", "scores", "values", "fold", "encode", "RoPE", "norm"]
+        {
             assert!(names(&report.sets[0]).iter().any(|name| name.contains(family)), "{family}");
         }
         assert!(report.read_gb > 0.0);

@@ -38,10 +38,17 @@ fn add_columns_on(
     assert!(states.len() >= rows && columns.len() >= filled, "{} columns", columns.len());
     let columns = &mut columns[..filled];
     let plan = Plan::new(isa, queries, block);
-    passes(isa, &plan, queries, block, &mut scratch.passes, |Pass { first, part, visible, scores }| {
-        let states = &states[first..first + part.n];
-        weigh::add_weights(isa, &part, visible, scores, states, columns);
-    });
+    passes(
+        isa,
+        &plan,
+        queries,
+        block,
+        &mut scratch.passes,
+        |Pass { first, part, visible, scores }| {
+            let states = &states[first..first + part.n];
+            weigh::add_weights(isa, &part, visible, scores, states, columns);
+        },
+    );
 }
 
 #[cfg(test)]

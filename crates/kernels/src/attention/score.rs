@@ -67,7 +67,8 @@ fn turn_body<S: Lanes>(
             }
             let left = half - whole;
             for r in same.take(if left > 0 { n } else { 0 }) {
-                let angle = [s.load_first(cos.add(whole), left), s.load_first(sin.add(whole), left)];
+                let angle =
+                    [s.load_first(cos.add(whole), left), s.load_first(sin.add(whole), left)];
                 let (row, out) = (rows.add(r * dim + whole), out.add(r * words));
                 let pair = [s.load_first(row, left), s.load_first(row.add(half), left)];
                 let [x, y] = turned(s, pair, angle);

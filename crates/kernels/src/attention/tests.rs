@@ -103,9 +103,7 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
 /// Normalised output by the definition, in f64, with operands rounded as products of the case round them; but
 /// not weights.
 fn exact(isa: Isa, case: &Case) -> Vec<f64> {
-    let rounds = case.products == Products::Bf16
-        && case.dim.is_multiple_of(LANES)
-        && has_bf16(isa);
+    let rounds = case.products == Products::Bf16 && case.dim.is_multiple_of(LANES) && has_bf16(isa);
     let round = |x: f64| if rounds { half::bf16::from_f32(x as f32).to_f64() } else { x };
     let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
     let rows = values(tokens * group * dim, 1);

@@ -189,8 +189,7 @@ fn body<S: Bytes>(
             let query = widened::<S, false>(set, query, n, dim, wide);
             let to = out.scratch.words.as_mut_ptr();
             let slow = out.scratch.slow.as_ptr();
-            let mut begin: [*const i32; FOLDED] =
-                [head.begin.as_slice().as_ptr().cast(); FOLDED];
+            let mut begin: [*const i32; FOLDED] = [head.begin.as_slice().as_ptr().cast(); FOLDED];
             for (r, begin) in begin.iter_mut().enumerate().filter(|_| shared) {
                 *begin = slow.add((row + r) % run * MAX_STRIDE);
             }
@@ -228,7 +227,8 @@ unsafe fn add_columns<S: Bytes, const R: usize>(
     // SAFETY: by contract.
     unsafe {
         if S::ROWS > FOLDED {
-            let product = Quads::<_, false> { rows: query, vectors: Prepared { at: columns, step: 4 } };
+            let product =
+                Quads::<_, false> { rows: query, vectors: Prepared { at: columns, step: 4 } };
             for (from, to) in ranges {
                 for k in from..to {
                     sums = add_products::<S, _, R, 4, 1>(set, product, k, sums);

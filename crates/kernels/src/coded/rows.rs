@@ -112,7 +112,10 @@ impl ByteRows {
     pub fn turn_back(&self, head: usize, block: &LevelBlock<'_>, out: &mut [f32]) {
         let LevelBlock { levels, factors, tokens, segments, means, mean_stride, .. } = *block;
         let (dim, width) = (self.dim, self.width);
-        assert!(tokens.is_multiple_of(16) && (16..=MAX_TOKENS).contains(&tokens), "{tokens} tokens");
+        assert!(
+            tokens.is_multiple_of(16) && (16..=MAX_TOKENS).contains(&tokens),
+            "{tokens} tokens"
+        );
         assert!(width <= MAX_WIDTH, "{width} channels");
         assert!(segments * SEGMENT <= width && (head + 1) * dim <= width, "{segments}, {head}");
         assert!(levels.len() >= segments * SEGMENT * tokens, "levels: {}", levels.len());
@@ -230,7 +233,8 @@ unsafe fn tile<S: Bytes, const R: usize, const C: usize>(
             let mut sums = [begin; R];
             for k in 4 * segment..4 * segment + SEGMENT / 4 {
                 let entries = place.entries.add(k * dim / LANES * S::PREPARED);
-                let rows = QuadRows { at: place.levels.at.add(k * tokens * S::QUAD), ..place.levels };
+                let rows =
+                    QuadRows { at: place.levels.at.add(k * tokens * S::QUAD), ..place.levels };
                 let vectors = Prepared { at: entries, step: 0 };
                 let product = Quads::<_, false> { rows, vectors };
                 sums = add_products::<S, _, R, C, 1>(set, product, 0, sums);

@@ -1,12 +1,12 @@
-use super::basis::{MAX_STRIDE, MOST, TILE, column, factor_column, shift, word};
+use super::basis::{MOST, TILE, column, factor_column, shift, word};
 use super::fold::byte_factor;
 use super::queries::rotate_to_bytes_on;
 use super::scores::add_scores_on;
 use super::softmax::soft_weights_on;
 use super::values::add_values_on;
 use super::*;
-use crate::{Isa, OnlineSoftmax};
 use crate::trellis::{Boosts, Layout, SEGMENT};
+use crate::{Isa, OnlineSoftmax};
 
 /// An LCG.
 struct Random(u64);

@@ -114,9 +114,8 @@ fn body<S: Bytes>(
         let at = weights.bytes[first * weights.stride..].as_ptr();
         let bytes = QuadRows { at, stride: weights.stride };
         // SAFETY: rows `first .. first + n` are there, and have a weight for each token.
-        let bytes = unsafe {
-            widened::<S, false>(set, bytes, n, blocks.len() * tokens, wide.start())
-        };
+        let bytes =
+            unsafe { widened::<S, false>(set, bytes, n, blocks.len() * tokens, wide.start()) };
         // Where the segment's codes begin, in every block.
         let mut codes = [std::ptr::null(); MAX_BLOCKS];
         for (codes, block) in codes.iter_mut().zip(blocks) {
@@ -230,7 +229,8 @@ unsafe fn tile<S: Bytes, const R: usize>(
                 sums = with_bits!(bits, looked_up::<S, R>(set, at.codes[i], quads, rows, sums));
             } else {
                 let levels = at.levels.add(i * quads * S::PREPARED);
-                sums = add_quads::<S, _, R>(set, Prepared { at: levels, step: 1 }, quads, rows, sums);
+                sums =
+                    add_quads::<S, _, R>(set, Prepared { at: levels, step: 1 }, quads, rows, sums);
             }
         }
         let mut all = [set.zero(); R];

@@ -79,7 +79,8 @@ fn fused_paths_agree_bit_for_bit() {
 #[test]
 fn gemm_nn_acc_equals_the_definition_on_every_isa() {
     for isa in Isa::available() {
-        for (m, n, k) in [(1, 64, 1), (7, 64, 32), (6, 128, 5), (3, 20, 9), (5, 9, 3), (19, 113, 2)] {
+        for (m, n, k) in [(1, 64, 1), (7, 64, 32), (6, 128, 5), (3, 20, 9), (5, 9, 3), (19, 113, 2)]
+        {
             let (p, v) = (values(m * k, 7), values(k * n, 8));
             let start = values(m * n, 9);
             let mut acc = start.clone();

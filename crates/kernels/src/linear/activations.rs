@@ -56,7 +56,7 @@ pub struct Activations {
     kind: ActivationKind,
     pub(super) plain: Vec<f32>, // F32, and Bf16 unless words are read: [rows, num_groups · GROUP]
     pub(super) bits: Vec<u16>,  // Bf16 that are read as words: [rows, num_groups · GROUP]
-    pub(super) bytes: Vec<i8>,            // Bytes: [rows, num_groups · GROUP]
+    pub(super) bytes: Vec<i8>,  // Bytes: [rows, num_groups · GROUP]
     pub(super) headers: Vec<GroupHeader>, // Bytes: [rows, num_groups]
     /// What steps are multiples of.
     pub(super) units: Vec<f32>, // Bytes: [rows]

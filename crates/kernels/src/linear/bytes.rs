@@ -6,7 +6,6 @@
 //! gate's products come tile by tile), with steps of 15 bits in a unit of their own; [`settle_row`] brings them to
 //! the row's when all are there. What inputs lose by that is less than 2⁻¹⁵ of the row's largest.
 
-
 use super::packed::{GROUP, HALF};
 use crate::isa::{Isa, dispatch_on};
 use crate::simd::{LANES, Simd, compiled};
@@ -215,7 +214,8 @@ mod tests {
             .collect();
         for isa in Isa::available() {
             for n in [1, 2, 15, 16, 17, 33, 37] {
-                let (mut bytes, mut headers) = (vec![99; 3 * n * GROUP], vec![GroupHeader::default(); 3 * n]);
+                let (mut bytes, mut headers) =
+                    (vec![99; 3 * n * GROUP], vec![GroupHeader::default(); 3 * n]);
                 let places = (&Disjoint::new(&mut bytes), &Disjoint::new(&mut headers));
                 round_groups(isa, &x[..n], places, (1, 3));
                 for (i, x) in x[..n].iter().enumerate() {

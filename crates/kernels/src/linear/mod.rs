@@ -114,9 +114,8 @@ impl Linear {
         assert!(in_features.is_multiple_of(GROUP), "{in_features} inputs in groups of {GROUP}");
         let inputs = if format.takes(inputs) { inputs } else { ActivationKind::Bf16 };
         let packed = Packed::from_codes(format, inputs, (in_features, out_features), groups)?;
-        Ok(packed.map(|weight| {
-            Self { weight, bias: None, in_features, out_features }.with_bias(bias)
-        }))
+        Ok(packed
+            .map(|weight| Self { weight, bias: None, in_features, out_features }.with_bias(bias)))
     }
 
     fn with_bias(self, bias: Option<Vec<f32>>) -> Self {
@@ -227,7 +226,8 @@ fn forward_on<const N: usize>(
 fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sync) {
     let passes = rows.div_ceil(ROWS_PER_PASS);
     // Few rows are done with a tile in less than a microsecond: taking a task would cost a part of that.
-    let most = if rows <= FEW_ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
+    let most =
+        if rows <= FEW_ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
     let per_task = most.max(1);
     parallel_for((passes * tiles).div_ceil(per_task), |task, _| {
         for tile in task * per_task..(passes * tiles).min((task + 1) * per_task) {

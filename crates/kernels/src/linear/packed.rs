@@ -71,7 +71,8 @@ impl CodeFormat {
 
     /// Whether there are products of such codes with inputs of a kind: with bytes not for every lowest code.
     pub fn takes(self, inputs: ActivationKind) -> bool {
-        inputs != ActivationKind::Bytes || matches!((self.bits, self.lowest), (4, 0 | -8) | (8, -128))
+        inputs != ActivationKind::Bytes
+            || matches!((self.bits, self.lowest), (4, 0 | -8) | (8, -128))
     }
 
     /// Bytes of a group of a tile.

@@ -256,9 +256,8 @@ impl<S: Simd, P: Product<S>> Source<S, P> for StoredFloats {
     #[inline(always)]
     unsafe fn pair(self, s: S, p: P, group: usize, pair: usize, half: usize) -> P::Weights {
         // SAFETY: by contract.
-        let [second, first] = unsafe {
-            Floats.load(s, self.0.add(((group * PAIRS + pair) * 2 + half) * 128))
-        };
+        let [second, first] =
+            unsafe { Floats.load(s, self.0.add(((group * PAIRS + pair) * 2 + half) * 128)) };
         p.of_numbers(s, second, first)
     }
 
@@ -330,7 +329,14 @@ struct Span {
 /// # Safety
 /// `source` has the groups of the span; `rows` and `sums` have R rows.
 #[inline(always)]
-unsafe fn block<S: Simd, P: Product<S>, Q: Source<S, P>, const R: usize, const N: usize, const HOW: u8>(
+unsafe fn block<
+    S: Simd,
+    P: Product<S>,
+    Q: Source<S, P>,
+    const R: usize,
+    const N: usize,
+    const HOW: u8,
+>(
     (s, p): (S, P),
     (source, half): (Q, usize),
     span: Span,

@@ -148,7 +148,12 @@ fn every_path_gives_the_definition() {
                     for (j, (exact, bound)) in row.iter().enumerate() {
                         let (got, added) = (out[t * n + j], added[t * n + j]);
                         let error = (f64::from(got) - exact).abs();
-                        assert!(error <= *bound, "{path} {} {k}x{n}, {j} of {t} of {tokens}: {got} {exact} {bound} {:?}", linear.form(), linear.weight.stored);
+                        assert!(
+                            error <= *bound,
+                            "{path} {} {k}x{n}, {j} of {t} of {tokens}: {got} {exact} {bound} {:?}",
+                            linear.form(),
+                            linear.weight.stored
+                        );
                         assert!((added - got - 1.0).abs() <= 1e-5 + *bound as f32);
                     }
                 }
@@ -286,10 +291,25 @@ fn linear_speed() {
         let team = Threads::new(threads).unwrap();
         for (k, n) in [(576, 960), (576, 1536), (1536, 576), (576, 49152)] {
             for which in 0..11 {
-                let name = ["q4+min", "q4", "q8", "q4+min bytes", "q4 bytes", "q8 bytes", "q4+min f32", "q8 f32", "bf16", "bf16 f32", "f32"][which];
+                let name = [
+                    "q4+min",
+                    "q4",
+                    "q8",
+                    "q4+min bytes",
+                    "q4 bytes",
+                    "q8 bytes",
+                    "q4+min f32",
+                    "q8 f32",
+                    "bf16",
+                    "bf16 f32",
+                    "f32",
+                ][which];
                 let plain = values(n * k, 90);
                 let (linear, kind) = match which {
-                    0..6 => (coded((FORMATS[which % 3], KINDS[1 + which / 3]), k, n, 1).0, KINDS[1 + which / 3]),
+                    0..6 => (
+                        coded((FORMATS[which % 3], KINDS[1 + which / 3]), k, n, 1).0,
+                        KINDS[1 + which / 3],
+                    ),
                     6 | 7 => (coded((FORMATS[2 * (which - 6)], KINDS[0]), k, n, 1).0, KINDS[0]),
                     8 | 9 => (Linear::bf16(KINDS[9 - which], &plain, None, k, n), KINDS[9 - which]),
                     _ => (Linear::new(&plain, None, k, n), KINDS[0]),

@@ -219,9 +219,7 @@ macro_rules! registers {
                 sar(a: I, n: u32) -> I = both!(|a| _mm256_sra_epi32(a, count(n)));
                 shl16(a: I, n: u32) -> I = both!(|a| _mm256_sll_epi16(a, count(n)));
                 shr16(a: I, n: u32) -> I = both!(|a| _mm256_srl_epi16(a, count(n)));
-                sar16(a: I, n: u32) -> I = both!(|a| _mm256_sra_epi16(a, count(n)));
                 add16(a: I, b: I) -> I = both!(|a, b| _mm256_add_epi16(a, b));
-                madd16(a: I, b: I) -> I = both!(|a, b| _mm256_madd_epi16(a, b));
                 fold4_max_u(v: [I; 4]) -> [u32; 4] = fold4!(v, _mm256_max_epu32, _mm_max_epu32);
                 fold4_add(v: [I; 4]) -> [i32; 4] = fold4!(v, _mm256_add_epi32, _mm_add_epi32);
             }

@@ -134,9 +134,7 @@ macro_rules! registers {
                 sar(a: __m512i, n: u32) -> __m512i = _mm512_sra_epi32(a, count(n));
                 shl16(a: __m512i, n: u32) -> __m512i = _mm512_sll_epi16(a, count(n));
                 shr16(a: __m512i, n: u32) -> __m512i = _mm512_srl_epi16(a, count(n));
-                sar16(a: __m512i, n: u32) -> __m512i = _mm512_sra_epi16(a, count(n));
                 add16(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
-                madd16(a: __m512i, b: __m512i) -> __m512i = _mm512_madd_epi16(a, b);
                 fold4_max_u(v: [__m512i; 4]) -> [u32; 4] = fold4!(v, _mm512_max_epu32);
                 fold4_add(v: [__m512i; 4]) -> [i32; 4] = fold4!(v, _mm512_add_epi32);
             }

@@ -341,7 +341,12 @@ mod x86 {
                 #[inline(always)]
                 fn four(self, x: [f32; 4]) -> [__m256; 2] {
                     // SAFETY: the processor has the set.
-                    unsafe { [_mm256_zextps128_ps256(_mm_setr_ps(x[0], x[1], x[2], x[3])), _mm256_setzero_ps()] }
+                    unsafe {
+                        [
+                            _mm256_zextps128_ps256(_mm_setr_ps(x[0], x[1], x[2], x[3])),
+                            _mm256_setzero_ps(),
+                        ]
+                    }
                 }
 
                 #[inline(always)]
@@ -352,7 +357,10 @@ mod x86 {
                         for i in 0..4 {
                             quarters[i] = quarter!(v[i][0], v[i][1], _mm256_max_ps, _mm_max_ps);
                         }
-                        [_mm256_zextps128_ps256(fold_quarters!(quarters, _mm_max_ps)), _mm256_setzero_ps()]
+                        [
+                            _mm256_zextps128_ps256(fold_quarters!(quarters, _mm_max_ps)),
+                            _mm256_setzero_ps(),
+                        ]
                     }
                 }
 
@@ -364,12 +372,20 @@ mod x86 {
                         for i in 0..4 {
                             quarters[i] = quarter!(v[i][0], v[i][1], _mm256_add_ps, _mm_add_ps);
                         }
-                        [_mm256_zextps128_ps256(fold_quarters!(quarters, _mm_add_ps)), _mm256_setzero_ps()]
+                        [
+                            _mm256_zextps128_ps256(fold_quarters!(quarters, _mm_add_ps)),
+                            _mm256_setzero_ps(),
+                        ]
                     }
                 }
 
                 #[inline(always)]
-                unsafe fn words4(self, rows: *const u32, stride: usize, n: usize) -> [[__m256i; 2]; 4] {
+                unsafe fn words4(
+                    self,
+                    rows: *const u32,
+                    stride: usize,
+                    n: usize,
+                ) -> [[__m256i; 2]; 4] {
                     let row = |t: usize| rows.wrapping_add(t.min(n - 1) * stride).cast::<__m128i>();
                     // SAFETY: rows below `n`, by contract.
                     unsafe {
@@ -380,10 +396,14 @@ mod x86 {
                             for i in 0..4 {
                                 let low = _mm_loadu_si128(row(8 * half + i));
                                 let high = _mm_loadu_si128(row(8 * half + 4 + i));
-                                a[i] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
+                                a[i] =
+                                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
                             }
                             let columns = columns4!(
-                                a, _mm256_unpacklo_epi32, _mm256_unpackhi_epi32, _mm256_unpacklo_epi64,
+                                a,
+                                _mm256_unpacklo_epi32,
+                                _mm256_unpackhi_epi32,
+                                _mm256_unpacklo_epi64,
                                 _mm256_unpackhi_epi64
                             );
                             for c in 0..4 {
@@ -395,7 +415,12 @@ mod x86 {
                 }
 
                 #[inline(always)]
-                unsafe fn halves8(self, rows: *const u16, stride: usize, n: usize) -> [[__m256; 2]; 8] {
+                unsafe fn halves8(
+                    self,
+                    rows: *const u16,
+                    stride: usize,
+                    n: usize,
+                ) -> [[__m256; 2]; 8] {
                     // SAFETY: by contract.
                     unsafe {
                         let columns = transposed(rows, stride, n);
@@ -413,7 +438,10 @@ mod x86 {
                     // SAFETY: by contract.
                     unsafe {
                         let bytes = _mm_loadu_si128(from.cast());
-                        [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+                        [
+                            _mm256_cvtepi8_epi32(bytes),
+                            _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)),
+                        ]
                     }
                 }
 
@@ -462,7 +490,11 @@ mod x86 {
                         a[i] = _mm_loadu_si128(rows.add(row * stride).cast());
                     }
                     let columns = columns4!(
-                        a, _mm_unpacklo_epi32, _mm_unpackhi_epi32, _mm_unpacklo_epi64, _mm_unpackhi_epi64
+                        a,
+                        _mm_unpacklo_epi32,
+                        _mm_unpackhi_epi32,
+                        _mm_unpacklo_epi64,
+                        _mm_unpackhi_epi64
                     );
                     for c in 0..4 {
                         out[c][quarter] = columns[c];
@@ -497,7 +529,10 @@ mod x86 {
                     }
                     for i in 0..4 {
                         let (even, odd) = columns[2 * i..2 * i + 2].split_at_mut(1);
-                        let (low, high) = (_mm_unpacklo_epi64(a[i], a[4 + i]), _mm_unpackhi_epi64(a[i], a[4 + i]));
+                        let (low, high) = (
+                            _mm_unpacklo_epi64(a[i], a[4 + i]),
+                            _mm_unpackhi_epi64(a[i], a[4 + i]),
+                        );
                         _mm_storeu_si128(even[0].as_mut_ptr().add(8 * half).cast(), low);
                         _mm_storeu_si128(odd[0].as_mut_ptr().add(8 * half).cast(), high);
                     }

@@ -149,11 +149,8 @@ pub(crate) trait Simd: Copy {
     /// The same of 16 bits.
     fn shl16(self, a: Self::I, n: u32) -> Self::I;
     fn shr16(self, a: Self::I, n: u32) -> Self::I;
-    fn sar16(self, a: Self::I, n: u32) -> Self::I;
     /// `a + b` of 16 bits.
     fn add16(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Products of 16 bits with sign, two neighbours added.
-    fn madd16(self, a: Self::I, b: Self::I) -> Self::I;
     /// The largest of the lanes without sign, and the sum of the lanes, of four vectors.
     fn fold4_max_u(self, v: [Self::I; 4]) -> [u32; 4];
     fn fold4_add(self, v: [Self::I; 4]) -> [i32; 4];

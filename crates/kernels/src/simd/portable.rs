@@ -173,14 +173,9 @@ impl Simd for Portable {
         sar(a: I, n: u32) -> I = lanes!(|l| i32 = a[l] >> n);
         shl16(a: I, n: u32) -> I = lanes!(|l| i32 = lane(halves(a[l]).map(|x| x << n)));
         shr16(a: I, n: u32) -> I = lanes!(|l| i32 = lane(halves(a[l]).map(|x| (x & 0xffff) >> n)));
-        sar16(a: I, n: u32) -> I = lanes!(|l| i32 = lane(halves(a[l]).map(|x| x >> n)));
         add16(a: I, b: I) -> I = lanes!(|l| i32 = {
             let ([a, b], [c, d]) = (halves(a[l]), halves(b[l]));
             lane([a + c, b + d])
-        });
-        madd16(a: I, b: I) -> I = lanes!(|l| i32 = {
-            let ([a, b], [c, d]) = (halves(a[l]), halves(b[l]));
-            (a * c).wrapping_add(b * d)
         });
         fold4_max_u(v: [I; 4]) -> [u32; 4] = v.map(|v| fold(v.map(|x| x as u32), |a, b| a.max(b)));
         fold4_add(v: [I; 4]) -> [i32; 4] = v.map(|v| fold(v, |a, b| a.wrapping_add(b)));

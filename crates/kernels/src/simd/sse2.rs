@@ -250,9 +250,7 @@ impl Simd for Sse2 {
         sar(a: I, n: u32) -> I = all!(|a| _mm_sra_epi32(a, count(n)));
         shl16(a: I, n: u32) -> I = all!(|a| _mm_sll_epi16(a, count(n)));
         shr16(a: I, n: u32) -> I = all!(|a| _mm_srl_epi16(a, count(n)));
-        sar16(a: I, n: u32) -> I = all!(|a| _mm_sra_epi16(a, count(n)));
         add16(a: I, b: I) -> I = all!(|a, b| _mm_add_epi16(a, b));
-        madd16(a: I, b: I) -> I = all!(|a, b| _mm_madd_epi16(a, b));
         fold4_max_u(v: [I; 4]) -> [u32; 4] = fold4!(v, larger);
         fold4_add(v: [I; 4]) -> [i32; 4] = fold4!(v, |a, b| _mm_add_epi32(a, b));
     }

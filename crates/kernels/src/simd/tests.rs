@@ -19,7 +19,8 @@ fn numbers(seed: u32) -> [f32; LANES] {
 
 fn words(seed: u32) -> [i32; LANES] {
     std::array::from_fn(|i| {
-        (i as u32 + 3).wrapping_mul(seed.wrapping_mul(2_246_822_519) | 1).rotate_left(i as u32) as i32
+        (i as u32 + 3).wrapping_mul(seed.wrapping_mul(2_246_822_519) | 1).rotate_left(i as u32)
+            as i32
     })
 }
 
@@ -89,9 +90,7 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         put(s.sar(ix, 5));
         put(s.shl16(ix, 3));
         put(s.shr16(ix, 3));
-        put(s.sar16(ix, 3));
         put(s.add16(ix, iy));
-        put(s.madd16(ix, iy));
         put(s.isplat(seed as i32));
         let four = [ix, iy, s.xor(ix, iy), s.iadd(ix, iy)];
         for lane in s.fold4_max_u(four) {
@@ -102,9 +101,20 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         }
         put(s.dot_quads(ix, s.quads_u(ix), s.quads_i(iy)));
         // Bytes from -127 on, with some of -128, which the others may be.
-        let b = s.iload(x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|b| if b == 128 { 1 } else { b }))).as_ptr().cast());
+        let b = s.iload(
+            x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|b| if b == 128 { 1 } else { b })))
+                .as_ptr()
+                .cast(),
+        );
         for stored in [iy, s.izero(), s.isplat(-1)] {
-            let minus = s.isub(s.izero(), s.dot_quads(s.izero(), s.quads_u(s.isplat(i32::from_le_bytes([128; 4]))), s.quads_i(b)));
+            let minus = s.isub(
+                s.izero(),
+                s.dot_quads(
+                    s.izero(),
+                    s.quads_u(s.isplat(i32::from_le_bytes([128; 4]))),
+                    s.quads_i(b),
+                ),
+            );
             let begin = if S::SUMS_AS_STORED { s.iadd(ix, minus) } else { ix };
             put(s.dot_bytes(begin, s.bytes(stored), b));
         }
@@ -114,7 +124,9 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         put(s.and(nan, s.isplat(0x7fc0)));
         // The largest that half a group may have.
         let codes = s.and(ix, s.isplat(0x0f0f_0f0f));
-        for (codes, byte) in [(codes, 127), (s.isplat(0x0f0f_0f0f), 127), (s.isplat(0x0f0f_0f0f), -127)] {
+        for (codes, byte) in
+            [(codes, 127), (s.isplat(0x0f0f_0f0f), 127), (s.isplat(0x0f0f_0f0f), -127)]
+        {
             let bytes = s.isplat(i32::from_le_bytes([byte as u8; 4]));
             let mut sums = s.izero();
             for _ in 0..4 {
@@ -147,7 +159,11 @@ fn every_set_does_what_arrays_do() {
             let (mut own_floats, mut own_ints) = (Vec::new(), Vec::new());
             all_on(isa, seed, &mut own_floats, &mut own_ints);
             for (i, (own, expected)) in own_floats.iter().zip(&floats).enumerate() {
-                assert_eq!(own.map(f32::from_bits), expected.map(f32::from_bits), "{isa}, {seed}, operation {i}");
+                assert_eq!(
+                    own.map(f32::from_bits),
+                    expected.map(f32::from_bits),
+                    "{isa}, {seed}, operation {i}"
+                );
             }
             for (i, (own, expected)) in own_ints.iter().zip(&ints).enumerate() {
                 assert_eq!(own, expected, "{isa}, {seed}, operation {i} of integers");
@@ -184,7 +200,8 @@ fn bytes_of_all_sizes_are_multiplied_exactly() {
         let mut at = 0;
         for stored in 0..=255i32 {
             for x in -127..=127i32 {
-                let as_stored = isa.has(crate::isa::Set::Avx512Vnni) || isa.has(crate::isa::Set::AvxVnni);
+                let as_stored =
+                    isa.has(crate::isa::Set::Avx512Vnni) || isa.has(crate::isa::Set::AvxVnni);
                 let a = if as_stored { stored } else { stored - 128 };
                 assert_eq!(sums[at], 4 * a * x, "{isa} {stored} {x}");
                 at += 1;

@@ -299,11 +299,23 @@ macro_rules! tiles {
                 $v += $NV;
             } else if left >= 2 && wide >= 2 {
                 const $NV: usize = 2;
-                $crate::simd::tile::by_rows!($S, $NV, rows, [12, 8, 6, 4, 3, 2, 1], |$R, $first| $call);
+                $crate::simd::tile::by_rows!(
+                    $S,
+                    $NV,
+                    rows,
+                    [12, 8, 6, 4, 3, 2, 1],
+                    |$R, $first| $call
+                );
                 $v += $NV;
             } else {
                 const $NV: usize = 1;
-                $crate::simd::tile::by_rows!($S, $NV, rows, [12, 8, 6, 4, 3, 2, 1], |$R, $first| $call);
+                $crate::simd::tile::by_rows!(
+                    $S,
+                    $NV,
+                    rows,
+                    [12, 8, 6, 4, 3, 2, 1],
+                    |$R, $first| $call
+                );
                 $v += $NV;
             }
         }

@@ -7,8 +7,8 @@
 use super::{BOOSTS, Layout, ROW_SCALES, SEGMENT, segment_bytes};
 use crate::Isa;
 
-pub(super) mod header;
 pub(super) mod definition;
+pub(super) mod header;
 mod lanes;
 mod paths;
 mod plain;

@@ -200,7 +200,12 @@ pub(crate) unsafe fn key_levels<S: Bytes, const BITS: usize>(
             let place = |t, j| BYTES * (j / 4) + 4 * t + j % 4;
             let levels = one_by_one::<BITS>(codes, &OFFSET[BITS], place);
             let at = levels.as_ptr();
-            return [set.iload(at), set.iload(at.add(64)), set.iload(at.add(128)), set.iload(at.add(192))];
+            return [
+                set.iload(at),
+                set.iload(at.add(64)),
+                set.iload(at.add(128)),
+                set.iload(at.add(192)),
+            ];
         }
         by_row(set, unpack::rows::<S, BITS>(set, codes, &OFFSET[BITS]))
     }

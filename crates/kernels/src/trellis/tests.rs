@@ -167,9 +167,8 @@ fn windows_follow_the_definition() {
             row.extend(&bytes[..2 * bits as usize]);
             let word = u128::from_le_bytes(bytes);
             // Plain codes do not reach the circle's end.
-            let circle = |j: u32| {
-                word >> (bits * j) | word.checked_shl(16 * bits - bits * j).unwrap_or(0)
-            };
+            let circle =
+                |j: u32| word >> (bits * j) | word.checked_shl(16 * bits - bits * j).unwrap_or(0);
             let expected: Vec<f32> = (0..16)
                 .map(|j| f32::from(table[circle(j) as usize % table.len()]) * STEP)
                 .collect();

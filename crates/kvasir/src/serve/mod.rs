@@ -110,7 +110,7 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
     let engine = Engine::new(Arc::clone(&model), config.clone())?;
     let Machine { processor, isa, .. } = Machine::this();
     let threads = engine.num_threads();
-    tracing::info!(processor, isa, weights = model.weight_form(), threads, "computing");
+    tracing::info!(%processor, %isa, weights = model.weight_form(), threads, "computing");
     tracing::info!(
         path = %path.display(),
         seconds = start.elapsed().as_secs_f64(),
@@ -122,7 +122,14 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
     if let Some(source) = template {
         text.chat_template = Arc::new(parse_template(&source, &model)?);
     }
-    let info = model_info((&path, &model), &config, &engine);
+    let machine = [
+        ("processor", processor),
+        ("isa", isa),
+        ("weights", model.weight_form()),
+        ("threads", threads.to_string()),
+    ];
+    let machine = machine.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let info = model_info(&path, &config, engine.max_model_len(), machine);
     Ok(handle.set_ready(engine, Arc::new(text), info)?)
 }
 
@@ -154,12 +161,11 @@ fn engine_config(command: &ServeCommand) -> EngineConfig {
 }
 
 fn model_info(
-    (path, model): (&Path, &Model),
+    path: &Path,
     config: &EngineConfig,
-    engine: &Engine,
+    max_model_len: usize,
+    machine: Vec<(String, String)>,
 ) -> ModelInfo {
-    let Machine { processor, isa, .. } = Machine::this();
-    let max_model_len = engine.max_model_len();
     let settings = json!({
         "kv_cache": config.kv_cache.to_string(),
         "kv_sharing": config.kv_sharing.to_string(),
@@ -180,12 +186,7 @@ fn model_info(
             ("enable_prefix_caching".to_owned(), config.enable_prefix_caching.to_string()),
             ("kv_cache_memory_bytes".to_owned(), config.kv_cache_memory.to_string()),
         ],
-        machine: vec![
-            ("processor".to_owned(), processor),
-            ("isa".to_owned(), isa),
-            ("weights".to_owned(), model.weight_form()),
-            ("threads".to_owned(), engine.num_threads().to_string()),
-        ],
+        machine,
         settings: settings.as_object().cloned().unwrap_or_default(),
     }
 }
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn keys_are_not_among_the_settings() {
         let command = parse("--api-key hush");
-        let info = model_info(Path::new("m"), &engine_config(&command), 8);
+        let info = model_info(Path::new("m"), &engine_config(&command), 8, Vec::new());
         assert!(!format!("{info:?}").contains("hush"));
         assert_eq!(info.settings["max_model_len"], 8);
     }

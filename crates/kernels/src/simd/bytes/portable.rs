@@ -1,7 +1,7 @@
 //! Arrays: the definition.
 
 use super::{BYTES, Bytes, Table};
-use crate::simd::{LANES, Portable, Simd};
+use crate::simd::{LANES, Portable};
 
 type F = [f32; LANES];
 type I = [i32; LANES];
@@ -14,7 +14,9 @@ macro_rules! cast {
             v.iter_mut().for_each(|x| *x = x.to_le());
         }
         // SAFETY: both are 64 bytes of numbers.
-        unsafe { std::ptr::copy_nonoverlapping(v.as_ptr().cast::<u8>(), out.as_mut_ptr().cast(), BYTES) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(v.as_ptr().cast::<u8>(), out.as_mut_ptr().cast(), BYTES)
+        };
         if cfg!(target_endian = "big") {
             out.iter_mut().for_each(|x| *x = x.to_le());
         }
@@ -316,11 +318,18 @@ mod tests {
             let (mut a, mut b, mut c) = (next(), next(), next());
             if i % 2 == 0 {
                 // Of like sizes, so that sums cancel and halves of units meet.
-                (a, b, c) = (a & 0x80ff_ff00 | 0x3f00_0000, b & 0x80ff_0000 | 0x3f00_0000, c & 0x81ff_ffff | 0x3e00_0000);
+                (a, b, c) = (
+                    a & 0x80ff_ff00 | 0x3f00_0000,
+                    b & 0x80ff_0000 | 0x3f00_0000,
+                    c & 0x81ff_ffff | 0x3e00_0000,
+                );
             }
             let [a, b, c] = [a, b, c].map(f32::from_bits);
             let (got, want) = (super::fused(a, b, c), a.mul_add(b, c));
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{a:e} {b:e} {c:e}: {got:e} {want:e}");
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{a:e} {b:e} {c:e}: {got:e} {want:e}"
+            );
         }
     }
 }

@@ -6,7 +6,8 @@ use crate::simd::{LANES, Portable, compiled};
 
 fn words(seed: u32) -> [i32; LANES] {
     std::array::from_fn(|i| {
-        let x = (i as u32 + 3).wrapping_mul(seed.wrapping_mul(2_246_822_519) | 1).rotate_left(i as u32);
+        let x =
+            (i as u32 + 3).wrapping_mul(seed.wrapping_mul(2_246_822_519) | 1).rotate_left(i as u32);
         // Extremes among them.
         match x % 5 {
             0 => 0x7fff_8000,
@@ -39,12 +40,12 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         put(s.abs16(a));
         put(s.mul16(a, b));
         // -32768 squared is the one product that does not fit.
-        put(s.mulhrs16(s.sar16(a, 1), b));
+        put(s.mulhrs16(s.shr16(a, 1), b));
         put(s.select16(s.gt16(a, b), a, c));
         put(s.select16(s.has16(a, 4), b, c));
         put(s.merge(a, b, c));
         put(s.pack32(s.sar(a, 14), s.sar(b, 18)));
-        put(s.pack16(s.sar16(a, 7), s.sar16(b, 9)));
+        put(s.pack16(s.shr16(a, 7), s.shr16(b, 9)));
         put(s.zip8::<false>(a, b));
         put(s.zip8::<true>(a, b));
         put(s.zip16::<false>(a, b));
@@ -63,7 +64,8 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         put(s.look_up::<64>(table, low));
         put(s.look_up::<32>(table, s.and(low, s.isplat(0x1f1f_1f1f))));
         put(s.look_up::<16>(table, s.and(low, s.isplat(0x0f0f_0f0f))));
-        let words = Words::new(std::array::from_fn(|i| (i as i16).wrapping_mul(1237) - seed as i16));
+        let words =
+            Words::new(std::array::from_fn(|i| (i as i16).wrapping_mul(1237) - seed as i16));
         let low = s.and(b, s.isplat(0x003f_003f));
         put(s.look_up16::<64>(&words, low));
         put(s.look_up16::<32>(&words, s.and(low, s.isplat(0x001f_001f))));

@@ -4,7 +4,9 @@ use std::arch::x86_64::*;
 
 use super::portable::{bytes, of_bytes};
 use super::{BYTES, Bytes, Table, Words};
-use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd};
+use crate::simd::{
+    Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd,
+};
 
 /// Methods that are some instructions.
 macro_rules! one {

@@ -1,8 +1,8 @@
 //! Levels without permutations of bytes: a shuffle brings the 16 bits around each pair of neighbouring codes together, a
 //! multiplication moves the pair to their top, constant shifts bring each code to the bottom of a byte.
 
-use crate::simd::bytes::{BYTES, Bytes, Table};
 use super::TABLES;
+use crate::simd::bytes::{BYTES, Bytes, Table};
 use crate::trellis::SEGMENT;
 
 /// Bits that a level is looked up by: windows have two more than they pay for.
