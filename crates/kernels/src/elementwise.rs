@@ -42,10 +42,10 @@ fn cap_body<const FMA: bool>(a: &mut [f32], cap: f32) {
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    p = mul_add::<FMA>(p, square, 2.063_908_9e-2);
+    p = mul_add::<FMA>(p, square, 2.063_909e-2);
     p = mul_add::<FMA>(p, square, -5.373_971_6e-2);
     p = mul_add::<FMA>(p, square, 1.333_144_2e-1);
-    p = mul_add::<FMA>(p, square, -3.333_328_2e-1);
+    p = mul_add::<FMA>(p, square, -3.333_328e-1);
     let small = mul_add::<FMA>(p * square, x, x);
     let large = (1.0 - 2.0 / (exp::<FMA>(2.0 * x.abs()) + 1.0)).copysign(x);
     if x.abs() < 0.625 { small } else { large }

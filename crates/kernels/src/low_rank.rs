@@ -156,8 +156,7 @@ fn rows_body<S: Lanes, T: RowElement>(
                 let x = (latents.as_ptr().add(first * stride), stride);
                 let sums = [[s.zero(); 2]; R];
                 let sums = accumulate((s, Single), tile, (0, rank), x, &mut (), sums);
-                for r in 0..R {
-                    let mut pair = sums[r];
+                for (r, mut pair) in sums.into_iter().enumerate() {
                     if let Some((cos, sin)) = turn {
                         let at = (first + r) * half + j;
                         let angle = [

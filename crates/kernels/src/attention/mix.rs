@@ -73,6 +73,7 @@ fn mix_body<S: Lanes>(
             });
             let (whole, left) = (dim / LANES, dim % LANES);
             if left > 0 {
+                // SAFETY: as above; `left` channels are there.
                 by_rows!(S, 1, n, [1], |R, first| unsafe {
                     let at = sums.add(first * stride + whole * LANES);
                     let begin = s.mul(s.load_first(at, left), s.splat(factors[first]));

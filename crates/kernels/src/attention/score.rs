@@ -126,6 +126,7 @@ fn score_body<S: Lanes>(
                 // queries and of scores.
                 let keys = unsafe { (keys.as_ptr().add(v * LANES * dim), dim) };
                 if most == 2 && v + 2 <= vectors.1 {
+                    // SAFETY: as said above.
                     by_rows!(S, 2, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
                         let queries = queries.add(first * words);
                         let sums = kind.stored_keys::<R, 2>(s, keys, queries, &mut next);
@@ -133,6 +134,7 @@ fn score_body<S: Lanes>(
                     });
                     v += 2;
                 } else {
+                    // SAFETY: as said above.
                     by_rows!(S, 1, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
                         let queries = queries.add(first * words);
                         let sums = kind.stored_keys::<R, 1>(s, keys, queries, &mut next);

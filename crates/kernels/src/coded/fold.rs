@@ -409,7 +409,7 @@ fn swapped<S: Bytes, const SIZE: usize>(set: S, v: S::I) -> S::I {
         let mut places = [0; BYTES];
         let mut i = 0;
         while i < BYTES {
-            places[i] = (i % 16 ^ size) as u8;
+            places[i] = ((i % 16) ^ size) as u8;
             i += 1;
         }
         places

@@ -157,9 +157,7 @@ unsafe fn nt_tile<S: Lanes, const R: usize, const NR: usize>(
         }
         for i in 0..R {
             let mut four = [s.zero(); 4];
-            for j in 0..NR {
-                four[j] = sums[i][j];
-            }
+            four[..NR].copy_from_slice(&sums[i]);
             if NR == 1 {
                 *out.add(i * ldo) = s.sum(four[0]);
             } else {

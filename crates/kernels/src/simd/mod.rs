@@ -9,6 +9,10 @@
 //! `#[inline(always)]` too, and so must what a closure would do: a function that is not inlined is compiled without the
 //! set's instructions, and calls each of them.
 
+// Registers are indexed: iterators would hide that, and are compiled without the set's instructions. A set is a value, from which vectors
+// are made.
+#![allow(clippy::needless_range_loop, clippy::wrong_self_convention)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -92,7 +92,7 @@ fn widened(halves: __m128i) -> __m128 {
     unsafe {
         let sign = _mm_slli_epi32::<16>(_mm_and_si128(halves, _mm_set1_epi32(0x8000)));
         let magnitude = _mm_slli_epi32::<13>(_mm_and_si128(halves, _mm_set1_epi32(0x7fff)));
-        let number = _mm_mul_ps(_mm_castsi128_ps(magnitude), _mm_set1_ps(5.192_296_9e33));
+        let number = _mm_mul_ps(_mm_castsi128_ps(magnitude), _mm_set1_ps(5.192_297e33));
         // Infinite, or no number.
         let special = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x0f7f_ffff));
         let special = _mm_and_si128(special, _mm_set1_epi32(0x7f80_0000));

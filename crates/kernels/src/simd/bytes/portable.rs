@@ -79,7 +79,7 @@ macro_rules! each8 {
 fn zip<const SIZE: usize, const HIGH: bool>(a: I, b: I) -> I {
     let (a, b) = (bytes(a), bytes(b));
     each8!(|i| {
-        let from = if i / SIZE % 2 == 0 { &a } else { &b };
+        let from = if (i / SIZE).is_multiple_of(2) { &a } else { &b };
         from[i / 16 * 16 + 8 * usize::from(HIGH) + i % 16 / (2 * SIZE) * SIZE + i % SIZE]
     })
 }
