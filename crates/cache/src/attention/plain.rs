@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use half::f16;
-use kvasir_kernels::coded::ByteIsa;
 use kvasir_kernels::{
     BlockScratch, KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, add_columns,
     attend_block, expand_channels, scale_in_place,
@@ -331,7 +330,7 @@ impl KvCache {
                 scale_in_place(out, gain);
             }
         } else if let Some(codec) = found.parts[part].joint() {
-            if ByteIsa::best() == ByteIsa::Vnni && filled == tokens {
+            if filled == tokens {
                 rows[part].load(codec.basis(), dim);
                 let place = (found.head, dim, tokens);
                 codec.decode_bytes(bytes, gain, place, &rows[part].rows, levels, out);

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use half::f16;
-use kvasir_kernels::coded::{ByteBasis, ByteIsa, ByteRows, LevelBlock};
+use kvasir_kernels::coded::{ByteBasis, ByteRows, LevelBlock};
 use kvasir_kernels::trellis::{Boosts, DISTORTION, Layout, SEGMENT, STEP};
 use kvasir_kernels::{AlignedBytes, Transform, f16_to_f32, gemm_nn_acc, gemm_nt};
 
@@ -41,9 +41,9 @@ pub(crate) struct Basis {
     scales: Vec<f32>,          // [width / 16]
     /// The mean in the basis, by offset in the block if it turns with it: `[offsets or 1, width]`.
     means: Vec<f32>,
-    /// The same in plain channels, where the processor has products of bytes or of bf16.
+    /// The same in plain channels.
     plain_means: Vec<f32>,
-    /// For keys: the basis and the means as bytes, where the processor has products of them.
+    /// For keys: the basis and the means as bytes.
     bytes: Option<ByteBasis>,
 }
 
@@ -95,10 +95,7 @@ impl Basis {
             inverse_weights: part.weights.iter().map(|w| 1.0 / w).collect(),
             scales: part.scales.clone(),
             means: Vec::new(),
-            plain_means: match has_bytes() || Transform::is_available() {
-                true => means.to_vec(),
-                false => Vec::new(),
-            },
+            plain_means: means.to_vec(),
             bytes: None,
         };
         let mut columns = Vec::new();
@@ -118,14 +115,12 @@ impl Basis {
         fast_pairs: usize,
     ) -> Self {
         let mut basis = Self::new(part, means);
-        if has_bytes() {
-            let mut columns = Vec::new();
-            basis.columns_into(&mut columns);
-            let weights = basis.weights.iter().cycle();
-            let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
-            let columns = (basis.width, &columns[..]);
-            basis.bytes = Some(ByteBasis::new(dim, rows, fast_pairs, columns, &weighted));
-        }
+        let mut columns = Vec::new();
+        basis.columns_into(&mut columns);
+        let weights = basis.weights.iter().cycle();
+        let weighted: Vec<f32> = means.iter().zip(weights).map(|(m, w)| m * w).collect();
+        let columns = (basis.width, &columns[..]);
+        basis.bytes = Some(ByteBasis::new(dim, rows, fast_pairs, columns, &weighted));
         basis
     }
 
@@ -144,7 +139,7 @@ impl Basis {
         }
     }
 
-    /// What queries are folded with for products of bytes, if they are to be.
+    /// What queries are folded with, if it is of keys.
     #[inline]
     pub(crate) fn byte_queries(&self) -> Option<&ByteBasis> {
         self.bytes.as_ref()
@@ -216,11 +211,6 @@ impl Basis {
     pub(crate) fn inverse_weights(&self, head: usize, dim: usize) -> &[f32] {
         &self.inverse_weights[head * dim..(head + 1) * dim]
     }
-}
-
-/// Whether the processor has products of bytes.
-fn has_bytes() -> bool {
-    ByteIsa::best() == ByteIsa::Vnni
 }
 
 fn transposed(rows: &[f16], width: usize) -> Vec<f16> {

@@ -395,26 +395,9 @@ unsafe fn to_bytes<S: Bytes>(
             set.istore(bytes.add(tile * TILE).cast(), packed);
             // A quarter is a segment.
             let fours = set.dot(set.izero(), minus, set.quad_i(packed));
-            let pairs = set.iadd(fours, swapped::<S, 8>(set, fours));
-            let all = set.iadd(pairs, swapped::<S, 4>(set, pairs));
+            let pairs = set.iadd(fours, set.swap64(fours));
+            let all = set.iadd(pairs, set.swap32(pairs));
             set.istore(offsets.add(tile * TILE / 4).cast(), set.isub(set.izero(), all));
         }
     }
-}
-
-/// In each quarter, neighbours of `SIZE` bytes swapped.
-#[inline(always)]
-fn swapped<S: Bytes, const SIZE: usize>(set: S, v: S::I) -> S::I {
-    const fn places(size: usize) -> [u8; BYTES] {
-        let mut places = [0; BYTES];
-        let mut i = 0;
-        while i < BYTES {
-            places[i] = (i % 16 ^ size) as u8;
-            i += 1;
-        }
-        places
-    }
-    let at = const { places(SIZE) };
-    // SAFETY: 64 bytes.
-    set.shuffle(v, unsafe { set.iload(at.as_ptr()) })
 }
