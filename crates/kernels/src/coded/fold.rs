@@ -395,12 +395,13 @@ unsafe fn to_bytes<S: Bytes>(
             set.istore(bytes.add(tile * TILE).cast(), packed);
             // A quarter is a segment.
             let fours = set.dot(set.izero(), minus, set.quad_i(packed));
-            let pairs = set.iadd(fours, swapped::<S, 8>(set, fours));
-            let all = set.iadd(pairs, swapped::<S, 4>(set, pairs));
+            let pairs = set.iadd(fours, set.swap64(fours));
+            let all = set.iadd(pairs, set.swap32(pairs));
             set.istore(offsets.add(tile * TILE / 4).cast(), set.isub(set.izero(), all));
         }
     }
 }
+<<<<<<< HEAD
 
 /// In each quarter, neighbours of `SIZE` bytes swapped.
 #[inline(always)]
@@ -418,3 +419,5 @@ fn swapped<S: Bytes, const SIZE: usize>(set: S, v: S::I) -> S::I {
     // SAFETY: 64 bytes.
     set.shuffle(v, unsafe { set.iload(at.as_ptr()) })
 }
+=======
+>>>>>>> coded

@@ -128,6 +128,9 @@ pub(crate) trait Bytes: Simd {
     fn zip16<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
     fn zip32<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
     fn zip64<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Neighbours of 32 bits, and of 64, in each other's place.
+    fn swap32(self, v: Self::I) -> Self::I;
+    fn swap64(self, v: Self::I) -> Self::I;
     /// 32 bytes, and as many zeros.
     ///
     /// # Safety

@@ -115,11 +115,11 @@ fn fused(a: f32, b: f32, c: f32) -> f32 {
     let other = sum - product;
     // What the sum lost.
     let error = (product - (sum - other)) + (c - other);
+    let inexact = u64::from(error < 0.0) | u64::from(error > 0.0);
+    // Cut off, with a last bit that says whether anything was.
     let bits = sum.to_bits();
-    let away = u64::from((error > 0.0) == (sum > 0.0));
-    let towards = bits.wrapping_add(away.wrapping_mul(2)).wrapping_sub(1);
-    let even = error.abs() > 0.0 && bits & 1 == 0;
-    f64::from_bits(if even { towards } else { bits }) as f32
+    let beyond = (error.to_bits() ^ bits) >> 63 & inexact;
+    f64::from_bits(bits.wrapping_sub(beyond) | inexact) as f32
 }
 
 macro_rules! methods {
@@ -233,21 +233,32 @@ impl Bytes for Portable {
         mulhrs16(a: I, b: I) -> I =
             each16!(|a, b| ((i32::from(a) * i32::from(b) + (1 << 14)) >> 15) as i16);
         merge(mask: I, a: I, b: I) -> I = each!(i32, |l| a[l] & mask[l] | b[l] & !mask[l]);
-        pack32(a: I, b: I) -> I = of_halves(each!(i16, |i| {
-            let from = if i % 8 < 4 { &a } else { &b };
-            from[i / 8 * 4 + i % 4].clamp(i16::MIN.into(), i16::MAX.into()) as i16
-        }));
+        pack32(a: I, b: I) -> I = {
+            let mut out = [0; 32];
+            for (q, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                for l in 0..4 {
+                    out[l] = a[4 * q + l].clamp(i16::MIN.into(), i16::MAX.into()) as i16;
+                    out[4 + l] = b[4 * q + l].clamp(i16::MIN.into(), i16::MAX.into()) as i16;
+                }
+            }
+            of_halves(out)
+        };
         pack16(a: I, b: I) -> I = {
-            let (a, b) = (halves(a), halves(b));
-            each8!(|i| {
-                let from = if i % 16 < 8 { &a } else { &b };
-                from[i / 16 * 8 + i % 8].clamp(i8::MIN.into(), i8::MAX.into()) as u8
-            })
+            let (a, b, mut out) = (halves(a), halves(b), [0; BYTES]);
+            for (q, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                for l in 0..8 {
+                    out[l] = a[8 * q + l].clamp(i8::MIN.into(), i8::MAX.into()) as u8;
+                    out[8 + l] = b[8 * q + l].clamp(i8::MIN.into(), i8::MAX.into()) as u8;
+                }
+            }
+            of_bytes(out)
         };
         equal8(a: I, b: I) -> u64 = {
             let (a, b) = (bytes(a), bytes(b));
             (0..BYTES).fold(0, |all, i| all | u64::from(a[i] == b[i]) << i)
         };
+        swap32(v: I) -> I = each!(i32, |l| v[l ^ 1]);
+        swap64(v: I) -> I = each!(i32, |l| v[l ^ 2]);
         shuffle(v: I, at: I) -> I = {
             let (v, at) = (bytes(v), bytes(at));
             each8!(|i| v[i / 16 * 16 + usize::from(at[i] % 16)])

@@ -54,6 +54,8 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         put(s.zip32::<true>(a, b));
         put(s.zip64::<false>(a, b));
         put(s.zip64::<true>(a, b));
+        put(s.swap32(a));
+        put(s.swap64(a));
         let low = s.and(b, s.isplat(0x3f3f_3f3f));
         put(s.shuffle(a, low));
         put(s.permute(a, b));

@@ -210,6 +210,8 @@ macro_rules! avx512 {
                 pack32(a: __m512i, b: __m512i) -> __m512i = _mm512_packs_epi32(a, b);
                 pack16(a: __m512i, b: __m512i) -> __m512i = _mm512_packs_epi16(a, b);
                 equal8(a: __m512i, b: __m512i) -> u64 = _mm512_cmpeq_epi8_mask(a, b);
+                swap32(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0xb1>(v);
+                swap64(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0x4e>(v);
                 shuffle(v: __m512i, at: __m512i) -> __m512i = _mm512_shuffle_epi8(v, at);
             }
             memory! {
@@ -361,6 +363,8 @@ macro_rules! avx2 {
                     let bits = both!(|a, b| _mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) as u32);
                     u64::from(bits[0]) | u64::from(bits[1]) << 32
                 };
+                swap32(v: I) -> I = both!(|v| _mm256_shuffle_epi32::<0xb1>(v));
+                swap64(v: I) -> I = both!(|v| _mm256_shuffle_epi32::<0x4e>(v));
                 shuffle(v: I, at: I) -> I = both!(|v, at| _mm256_shuffle_epi8(v, at));
             }
             memory! {
@@ -423,4 +427,4 @@ macro_rules! avx2 {
 }
 
 avx2!(Avx2 words 4);
-avx2!(AvxVnni vnni 6);
+avx2!(AvxVnni vnni 4);
