@@ -401,23 +401,3 @@ unsafe fn to_bytes<S: Bytes>(
         }
     }
 }
-<<<<<<< HEAD
-
-/// In each quarter, neighbours of `SIZE` bytes swapped.
-#[inline(always)]
-fn swapped<S: Bytes, const SIZE: usize>(set: S, v: S::I) -> S::I {
-    const fn places(size: usize) -> [u8; BYTES] {
-        let mut places = [0; BYTES];
-        let mut i = 0;
-        while i < BYTES {
-            places[i] = ((i % 16) ^ size) as u8;
-            i += 1;
-        }
-        places
-    }
-    let at = const { places(SIZE) };
-    // SAFETY: 64 bytes.
-    set.shuffle(v, unsafe { set.iload(at.as_ptr()) })
-}
-=======
->>>>>>> coded
