@@ -9,6 +9,7 @@
 
 mod activations;
 mod bytes;
+mod operands;
 mod packed;
 mod pairs;
 mod product;
