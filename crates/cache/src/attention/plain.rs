@@ -147,7 +147,7 @@ impl KvCache {
     ) -> (QueryRows<'t>, KvBlock<'t>, &'t mut BlockScratch) {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
-        let [mut own_keys, mut own_values] = [0, 1].map(|part| found.stored(part, dim));
+        let (mut own_keys, mut own_values) = (found.stored(0, dim), found.stored(1, dim));
         let mut halves = [false; 2];
         let latents = found.parts[1].low_rank().filter(|_| work.latents > 0);
         for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
@@ -221,12 +221,18 @@ impl KvCache {
         let group = self.geometry.group(work.layer, kv_head);
         let table = &work.sequence.tables[group];
         let (kept, entries) = match work.own_block(block) {
-            Some(own) => (None, [0, 1].map(|part| work.sequence.entry(group, part, own))),
+            Some(own) => {
+                let entry = |part| work.sequence.entry(group, part, own);
+                (None, [entry(0), entry(1)])
+            }
             None => (Some(&table.kept[block]), table.kept[block].entries),
         };
-        let bytes = entries.map(|entry| self.pool.bytes(entry.slot));
-        let formats = entries.map(|entry| &self.formats.get(entry.format).layers[work.layer]);
-        let parts = [0, 1].map(|part| &formats[part].groups[kv_head / formats[part].heads][part]);
+        // Without `map` of arrays, which compilers call: this is done for every block.
+        let bytes = [self.pool.bytes(entries[0].slot), self.pool.bytes(entries[1].slot)];
+        let format = |part: usize| &self.formats.get(entries[part].format).layers[work.layer];
+        let formats = [format(0), format(1)];
+        let part = |i: usize| &formats[i].groups[kv_head / formats[i].heads][i];
+        let parts = [part(0), part(1)];
         let channels = table.channels.as_ref();
         Found { entries, bytes, parts, head: kv_head % formats[0].heads, kept, channels }
     }

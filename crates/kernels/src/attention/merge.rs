@@ -26,8 +26,8 @@ pub fn merge_rows(
         if max == f32::NEG_INFINITY {
             continue;
         }
-        let [own, new] =
-            [state.max, other.max].map(|m| exp2_of_one((m - max) * std::f32::consts::LOG2_E));
+        let weight = |m: f32| exp2_of_one((m - max) * std::f32::consts::LOG2_E);
+        let (own, new) = (weight(state.max), weight(other.max));
         *state = OnlineSoftmax { max, sum: state.sum * own + other.sum * new };
         join(sums, own, other_sums, new);
     }

@@ -24,7 +24,8 @@ impl Plan {
         let capacity = (block.keys.len() / queries.dim).min(block.values.len() / block.value_dim);
         let few = queries.num() <= few_rows(isa);
         let halves = |rows| matches!(rows, StoredRows::F16(_));
-        let [keys, values] = [queries.dim, block.value_dim].map(|dim| dim.is_multiple_of(LANES));
+        let keys = queries.dim.is_multiple_of(LANES);
+        let values = block.value_dim.is_multiple_of(LANES);
         Self {
             pairs: queries.products == Products::Bf16 && has_bf16(isa) && keys && values,
             keys_in_registers: few

@@ -427,4 +427,4 @@ macro_rules! avx2 {
 }
 
 avx2!(Avx2 words 4);
-avx2!(AvxVnni vnni 4);
+avx2!(AvxVnni vnni 5);
