@@ -11,7 +11,6 @@
 //! [`coded`] reads jointly coded tiles in
 //! their own basis, for few queries (decode), of several sequences side by side.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -20,7 +19,6 @@ use kvasir_kernels::{OnlineSoftmax, merge_rows, num_threads, parallel_for, scale
 
 use crate::codec::LowRankCodec;
 use crate::error::Result;
-use crate::frame::Frame;
 use crate::geometry::LayerGeometry;
 use crate::kv_cache::KvCache;
 use crate::sequence::{Sequence, SequenceId};
@@ -431,40 +429,5 @@ impl<'a> Work<'a> {
         let t1 = window
             .map_or(len, |w| len.min((p + filled).saturating_add(w - 1).saturating_sub(start)));
         (t0 < t1).then_some(Visible { block, p, filled, t0, t1, window })
-    }
-
-    /// The queries of one KV head and query tokens `tokens`, each turned by its token's position less
-    /// `origin`. `out`: `[tokens · group, head_dim]`.
-    #[inline]
-    fn rotate_queries(
-        &self,
-        frame: &Frame,
-        kv_head: usize,
-        tokens: Range<usize>,
-        origin: usize,
-        out: &mut [f32],
-    ) {
-        let dim = self.l.head_dim;
-        let width = self.group * dim;
-        for (t, rows) in tokens.zip(out.chunks_exact_mut(width)) {
-            let at = t * self.l.query_heads * dim + kv_head * width;
-            let heads =
-                self.queries[at..at + width].chunks_exact(dim).zip(rows.chunks_exact_mut(dim));
-            for (query, row) in heads {
-                frame.rotate(self.l.rope, self.start + t - origin, query, row);
-            }
-        }
-    }
-}
-
-/// Hides keys after the query's position `m`, and those that left its window. `p`: position of the
-/// first score.
-#[inline]
-fn mask(scores: &mut [f32], window: Option<usize>, m: usize, p: usize) {
-    let visible = (m + 1).saturating_sub(p).min(scores.len());
-    scores[visible..].fill(f32::NEG_INFINITY);
-    if let Some(window) = window {
-        let hidden = (m + 1).saturating_sub(window).saturating_sub(p).min(scores.len());
-        scores[..hidden].fill(f32::NEG_INFINITY);
     }
 }
