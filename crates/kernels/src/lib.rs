@@ -1,8 +1,8 @@
 //! CPU kernels: linear layers, norms, RoPE, softmax, conversions.
 //!
-//! Owns every `unsafe` that SIMD needs. Each kernel is compiled for AVX-512, AVX2+FMA and the
-//! baseline of the target, chosen at run time by [`Isa::best`], and stands beside a scalar
-//! reference that its tests compare it with.
+//! Owns every `unsafe` that SIMD needs. A kernel is written once, over the registers of an instruction set, and compiled for
+//! each [`Set`] that makes a difference for it; which of them may be used says [`Isa::best`]. Arrays define what registers do, and are
+//! what tests compare them with.
 //!
 //! **Row invariance.** The result for one row (token, query) never depends on how many other rows
 //! are computed with it: every output element is one chain of operations in a fixed order. So a

@@ -1,6 +1,6 @@
 //! Speed of the kernels that a step is made of, on every instruction set, against what the machine can do at most in the same run.
 //!
-//! A kernel is a call that is timed ([`Bench::time`]); [`linear`], [`attention`] and [`rows`] have one function for each family.
+//! A kernel is a call that is timed (`Bench::time`); `linear`, `attention` and `rows` have one function for each family.
 
 mod attention;
 mod linear;
