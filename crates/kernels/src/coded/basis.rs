@@ -145,7 +145,7 @@ impl ByteBasis {
 
     /// Products of queries with the mean of every row of a block: `out[i, t] = scales[i] · query i ·
     /// mean t`, `[rows, block's rows]` with stride `out_stride`. `queries`: `[rows, dim]` fine queries
-    /// as [`rotate_to_bytes`] writes them; `scales`: `[rows]`, what their coarse bytes are worth.
+    /// as [`crate::coded::rotate_to_bytes`] writes them; `scales`: `[rows]`, what their coarse bytes are worth.
     ///
     /// # Panics
     /// If a slice is shorter than its shape says.

@@ -60,7 +60,7 @@ impl ByteQueries<'_> {
 impl ByteBasis {
     /// Folds runs of one head's queries into the first `segments` segments of the basis; zeros fill up
     /// the last tile of 64 bytes, and what comes after it is left alone. `queries`:
-    /// `[rows, dim]` bytes as [`rotate_to_bytes`] writes them; `slow`: one run of them, turned by about as
+    /// `[rows, dim]` bytes as [`crate::coded::rotate_to_bytes`] writes them; `slow`: one run of them, turned by about as
     /// much, whose slow pairs stand for those of all runs; `worth`: what the bytes of each row of a run are
     /// worth, the same in all runs.
     ///
