@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, count};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -13,47 +13,6 @@ pub(crate) struct AvxVnni(());
 
 type F = [__m256; 2];
 type I = [__m256i; 2];
-
-/// Both registers by the same expression.
-macro_rules! both {
-    (|$($v:ident),*| $one:expr) => {
-        [
-            { $(let $v = $v[0];)* $one },
-            { $(let $v = $v[1];)* $one },
-        ]
-    };
-}
-
-/// Methods that are some instructions.
-macro_rules! one {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $instructions:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // Some are no instruction at all.
-            #[allow(unused_unsafe)]
-            // SAFETY: having `self` means that the processor has the set.
-            unsafe { $instructions }
-        })*
-    };
-}
-
-/// The same that read or write.
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $instructions:expr;)*) => {
-        $(#[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: as above, and the memory is by contract.
-            unsafe { $instructions }
-        })*
-    };
-}
-
-/// A shift count that is a constant where it matters.
-#[inline(always)]
-fn count(n: u32) -> __m128i {
-    // SAFETY: part of x86-64.
-    unsafe { _mm_cvtsi32_si128(n as i32) }
-}
 
 /// Bits of the first `n` of 8 lanes from `from` on, as masks of lanes.
 #[inline(always)]
@@ -174,7 +133,7 @@ macro_rules! registers {
                     _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())),
                 ];
             }
-            one! {
+            methods! {
                 zero() -> F = [_mm256_setzero_ps(); 2];
                 splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
                 add(a: F, b: F) -> F = both!(|a, b| _mm256_add_ps(a, b));
@@ -227,7 +186,7 @@ macro_rules! registers {
 
             /// High halves, low halves, as numbers.
             type Pairs = [F; 2];
-            one! {
+            methods! {
                 pairs(v: I) -> [F; 2] = [
                     both!(|v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xffff_0000_u32 as i32)))),
                     both!(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))),
@@ -259,7 +218,7 @@ macro_rules! products {
         /// Magnitudes, and what they are of.
         type Bytes = [I; 2];
         const SUMS_AS_STORED: bool = false;
-        one! {
+        methods! {
             quads_u(v: I) -> [I; 2] = [
                 both!(|v| _mm256_and_si256(v, _mm256_set1_epi16(255))),
                 both!(|v| _mm256_srli_epi16::<8>(v)),
@@ -302,7 +261,7 @@ macro_rules! products {
         type Quads = I;
         type Bytes = I;
         const SUMS_AS_STORED: bool = true;
-        one! {
+        methods! {
             quads_u(v: I) -> I = v;
             quads_i(v: I) -> I = v;
             dot_quads(sums: I, u: I, i: I) -> I = both!(|sums, u, i| _mm256_dpbusd_avx_epi32(sums, u, i));

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, count};
 
 /// F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -19,37 +19,6 @@ pub(crate) struct Avx512Bf16(());
 
 /// What a product of bytes takes without VNNI: the even and the odd ones, 16 bits each.
 type Words = [__m512i; 2];
-
-/// Methods that are one instruction.
-macro_rules! one {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $instruction:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // Some are no instruction at all.
-            #[allow(unused_unsafe)]
-            // SAFETY: having `self` means that the processor has the set.
-            unsafe { $instruction }
-        })*
-    };
-}
-
-/// The same that read or write.
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $instruction:expr;)*) => {
-        $(#[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: as above, and the memory is by contract.
-            unsafe { $instruction }
-        })*
-    };
-}
-
-/// A shift count that is a constant where it matters.
-#[inline(always)]
-fn count(n: u32) -> __m128i {
-    // SAFETY: part of x86-64.
-    unsafe { _mm_cvtsi32_si128(n as i32) }
-}
 
 #[inline(always)]
 fn below(n: usize) -> __mmask16 {
@@ -91,7 +60,7 @@ macro_rules! registers {
                 load_halves(from: *const u16) -> __m512i =
                     _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             }
-            one! {
+            methods! {
                 zero() -> __m512 = _mm512_setzero_ps();
                 splat(x: f32) -> __m512 = _mm512_set1_ps(x);
                 add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
@@ -165,7 +134,7 @@ macro_rules! products {
         /// Magnitudes, and which are negative.
         type Bytes = (__m512i, __mmask64);
         const SUMS_AS_STORED: bool = false;
-        one! {
+        methods! {
             quads_u(v: __m512i) -> Words =
                 [_mm512_and_si512(v, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(v)];
             quads_i(v: __m512i) -> Words =
@@ -201,7 +170,7 @@ macro_rules! products {
     (Avx512Bf16) => {
         vnni! {}
         type Pairs = __m512i;
-        one! {
+        methods! {
             pairs(v: __m512i) -> __m512i = v;
             dot_pairs(sums: __m512, a: __m512i, b: __m512i) -> __m512 = {
                 let a = std::mem::transmute::<__m512i, __m512bh>(a);
@@ -222,7 +191,7 @@ macro_rules! vnni {
         type Quads = __m512i;
         type Bytes = __m512i;
         const SUMS_AS_STORED: bool = true;
-        one! {
+        methods! {
             quads_u(v: __m512i) -> __m512i = v;
             quads_i(v: __m512i) -> __m512i = v;
             dot_quads(sums: __m512i, u: __m512i, i: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, u, i);
@@ -244,7 +213,7 @@ macro_rules! pairs_by_fma {
     () => {
         /// High halves, low halves, as numbers.
         type Pairs = [__m512; 2];
-        one! {
+        methods! {
             pairs(v: __m512i) -> [__m512; 2] = [
                 _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff_0000_u32 as i32))),
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)),
@@ -270,7 +239,7 @@ registers!(Avx512Icl);
 registers!(Avx512Bf16);
 
 impl super::WordTables for Avx512Bf16 {
-    one! {
+    methods! {
         lookup16(table: __m512i, indices: __m512i) -> __m512i = _mm512_permutexvar_epi16(indices, table);
     }
 }

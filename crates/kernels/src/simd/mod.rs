@@ -13,6 +13,40 @@
 // are made.
 #![allow(clippy::needless_range_loop, clippy::wrong_self_convention)]
 
+/// Methods of a set that are some instructions, or none.
+macro_rules! methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            #[allow(unused_unsafe)]
+            // SAFETY: having `self` means that the processor has the set.
+            unsafe { $body }
+        })*
+    };
+}
+
+/// The same that read or write.
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
+        $(#[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: as above, and the memory is by contract.
+            unsafe { $body }
+        })*
+    };
+}
+
+/// Both registers of a vector of AVX2 by the same expression.
+#[cfg(target_arch = "x86_64")]
+macro_rules! both {
+    (|$($v:ident),*| $one:expr) => {
+        [
+            { $(let $v = $v[0];)* $one },
+            { $(let $v = $v[1];)* $one },
+        ]
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -285,6 +319,14 @@ macro_rules! on_set {
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use on_set;
+
+/// A shift count, a constant where it matters.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn count(n: u32) -> std::arch::x86_64::__m128i {
+    // SAFETY: part of x86-64.
+    unsafe { std::arch::x86_64::_mm_cvtsi32_si128(n as i32) }
+}
 
 /// Asks for bytes to be brought into L2, some 4 KiB after `at`: memory answers in about 400 cycles.
 #[inline(always)]

@@ -61,25 +61,6 @@ fn narrowed(x: f32) -> u16 {
     (if rest >= 143 << 23 { huge } else { finite } | sign >> 16) as u16
 }
 
-macro_rules! methods {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            $body
-        })*
-    };
-}
-
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
-        $(#[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the memory is by contract.
-            unsafe { $body }
-        })*
-    };
-}
-
 /// Halves, quarters, pairs.
 #[inline(always)]
 fn fold<T: Copy>(v: [T; LANES], op: impl Fn(T, T) -> T) -> T {

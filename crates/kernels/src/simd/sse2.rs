@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, count};
 
 /// What the target guarantees.
 #[derive(Clone, Copy)]
@@ -24,35 +24,6 @@ macro_rules! all {
             { $(let $v = $v[3];)* $one },
         ]
     };
-}
-
-macro_rules! methods {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // Some are no instruction at all.
-            #[allow(unused_unsafe)]
-            // SAFETY: SSE2 is part of x86-64.
-            unsafe { $body }
-        })*
-    };
-}
-
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
-        $(#[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: as above, and the memory is by contract.
-            unsafe { $body }
-        })*
-    };
-}
-
-/// A shift count that is a constant where it matters.
-#[inline(always)]
-fn count(n: u32) -> __m128i {
-    // SAFETY: part of x86-64.
-    unsafe { _mm_cvtsi32_si128(n as i32) }
 }
 
 /// `yes` where a mask is set, else `no`.

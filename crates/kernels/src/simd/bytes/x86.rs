@@ -8,28 +8,6 @@ use crate::simd::{
     Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd,
 };
 
-/// Methods that are some instructions.
-macro_rules! one {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $instruction:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // SAFETY: having `self` means that the processor has the set.
-            unsafe { $instruction }
-        })*
-    };
-}
-
-/// The same that read or write.
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $instruction:expr;)*) => {
-        $(#[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: as above, and the memory is by contract.
-            unsafe { $instruction }
-        })*
-    };
-}
-
 /// The same by other methods of the set.
 macro_rules! by_set {
     ($set:ident: $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
@@ -43,16 +21,6 @@ macro_rules! by_set {
 }
 
 type I = [__m256i; 2];
-
-/// Both registers by the same expression.
-macro_rules! both {
-    (|$($v:ident),*| $one:expr) => {
-        [
-            { $(let $v = $v[0];)* $one },
-            { $(let $v = $v[1];)* $one },
-        ]
-    };
-}
 
 /// Low and high halves of quarters by one of two instructions.
 macro_rules! zips {
@@ -190,7 +158,7 @@ macro_rules! avx512 {
             type W = __mmask32;
             zips! { __m512i: zip8 _mm512_unpacklo_epi8 _mm512_unpackhi_epi8 zip16 _mm512_unpacklo_epi16 _mm512_unpackhi_epi16
                 zip32 _mm512_unpacklo_epi32 _mm512_unpackhi_epi32 zip64 _mm512_unpacklo_epi64 _mm512_unpackhi_epi64 }
-            one! {
+            methods! {
                 fused(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
                 sub16(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi16(a, b);
                 adds16(a: __m512i, b: __m512i) -> __m512i = _mm512_adds_epi16(a, b);
@@ -282,7 +250,7 @@ macro_rules! permutes512 {
         fn look_up<const N: usize>(self, table: [__m512i; 4], at: __m512i) -> __m512i {
             self.permute(table[0], at)
         }
-        one! {
+        methods! {
             table(table: &Table) -> [__m512i; 4] = [_mm512_loadu_si512(table.0.as_ptr().cast()); 4];
             permute(v: __m512i, at: __m512i) -> __m512i = _mm512_permutexvar_epi8(at, v);
             permute2(a: __m512i, b: __m512i, at: __m512i) -> __m512i = _mm512_permutex2var_epi8(a, at, b);
@@ -293,13 +261,13 @@ macro_rules! permutes512 {
 
 macro_rules! dot_halves512 {
     (words) => {
-        one! {
+        methods! {
             dot_halves(sums: __m512i, a: __m512i, b: __m512i) -> __m512i =
                 _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
         }
     };
     (vnni) => {
-        one! {
+        methods! {
             dot_halves(sums: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpwssd_epi32(sums, a, b);
         }
     };
@@ -312,13 +280,13 @@ avx512!(Avx512Bf16 vnni shuffles512);
 
 macro_rules! dot_halves256 {
     (words) => {
-        one! {
+        methods! {
             dot_halves(sums: I, a: I, b: I) -> I =
                 both!(|sums, a, b| _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)));
         }
     };
     (vnni) => {
-        one! {
+        methods! {
             dot_halves(sums: I, a: I, b: I) -> I =
                 both!(|sums, a, b| _mm256_dpwssd_avx_epi32(sums, a, b));
         }
@@ -337,7 +305,7 @@ macro_rules! avx2 {
             type W = I;
             zips! { I: zip8 _mm256_unpacklo_epi8 _mm256_unpackhi_epi8 zip16 _mm256_unpacklo_epi16 _mm256_unpackhi_epi16
                 zip32 _mm256_unpacklo_epi32 _mm256_unpackhi_epi32 zip64 _mm256_unpacklo_epi64 _mm256_unpackhi_epi64 }
-            one! {
+            methods! {
                 fused(a: Self::F, b: Self::F, c: Self::F) -> Self::F = both!(|a, b, c| _mm256_fmadd_ps(a, b, c));
                 sub16(a: I, b: I) -> I = both!(|a, b| _mm256_sub_epi16(a, b));
                 adds16(a: I, b: I) -> I = both!(|a, b| _mm256_adds_epi16(a, b));
