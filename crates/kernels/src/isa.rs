@@ -25,11 +25,14 @@ pub enum Set {
     Avx512Icl = 1 << 5,
     /// AVX-512 with VNNI and BF16: products of bf16.
     Avx512Bf16 = 1 << 6,
+    /// The same with VBMI, VBMI2 and AMX: products of tiles of bf16.
+    Amx = 1 << 7,
 }
 
 impl Set {
     /// All of them, wider ones first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Amx,
         Self::Avx512Bf16,
         Self::Avx512Icl,
         Self::Avx512Vnni,
@@ -49,6 +52,7 @@ impl Set {
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Icl => "avx512-icl",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -61,6 +65,7 @@ impl Set {
             Self::Avx512Vnni => Self::Avx512.features() | feature::VNNI,
             Self::Avx512Icl => Self::Avx512Vnni.features() | feature::VBMI,
             Self::Avx512Bf16 => Self::Avx512Vnni.features() | feature::BF16,
+            Self::Amx => Self::Avx512Bf16.features() | Self::Avx512Icl.features() | feature::AMX,
         }
     }
 }
@@ -76,6 +81,8 @@ mod feature {
     /// VBMI and VBMI2.
     pub(super) const VBMI: u16 = 1 << 4;
     pub(super) const BF16: u16 = 1 << 5;
+    /// Tiles and their products of bf16, and the system's leave to use them.
+    pub(super) const AMX: u16 = 1 << 6;
 
     #[cfg(target_arch = "x86_64")]
     pub(super) fn detect() -> u16 {
@@ -90,6 +97,7 @@ mod feature {
             (VNNI, has!("avx512vnni")),
             (VBMI, has!("avx512vbmi") && has!("avx512vbmi2")),
             (BF16, has!("avx512bf16")),
+            (AMX, has!("avx512bf16") && crate::simd::amx::is_granted()),
         ];
         all.into_iter().filter(|(_, has)| *has).fold(0, |all, (feature, _)| all | feature)
     }

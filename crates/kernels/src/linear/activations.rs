@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use super::bytes::{GroupHeader, round_groups, settle_row};
 use super::packed::{GROUP, HALF};
 use super::product::reads_words;
-use crate::isa::Isa;
+use super::tiles::{self, BLOCK};
+use crate::isa::{Isa, Set};
+use crate::lines::Lines;
 use crate::simd::{Simd, compiled};
 use crate::threads::{Disjoint, parallel_for};
 
@@ -18,12 +20,17 @@ pub enum ActivationKind {
     Bf16,
     /// Rounded to bytes with a step for each 16 (the largest is ±127), with the sum of each group.
     Bytes,
+    /// Rounded to bf16, in blocks of rows as tiles of AMX take them; weights are rounded to bf16 with them. Slow without AMX.
+    Tiles,
 }
 
 impl ActivationKind {
     /// What this processor multiplies fastest, with codes or with other weights.
     pub fn fastest(codes: bool) -> Self {
         let isa = Isa::best();
+        if isa.has(Set::Amx) {
+            return Self::Tiles;
+        }
         // Where compilers must find them, products of bytes are slower than others.
         if codes && cfg!(target_arch = "x86_64") {
             Self::Bytes
@@ -41,6 +48,7 @@ impl std::fmt::Display for ActivationKind {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Bytes => "bytes",
+            Self::Tiles => "bf16 tiles",
         })
     }
 }
@@ -56,6 +64,8 @@ pub struct Activations {
     kind: ActivationKind,
     pub(super) plain: Vec<f32>, // F32, and Bf16 unless words are read: [rows, num_groups · GROUP]
     pub(super) bits: Vec<u16>,  // Bf16 that are read as words: [rows, num_groups · GROUP]
+    /// Pairs of bf16, a float each.
+    pub(super) tiles: Lines, // Tiles: [⌈rows / 16⌉, num_groups, 16 pairs, 16 rows]
     pub(super) bytes: Vec<i8>,  // Bytes: [rows, num_groups · GROUP]
     pub(super) headers: Vec<GroupHeader>, // Bytes: [rows, num_groups]
     /// What steps are multiples of.
@@ -75,6 +85,7 @@ impl Default for Activations {
             kind: ActivationKind::F32,
             plain: Vec::new(),
             bits: Vec::new(),
+            tiles: Lines::default(),
             bytes: Vec::new(),
             headers: Vec::new(),
             units: Vec::new(),
@@ -120,6 +131,9 @@ impl Activations {
                 }
                 self.sums.resize(groups, 0.0);
             }
+            ActivationKind::Tiles => {
+                self.tiles.resize(rows.div_ceil(BLOCK) * num_groups * tiles::BLOCK_GROUP);
+            }
             ActivationKind::Bytes => {
                 self.bytes.resize(groups * GROUP, 0);
                 self.headers.resize(groups, GroupHeader::default());
@@ -134,6 +148,7 @@ impl Activations {
             num_groups,
             plain: Disjoint::new(&mut self.plain),
             bits: Disjoint::new(&mut self.bits),
+            tiles: Disjoint::new(self.tiles.as_mut_slice()),
             bytes: Disjoint::new(&mut self.bytes),
             headers: Disjoint::new(&mut self.headers),
             units: Disjoint::new(&mut self.units),
@@ -170,25 +185,29 @@ impl Activations {
         assert_eq!(x.len(), rows * width, "input rows of {width}");
         let places = self.reset_on(isa, kind, rows, width);
         let per_task = if x.len() < SMALL { rows.max(1) } else { ROWS_PER_TASK };
+        // Rows that are put together: those of a block, or one, so that it stays in L1 between its norm and its rounding.
+        let at_once = if kind == ActivationKind::Tiles { BLOCK } else { 1 };
         parallel_for(rows.div_ceil(per_task), |task, _| {
-            for row in task * per_task..rows.min((task + 1) * per_task) {
-                let x = &x[row * width..(row + 1) * width];
+            let end = rows.min((task + 1) * per_task);
+            for first in (task * per_task..end).step_by(at_once) {
+                let x = &x[first * width..end.min(first + at_once) * width];
                 let Some((weight, eps)) = norm else {
-                    // SAFETY: every row belongs to one task.
-                    unsafe { places.put_row(row, x) };
+                    // SAFETY: every row belongs to one task, and so does every block.
+                    unsafe { places.put_rows(first, x) };
                     continue;
                 };
                 NORMED.with_borrow_mut(|normed| {
-                    normed.resize(width, 0.0);
-                    crate::rms_norm(x, weight, eps, normed);
+                    normed.resize(x.len(), 0.0);
+                    for (x, normed) in x.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
+                        crate::rms_norm(x, weight, eps, normed);
+                    }
                     // SAFETY: as above.
-                    unsafe { places.put_row(row, normed) };
+                    unsafe { places.put_rows(first, normed) };
                 });
             }
         });
     }
 
-    #[cfg(test)]
     pub(super) fn kind(&self) -> ActivationKind {
         self.kind
     }
@@ -206,6 +225,7 @@ pub(super) struct Places<'a> {
     num_groups: usize,
     plain: Disjoint<'a, f32>,
     bits: Disjoint<'a, u16>,
+    tiles: Disjoint<'a, f32>,
     bytes: Disjoint<'a, i8>,
     headers: Disjoint<'a, GroupHeader>,
     units: Disjoint<'a, f32>,
@@ -214,13 +234,20 @@ pub(super) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// Rounds a row, its last group filled up with zeros.
+    /// Rounds one row, or up to a whole block of them from its first one on, the last groups filled up with zeros.
     ///
     /// # Safety
-    /// Nobody else writes this row meanwhile.
-    unsafe fn put_row(&self, row: usize, x: &[f32]) {
+    /// Nobody else writes these rows meanwhile, or their block.
+    unsafe fn put_rows(&self, row: usize, x: &[f32]) {
         let first = row * self.num_groups;
         let n = self.num_groups;
+        if self.kind == ActivationKind::Tiles {
+            for group in 0..n {
+                // SAFETY: the block's own place, by contract.
+                unsafe { self.put_block(row, group, &x[group * GROUP..], self.width) };
+            }
+            return;
+        }
         let (whole, rest) = x.as_chunks::<GROUP>();
         let mut last = [[0.0; GROUP]];
         last[0][..rest.len()].copy_from_slice(rest);
@@ -239,7 +266,31 @@ impl Places<'_> {
                 // SAFETY: as above.
                 unsafe { self.settle(row) };
             }
+            // See above.
+            ActivationKind::Tiles => {}
         }
+    }
+
+    /// One group of up to 16 rows from `first` on, where a block begins; they lie `stride` apart in `x`, of which the last may be
+    /// narrower than a group.
+    ///
+    /// # Safety
+    /// Nobody else writes that group of the block meanwhile.
+    unsafe fn put_block(&self, first: usize, group: usize, x: &[f32], stride: usize) {
+        let there = GROUP.min(self.width - group * GROUP);
+        let rows = (x.len() - there) / stride + 1;
+        let at = (first / BLOCK * self.num_groups + group) * tiles::BLOCK_GROUP;
+        // SAFETY: by contract.
+        let out = unsafe { self.tiles.slice(at, tiles::BLOCK_GROUP) };
+        if there == GROUP {
+            tiles::round_group(self.isa, x, stride, rows, out);
+            return;
+        }
+        let mut filled = [[0.0; GROUP]; BLOCK];
+        for (x, filled) in x.chunks(stride).zip(&mut filled) {
+            filled[..there].copy_from_slice(&x[..there]);
+        }
+        tiles::round_group(self.isa, filled.as_flattened(), GROUP, rows, out);
     }
 
     /// Groups from `at` on, counted over all rows, as f32 or bf16.
@@ -262,7 +313,7 @@ impl Places<'_> {
         }
     }
 
-    /// Rounds one group of some rows, from `first` on; [`Self::settle_rows`] finishes them. What is beyond the
+    /// Rounds one group of some rows, from `first` on, where a block begins; [`Self::settle_rows`] finishes them. What is beyond the
     /// rows' width must be 0.
     ///
     /// # Safety
@@ -280,6 +331,12 @@ impl Places<'_> {
             ActivationKind::Bytes => {
                 let place = (at(0), self.num_groups);
                 round_groups(self.isa, x, (&self.bytes, &self.headers), place);
+            }
+            ActivationKind::Tiles => {
+                for (i, x) in x.chunks(BLOCK).enumerate() {
+                    // SAFETY: see above.
+                    unsafe { self.put_block(first + i * BLOCK, group, x.as_flattened(), GROUP) };
+                }
             }
         }
     }

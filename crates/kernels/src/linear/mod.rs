@@ -14,6 +14,7 @@ mod packed;
 mod pairs;
 mod product;
 mod quads;
+mod tiles;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::isa::Isa;
 use crate::threads::{Disjoint, num_threads, parallel_for};
 use packed::{Packed, Stored, TILE};
 use product::{Target, multiply_tile};
+use tiles::Unit;
 
 /// Rows per pass over the weights: their inputs stay in L2 while tiles pass by.
 const ROWS_PER_PASS: usize = 256;
@@ -213,34 +215,40 @@ fn forward_on<const N: usize>(
     }
     let tiles = linears.map(|linear| linear.out_features.div_ceil(TILE));
     let outs = outs.each_mut().map(|out| Disjoint::new(out));
-    for_passes(x.rows(), tiles.iter().sum(), |rows, mut tile| {
+    for_passes((isa, x), tiles.iter().sum(), |unit, rows, mut tile| {
         let mut which = 0;
         while tile >= tiles[which] {
             tile -= tiles[which];
             which += 1;
         }
-        forward_tile(isa, linears[which], tile, x, rows, &outs[which], how);
+        forward_tile((isa, unit), linears[which], tile, x, rows, &outs[which], how);
     });
 }
 
-/// Calls `body(rows, tile)` for every tile and pass, on the current threads.
-fn for_passes(rows: usize, tiles: usize, body: impl Fn(Range<usize>, usize) + Sync) {
+/// Calls `body(unit, rows, tile)` for every tile and pass of some inputs, on the current threads.
+fn for_passes(
+    (isa, x): (Isa, &Activations),
+    tiles: usize,
+    body: impl Fn(&Unit, Range<usize>, usize) + Sync,
+) {
+    let rows = x.rows();
     let passes = rows.div_ceil(ROWS_PER_PASS);
     // Few rows are done with a tile in less than a microsecond: taking a task would cost a part of that.
     let most =
         if rows <= FEW_ROWS { passes * tiles / (TASKS_PER_THREAD * num_threads()) } else { 1 };
     let per_task = most.max(1);
     parallel_for((passes * tiles).div_ceil(per_task), |task, _| {
+        let unit = Unit::new(isa, x.kind(), rows);
         for tile in task * per_task..(passes * tiles).min((task + 1) * per_task) {
             let first = tile / tiles * ROWS_PER_PASS;
-            body(first..rows.min(first + ROWS_PER_PASS), tile % tiles);
+            body(&unit, first..rows.min(first + ROWS_PER_PASS), tile % tiles);
         }
     });
 }
 
 /// One tile of features for some rows.
 fn forward_tile(
-    isa: Isa,
+    on: (Isa, &Unit),
     linear: &Linear,
     tile: usize,
     x: &Activations,
@@ -258,7 +266,7 @@ fn forward_tile(
         add: how == Put::Add,
     };
     // SAFETY: these features of these rows belong to this task alone.
-    unsafe { multiply_tile(isa, &linear.weight, tile, x, rows, &target) };
+    unsafe { multiply_tile(on, &linear.weight, tile, x, rows, &target) };
 }
 
 /// `out = activation(gate(x)) · up(x)`, in the form that a layer of `kind` reads. Uses the current threads.
@@ -288,7 +296,7 @@ pub fn forward_gated(
         assert_eq!(x.width, linear.in_features, "inputs of a row");
         assert!(x.is(linear.activation_kind()), "inputs as {:?}", linear.activation_kind());
     }
-    for_passes(rows, tiles, |rows, tile| {
+    for_passes((isa, x), tiles, |unit, rows, tile| {
         let features = TILE.min(width - tile * TILE);
         GATED.with_borrow_mut(|both| {
             let [gates, ups] = both;
@@ -302,7 +310,9 @@ pub fn forward_gated(
                     add: false,
                 };
                 // SAFETY: this thread's own rows, as many as a pass has.
-                unsafe { multiply_tile(isa, &linear.weight, tile, x, rows.clone(), &target) };
+                unsafe {
+                    multiply_tile((isa, unit), &linear.weight, tile, x, rows.clone(), &target)
+                };
                 &mut products[..rows.len()]
             });
             let [gates, ups] = products.map(|products| products.chunks_mut(ROWS_PER_GATE));

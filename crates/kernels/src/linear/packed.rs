@@ -15,6 +15,9 @@
 //! | 8 bits, quads | 8 quads × 2 halves, as steps from the lowest code; then the same |
 //! | bf16 | 16 pairs × 2 halves × 1 register |
 //! | f32 | 16 pairs × 2 halves × 2 registers |
+//! | 4 bits, tiles | 16 pairs of features × 32 inputs: nibble s of a byte is feature s of the pair; then 32 scales, 32 minimums |
+//! | 8 bits, tiles | 32 features × 32 inputs; then the same |
+//! | bf16, tiles | 32 features × 32 inputs |
 //!
 //! Minimums are left out where a format has none.
 
@@ -143,7 +146,7 @@ impl Packed {
                     let at = f32_at(f, k);
                     tile[at..at + 4].copy_from_slice(&weight.to_le_bytes());
                 } else {
-                    let at = bf16_at(f, k);
+                    let at = bf16_at(inputs, f, k);
                     tile[at..at + 2].copy_from_slice(&bf16::from_f32(*weight).to_le_bytes());
                 }
             }
@@ -194,7 +197,7 @@ impl Packed {
             Stored::Codes(format) => format,
             Stored::Bf16 => {
                 for (k, out) in out.iter_mut().enumerate() {
-                    let at = bf16_at(f, k);
+                    let at = bf16_at(self.inputs, f, k);
                     *out = bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
                 }
                 return;
@@ -224,7 +227,10 @@ fn is_f16(x: f32) -> bool {
 }
 
 /// Where feature `f`, input `k` of a bf16 tile is.
-fn bf16_at(f: usize, k: usize) -> usize {
+fn bf16_at(inputs: ActivationKind, f: usize, k: usize) -> usize {
+    if inputs == ActivationKind::Tiles {
+        return 2 * ((k / GROUP * TILE + f) * GROUP + k % GROUP);
+    }
     let (half, lane) = (f / HALF, 2 * (f % HALF) + k % 2);
     2 * (((k / 2) * 2 + half) * TILE + lane)
 }
@@ -238,6 +244,12 @@ fn f32_at(f: usize, k: usize) -> usize {
 /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.
 fn code_at(bits: u8, inputs: ActivationKind, f: usize, k: usize) -> (usize, u32) {
     let half = f / HALF;
+    if inputs == ActivationKind::Tiles {
+        return match bits {
+            4 => (f / 2 * GROUP + k, 4 * (f % 2) as u32),
+            _ => (f * GROUP + k, 0),
+        };
+    }
     if inputs == ActivationKind::Bytes {
         let (quad, lane) = (k / 4, 4 * (f % HALF) + k % 4);
         return match bits {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::activations::{ActivationKind, Activations};
 use super::bytes::GroupHeader;
 use super::packed::{GROUP, HALF, Packed, Stored, TILE};
-use super::{pairs, quads};
+use super::{pairs, quads, tiles};
 use crate::AlignedBytes;
 use crate::isa::{Isa, Set};
 use crate::simd::Simd;
@@ -21,7 +21,7 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
     /// [`quads::STEP_QUADS`], where the compiler is not to know it.
     pub(super) step_quads: usize,
-    /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that ([`reads_words`]).
+    /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that ([`reads_words`]); in blocks, as [`Activations::tiles`], if they are for tiles.
     pub(super) bits: *const u16,
     /// f32, the same, if inputs are that, or bf16 that are read as f32.
     pub(super) plain: *const f32,
@@ -49,7 +49,11 @@ impl<'a> Rows<'a> {
             num_groups: groups,
             stride: groups * GROUP,
             step_quads: quads::STEP_QUADS,
-            bits: x.bits.as_ptr(),
+            bits: if x.is(ActivationKind::Tiles) {
+                x.tiles.as_slice().as_ptr().cast()
+            } else {
+                x.bits.as_ptr()
+            },
             plain: x.plain.as_ptr(),
             sums: x.sums.as_ptr(),
             bytes: x.bytes.as_ptr(),
@@ -187,7 +191,7 @@ thread_local! {
 /// # Safety
 /// `target` is as many rows that nobody else has.
 pub(super) unsafe fn multiply_tile(
-    isa: Isa,
+    (isa, unit): (Isa, &tiles::Unit),
     matrix: &Packed,
     tile: usize,
     x: &Activations,
@@ -208,6 +212,10 @@ pub(super) unsafe fn multiply_tile(
         }
         // Only codes take bytes.
         (ActivationKind::Bytes, _) => {}
+        (ActivationKind::Tiles, _) => {
+            let (room, _) = room.of((tiles::room(rows.num_rows), 0));
+            tiles::multiply(isa, (isa, unit), matrix, tile, room, &rows, target);
+        }
         (kind, _) => {
             let (bytes, numbers) = pairs::TURNED_ROOM;
             let room = room.of((bytes, numbers + rows.num_rows * TILE));

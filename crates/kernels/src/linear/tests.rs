@@ -1,5 +1,6 @@
 use half::{bf16, f16};
 
+use super::tiles::{BLOCK, BLOCK_GROUP};
 use super::*;
 use crate::Threads;
 use crate::gemm::tests::values;
@@ -49,12 +50,13 @@ const FORMATS: [CodeFormat; 4] = [
     CodeFormat { lowest: -128, bits: 8, has_min: true },
 ];
 
-const KINDS: [ActivationKind; 3] =
-    [ActivationKind::F32, ActivationKind::Bf16, ActivationKind::Bytes];
+const KINDS: [ActivationKind; 4] =
+    [ActivationKind::F32, ActivationKind::Bf16, ActivationKind::Bytes, ActivationKind::Tiles];
 
 fn filled(x: &Activations) -> impl PartialEq + std::fmt::Debug {
     let floats = (&x.plain, &x.sums, &x.units);
-    (floats, &x.bits, &x.bytes, &x.headers, &x.byte_sums)
+    let words = (&x.bits, x.tiles.as_slice());
+    (floats, words, &x.bytes, &x.headers, &x.byte_sums)
 }
 
 /// Every kind of layer of a shape, with its weights.
@@ -64,7 +66,8 @@ fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
     let mut layers = vec![
         (Linear::new(&plain, Some(values(n, 91)), k, n), plain.clone()),
         (Linear::bf16(ActivationKind::Bf16, &plain, Some(values(n, 91)), k, n), rounded.clone()),
-        (Linear::bf16(ActivationKind::F32, &plain, Some(values(n, 91)), k, n), rounded),
+        (Linear::bf16(ActivationKind::F32, &plain, Some(values(n, 91)), k, n), rounded.clone()),
+        (Linear::bf16(ActivationKind::Tiles, &plain, Some(values(n, 91)), k, n), rounded),
     ];
     if k.is_multiple_of(GROUP) {
         for inputs in KINDS {
@@ -87,6 +90,13 @@ fn rounded(x: &Activations, row: usize) -> Vec<f64> {
             let bits = &x.bits[row * x.num_groups * GROUP..][inputs];
             bits.iter().map(|bits| f64::from(bf16::from_bits(*bits))).collect()
         }
+        ActivationKind::Tiles => inputs
+            .map(|i| {
+                let block = (row / BLOCK * x.num_groups + i / GROUP) * BLOCK_GROUP;
+                let pair = x.tiles.as_slice()[block + i % GROUP / 2 * BLOCK + row % BLOCK];
+                f64::from(bf16::from_bits((pair.to_bits() >> (16 * (i % 2))) as u16))
+            })
+            .collect(),
         ActivationKind::Bytes => inputs
             .map(|i| {
                 let at = row * x.num_groups * GROUP + i;
@@ -98,6 +108,11 @@ fn rounded(x: &Activations, row: usize) -> Vec<f64> {
     }
 }
 
+/// Rounded to bf16, ties away from 0.
+fn near(w: f32) -> f32 {
+    f32::from_bits(w.to_bits().wrapping_add(0x8000) & 0xffff_0000)
+}
+
 /// What a layer should give for a row, and a bound of its rounding.
 fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> Vec<(f64, f64)> {
     let x = rounded(inputs, row);
@@ -106,7 +121,10 @@ fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> 
         .chunks_exact(x.len())
         .enumerate()
         .map(|(j, w)| {
-            let products = w.iter().zip(&x).map(|(w, x)| x * f64::from(*w));
+            let tiles = inputs.is(ActivationKind::Tiles);
+            let codes = matches!(linear.weight.stored, Stored::Codes(_));
+            let weight = |w| if tiles && codes { near(w) } else { w };
+            let products = w.iter().zip(&x).map(|(w, x)| x * f64::from(weight(*w)));
             let bias = linear.bias.as_ref().map_or(0.0, |b| f64::from(b[j]));
             let (sum, size) =
                 products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()));
@@ -189,7 +207,7 @@ fn a_row_does_not_depend_on_the_batch_or_the_threads() {
 fn layers_of_one_input_are_what_each_is_alone() {
     let (k, tokens) = (64, 9);
     let x = values(tokens * k, 4);
-    let [a, b, c] = [(40, 1), (32, 8), (97, 7)].map(|(n, which)| layers(k, n).remove(which).0);
+    let [a, b, c] = [(40, 1), (32, 9), (97, 8)].map(|(n, which)| layers(k, n).remove(which).0);
     let mut inputs = Activations::default();
     inputs.set(ActivationKind::Bf16, &x, k);
     let mut outs = [&a, &b, &c].map(|linear| vec![0.0; tokens * linear.out_features()]);
@@ -290,7 +308,7 @@ fn linear_speed() {
     for threads in [1, 2] {
         let team = Threads::new(threads).unwrap();
         for (k, n) in [(576, 960), (576, 1536), (1536, 576), (576, 49152)] {
-            for which in 0..11 {
+            for which in 0..14 {
                 let name = [
                     "q4+min",
                     "q4",
@@ -303,6 +321,9 @@ fn linear_speed() {
                     "bf16",
                     "bf16 f32",
                     "f32",
+                    "bf16 tiles",
+                    "q4+min tiles",
+                    "q8 tiles",
                 ][which];
                 let plain = values(n * k, 90);
                 let (linear, kind) = match which {
@@ -312,7 +333,9 @@ fn linear_speed() {
                     ),
                     6 | 7 => (coded((FORMATS[2 * (which - 6)], KINDS[0]), k, n, 1).0, KINDS[0]),
                     8 | 9 => (Linear::bf16(KINDS[9 - which], &plain, None, k, n), KINDS[9 - which]),
-                    _ => (Linear::new(&plain, None, k, n), KINDS[0]),
+                    10 => (Linear::new(&plain, None, k, n), KINDS[0]),
+                    11 => (Linear::bf16(KINDS[3], &plain, None, k, n), KINDS[3]),
+                    _ => (coded((FORMATS[2 * (which - 12)], KINDS[3]), k, n, 1).0, KINDS[3]),
                 };
                 for m in [1, 4, 32, 512] {
                     if n > 10_000 && m > 100 {

@@ -47,6 +47,7 @@ macro_rules! both {
     };
 }
 
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,249 @@
+//! Tiles of AMX: eight registers of 16 rows of 64 bytes, and products of two of them.
+//!
+//! The intrinsics are not stable in Rust 1.95, so what uses tiles is written in assembly. No tile lives from one block of it to
+//! the next; what does is how they are configured, while an [`Amx`] is there.
+//!
+//! **Order of sums.** `tdpbf16ps` adds the products of the first inputs of all 16 pairs in one chain, those of the second ones in
+//! another, each from zero; then the two, and that to the sum that was there; numbers that are not normal count as 0 (Intel's
+//! manual, volume 2). Rows do not meet. So a row's sums are the same in whatever tile it lies, but not those of products of pairs
+//! on other sets. [`add_products`] is the definition.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::asm;
+use std::marker::PhantomData;
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 16;
+/// Pairs of words in a tile's row.
+const PAIRS: usize = 16;
+/// Words of a tile of weights or inputs.
+pub(crate) const WORDS: usize = 2 * ROWS * PAIRS;
+/// Sums of a tile.
+pub(crate) const SUMS: usize = ROWS * ROWS;
+
+/// Whether there are tiles with products of bf16, and the system lets this process use them: Linux wants to be asked, once for all
+/// threads.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn is_granted() -> bool {
+    /// CPUID 7.0, EDX: products of bf16, tiles.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`; see Documentation/arch/x86/xstate.rst.
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const XFEATURE_XTILEDATA: u64 = 18;
+    if std::arch::x86_64::__cpuid_count(7, 0).edx & FEATURES != FEATURES {
+        return false;
+    }
+    let mut result = ARCH_PRCTL;
+    // SAFETY: the system call has two numbers and touches no memory of ours.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack)
+        );
+    }
+    result == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+pub(crate) fn is_granted() -> bool {
+    false
+}
+
+/// A bf16 as f32; what is not normal is 0.
+fn widened(word: u16) -> f32 {
+    let x = f32::from_bits(u32::from(word) << 16);
+    if x.is_subnormal() { 0.0 } else { x }
+}
+
+/// Adds the products of 16 features with the first `rows` rows of a block to `sums`, as tiles do. `weights`: `[16 features, 32]`;
+/// `inputs`: `[16 pairs, 16 rows, 2]`; `sums`: `[16 features, 16 rows]`.
+pub(crate) fn add_products(weights: &[u16], inputs: &[u16], rows: usize, sums: &mut [f32]) {
+    for (weights, sums) in weights.chunks_exact(2 * PAIRS).zip(sums.chunks_exact_mut(ROWS)) {
+        for (row, sum) in sums.iter_mut().enumerate().take(rows) {
+            let mut chains = [0.0f32; 2];
+            for (pair, weights) in weights.chunks_exact(2).enumerate() {
+                for (e, chain) in chains.iter_mut().enumerate() {
+                    let input = inputs[2 * (pair * ROWS + row) + e];
+                    // A product of two bf16 is exact.
+                    *chain += widened(weights[e]) * widened(input);
+                }
+            }
+            *sum += chains[0] + chains[1];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+#[cfg(target_arch = "x86_64")]
+/// Tiles of this thread, configured for products of 16 features with some rows: 0 to 3 are sums, 4 and 5 weights, 6 and 7 inputs.
+/// Freed when it is dropped: tiles in use make switches of threads slower.
+pub(crate) struct Amx {
+    /// Of this thread alone.
+    not_send: PhantomData<*const ()>,
+    rows: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Amx {
+    /// For 1 to 16 rows.
+    ///
+    /// # Safety
+    /// The processor has tiles, and the system granted them ([`is_granted`]).
+    pub(crate) unsafe fn new(rows: usize) -> Self {
+        debug_assert!((1..=ROWS).contains(&rows));
+        let row_bytes = 4 * rows as u16;
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        config.rows[..8].fill(ROWS as u8);
+        config.row_bytes[..8].fill(row_bytes);
+        config.row_bytes[4..6].fill(64);
+        // SAFETY: by contract; 64 bytes are read.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
+        Self { not_send: PhantomData, rows }
+    }
+
+    /// Rows of a tile.
+    #[inline]
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Adds the products of 32 features with a block of rows to `sums`, or puts them there (`begin`). `weights`: `[groups, 2 halves, 16 features, 32 inputs]`;
+    /// `inputs`: `[groups, 16 pairs, 16 rows, 2]`; `sums`: `[2 halves, 16 features, 16 rows]`, of one row `[2, 16 features]` with
+    /// room for [`SUMS`] each.
+    ///
+    /// # Safety
+    /// They are there, and one group at least.
+    #[inline(always)]
+    pub(crate) unsafe fn add_products(
+        &self,
+        weights: *const u16,
+        inputs: *const u16,
+        groups: usize,
+        sums: *mut f32,
+        begin: bool,
+    ) {
+        // One row's sums follow each other.
+        let sum_bytes = if self.rows == 1 { 4 } else { 64 };
+        // SAFETY: by contract; the tiles are configured.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "test {begin}, {begin}",
+                "jnz 2f",
+                "tileloadd tmm0, [{sums} + {sum_bytes}]",
+                "tileloadd tmm1, [{sums} + {sum_bytes} + 1024]",
+                "2:",
+                "tileloadd tmm4, [{weights} + {row}]",
+                "tileloadd tmm6, [{inputs} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{weights} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm5, tmm6",
+                "add {weights}, 2048",
+                "add {inputs}, 1024",
+                "dec {groups}",
+                "jnz 2b",
+                "tilestored [{sums} + {sum_bytes}], tmm0",
+                "tilestored [{sums} + {sum_bytes} + 1024], tmm1",
+                weights = inout(reg) weights => _,
+                inputs = inout(reg) inputs => _,
+                groups = inout(reg) groups => _,
+                sums = in(reg) sums,
+                sum_bytes = in(reg) sum_bytes,
+                begin = in(reg) usize::from(begin),
+                row = in(reg) 64_usize,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// The same of two blocks of 16 rows.
+    ///
+    /// # Safety
+    /// As [`Self::add_products`].
+    #[inline(always)]
+    pub(crate) unsafe fn add_products_of_two(
+        &self,
+        weights: *const u16,
+        inputs: [*const u16; 2],
+        groups: usize,
+        sums: [*mut f32; 2],
+        begin: bool,
+    ) {
+        // SAFETY: by contract; the tiles are configured.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "test {begin}, {begin}",
+                "jnz 2f",
+                "tileloadd tmm0, [{first_sums} + {row}]",
+                "tileloadd tmm1, [{first_sums} + {row} + 1024]",
+                "tileloadd tmm2, [{second_sums} + {row}]",
+                "tileloadd tmm3, [{second_sums} + {row} + 1024]",
+                "2:",
+                "tileloadd tmm4, [{weights} + {row}]",
+                "tileloadd tmm6, [{first} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{weights} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm5, tmm6",
+                "tileloadd tmm7, [{second} + {row}]",
+                "tdpbf16ps tmm2, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {weights}, 2048",
+                "add {first}, 1024",
+                "add {second}, 1024",
+                "dec {groups}",
+                "jnz 2b",
+                "tilestored [{first_sums} + {row}], tmm0",
+                "tilestored [{first_sums} + {row} + 1024], tmm1",
+                "tilestored [{second_sums} + {row}], tmm2",
+                "tilestored [{second_sums} + {row} + 1024], tmm3",
+                weights = inout(reg) weights => _,
+                first = inout(reg) inputs[0] => _,
+                second = inout(reg) inputs[1] => _,
+                groups = inout(reg) groups => _,
+                first_sums = in(reg) sums[0],
+                second_sums = in(reg) sums[1],
+                begin = in(reg) usize::from(begin),
+                row = in(reg) 64_usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Drop for Amx {
+    fn drop(&mut self) {
+        // SAFETY: there were tiles to configure.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+    }
+}
