@@ -155,11 +155,15 @@ impl Weights {
         let reader = Reader { spec, source, names, form };
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let embedding =
-            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, form)?;
+            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, form.head())?;
         let output = match source.shape(names.output) {
-            Some(_) => {
-                Some(reader.linear(names.output, None, [vocab, hidden], Rows::AsStored, form)?)
-            }
+            Some(_) => Some(reader.linear(
+                names.output,
+                None,
+                [vocab, hidden],
+                Rows::AsStored,
+                form.head(),
+            )?),
             None => None,
         };
         let output_norm = reader.norm(names.output_norm, hidden)?;
@@ -228,6 +232,16 @@ impl Form {
             Dtype::Bfloat16 => Self { codes: Some(bf16), others: bf16, exact: false },
             Dtype::Float32 => Self { codes: None, others: f32, exact: true },
         }
+    }
+
+    /// Of a head, which is read for the last token of a prompt and for each one that is generated, so for few rows: codes that
+    /// layers have as tiles it has for bytes, which then need no turning.
+    fn head(self) -> Self {
+        let codes = self.codes.map(|kind| match kind {
+            ActivationKind::Tiles => ActivationKind::Bytes,
+            kind => kind,
+        });
+        Self { codes, ..self }
     }
 
     /// With the same inputs for all weights.

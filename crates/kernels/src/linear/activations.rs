@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::bytes::{GroupHeader, round_groups, settle_row};
-use super::packed::{GROUP, HALF};
+use super::packed::{GROUP, HALF, PAIRS};
 use super::product::reads_words;
 use super::tiles::{self, BLOCK};
 use crate::isa::{Isa, Set};
@@ -65,7 +65,7 @@ pub struct Activations {
     pub(super) plain: Vec<f32>, // F32, and Bf16 unless words are read: [rows, num_groups · GROUP]
     pub(super) bits: Vec<u16>,  // Bf16 that are read as words: [rows, num_groups · GROUP]
     /// Pairs of bf16, a float each.
-    pub(super) tiles: Lines, // Tiles: [⌈rows / 16⌉, num_groups, 16 pairs, 16 rows]
+    pub(super) tiles: Lines, // Tiles: [⌈rows / 16⌉, num_groups, 16 pairs, 16 rows], or all if fewer
     pub(super) bytes: Vec<i8>,  // Bytes: [rows, num_groups · GROUP]
     pub(super) headers: Vec<GroupHeader>, // Bytes: [rows, num_groups]
     /// What steps are multiples of.
@@ -132,7 +132,8 @@ impl Activations {
                 self.sums.resize(groups, 0.0);
             }
             ActivationKind::Tiles => {
-                self.tiles.resize(rows.div_ceil(BLOCK) * num_groups * tiles::BLOCK_GROUP);
+                let block = num_groups * PAIRS * tiles::columns(rows);
+                self.tiles.resize(rows.div_ceil(BLOCK) * block);
             }
             ActivationKind::Bytes => {
                 self.bytes.resize(groups * GROUP, 0);
@@ -146,6 +147,7 @@ impl Activations {
             isa,
             width,
             num_groups,
+            columns: tiles::columns(rows),
             plain: Disjoint::new(&mut self.plain),
             bits: Disjoint::new(&mut self.bits),
             tiles: Disjoint::new(self.tiles.as_mut_slice()),
@@ -223,6 +225,8 @@ pub(super) struct Places<'a> {
     isa: Isa,
     width: usize,
     num_groups: usize,
+    /// Of a block for tiles.
+    columns: usize,
     plain: Disjoint<'a, f32>,
     bits: Disjoint<'a, u16>,
     tiles: Disjoint<'a, f32>,
@@ -279,18 +283,19 @@ impl Places<'_> {
     unsafe fn put_block(&self, first: usize, group: usize, x: &[f32], stride: usize) {
         let there = GROUP.min(self.width - group * GROUP);
         let rows = (x.len() - there) / stride + 1;
-        let at = (first / BLOCK * self.num_groups + group) * tiles::BLOCK_GROUP;
+        let (columns, size) = (self.columns, PAIRS * self.columns);
+        let at = (first / BLOCK * self.num_groups + group) * size;
         // SAFETY: by contract.
-        let out = unsafe { self.tiles.slice(at, tiles::BLOCK_GROUP) };
+        let out = unsafe { self.tiles.slice(at, size) };
         if there == GROUP {
-            tiles::round_group(self.isa, x, stride, rows, out);
+            tiles::round_group(self.isa, x, stride, rows, columns, out);
             return;
         }
         let mut filled = [[0.0; GROUP]; BLOCK];
         for (x, filled) in x.chunks(stride).zip(&mut filled) {
             filled[..there].copy_from_slice(&x[..there]);
         }
-        tiles::round_group(self.isa, filled.as_flattened(), GROUP, rows, out);
+        tiles::round_group(self.isa, filled.as_flattened(), GROUP, rows, columns, out);
     }
 
     /// Groups from `at` on, counted over all rows, as f32 or bf16.

@@ -2,7 +2,7 @@
 
 use super::packed::{HALF, PAIRS, TILE};
 use super::product::Rows;
-use crate::simd::{Simd, WordTables, prefetch};
+use crate::simd::{L2, Simd, WordTables, prefetch};
 
 /// What products are of.
 pub(super) trait Product<S: Simd>: Copy {
@@ -225,7 +225,7 @@ impl<S: Simd, P: Product<S>> Source<S, P> for StoredWords {
 
     #[inline(always)]
     fn fetch(self, group: usize) {
-        prefetch(self.0.wrapping_add(group * PAIRS * 128), PAIRS * 128);
+        prefetch::<L2>(self.0.wrapping_add(group * PAIRS * 128), PAIRS * 128);
     }
 }
 
@@ -249,7 +249,7 @@ impl<S: Simd, P: Product<S>> Source<S, P> for StoredFloats {
 
     #[inline(always)]
     fn fetch(self, group: usize) {
-        prefetch(self.0.wrapping_add(group * PAIRS * 256), PAIRS * 256);
+        prefetch::<L2>(self.0.wrapping_add(group * PAIRS * 256), PAIRS * 256);
     }
 }
 
@@ -288,6 +288,6 @@ impl<S: Simd, P: Product<S>, const BITS: usize> Source<S, P> for StoredCodes<P::
 
     #[inline(always)]
     fn fetch(self, group: usize) {
-        prefetch(self.tile.wrapping_add(group * self.group_bytes), self.group_bytes);
+        prefetch::<L2>(self.tile.wrapping_add(group * self.group_bytes), self.group_bytes);
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Rows<'a> {
     pub(super) step_quads: usize,
     /// bf16, `[num_rows, num_groups · GROUP]`, if inputs are that ([`reads_words`]); in blocks, as [`Activations::tiles`], if they are for tiles.
     pub(super) bits: *const u16,
+    /// Columns of a block, if inputs are for tiles.
+    pub(super) columns: usize,
     /// f32, the same, if inputs are that, or bf16 that are read as f32.
     pub(super) plain: *const f32,
     /// Sums of groups of either, `[num_rows, num_groups]`.
@@ -54,6 +56,7 @@ impl<'a> Rows<'a> {
             } else {
                 x.bits.as_ptr()
             },
+            columns: tiles::columns(x.rows),
             plain: x.plain.as_ptr(),
             sums: x.sums.as_ptr(),
             bytes: x.bytes.as_ptr(),

@@ -16,7 +16,7 @@
 use super::bytes::STEPS;
 use super::packed::{CodeFormat, GROUP, HALF, QUADS, TILE};
 use super::product::{Rows, Target};
-use crate::simd::{Simd, compiled, prefetch};
+use crate::simd::{L2, Simd, compiled, prefetch};
 
 /// Most rows of a register block: with 32 registers sums over two halves and all of it of 4 × 2 vectors, weights and an input
 /// fill 27; with 16 there is one vector of two registers, and sums of rows wait in L1.
@@ -94,7 +94,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Stored<BITS> {
 
     #[inline(always)]
     fn fetch(self, group: usize) {
-        prefetch(self.tile.wrapping_add(group * self.group_bytes), self.group_bytes);
+        prefetch::<L2>(self.tile.wrapping_add(group * self.group_bytes), self.group_bytes);
     }
 }
 

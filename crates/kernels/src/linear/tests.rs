@@ -1,6 +1,7 @@
 use half::{bf16, f16};
 
-use super::tiles::{BLOCK, BLOCK_GROUP};
+use super::packed::PAIRS;
+use super::tiles::{BLOCK, columns};
 use super::*;
 use crate::Threads;
 use crate::gemm::tests::values;
@@ -92,8 +93,10 @@ fn rounded(x: &Activations, row: usize) -> Vec<f64> {
         }
         ActivationKind::Tiles => inputs
             .map(|i| {
-                let block = (row / BLOCK * x.num_groups + i / GROUP) * BLOCK_GROUP;
-                let pair = x.tiles.as_slice()[block + i % GROUP / 2 * BLOCK + row % BLOCK];
+                let columns = columns(x.rows);
+                let group = row / BLOCK * x.num_groups + i / GROUP;
+                let pair = (group * PAIRS + i % GROUP / 2) * columns + row % BLOCK;
+                let pair = x.tiles.as_slice()[pair];
                 f64::from(bf16::from_bits((pair.to_bits() >> (16 * (i % 2))) as u16))
             })
             .collect(),

@@ -13,20 +13,24 @@
 use half::f16;
 
 use super::ActivationKind;
-use super::packed::{CodeFormat, GROUP, HALF, Packed, Stored, TILE};
+use super::packed::{CodeFormat, GROUP, HALF, PAIRS, Packed, Stored, TILE};
 use super::product::{Rows, Target};
 use crate::isa::{Isa, Set};
 use crate::simd::amx::{self, Amx};
-use crate::simd::{Lanes, compiled};
+use crate::simd::{L1, Lanes, compiled, prefetch};
 
 /// Rows of a block of inputs.
 pub(super) const BLOCK: usize = amx::ROWS;
 
-/// Floats that hold the pairs of a group of a block.
-pub(super) const BLOCK_GROUP: usize = amx::WORDS / 2;
+/// Columns of each block of some rows: where there is but one, its rows.
+pub(super) fn columns(rows: usize) -> usize {
+    rows.min(BLOCK)
+}
 
-/// Groups of a tile that are turned together: 16 KiB.
+/// Most groups of a tile that are turned together: 16 KiB.
 const SPAN: usize = 8;
+/// The same for few rows: beside what is fetched meanwhile more would not stay in L1.
+const FEW_SPAN: usize = 4;
 
 /// Words of a group of a tile.
 const GROUP_WORDS: usize = TILE * GROUP;
@@ -40,18 +44,26 @@ pub(super) fn room(rows: usize) -> usize {
 }
 
 compiled! {
-    /// Rounds a group of up to 16 rows, `stride` apart, to a block's words: `[16 pairs, 16 rows, 2]`. Rows that are not there become anything.
+    /// Rounds a group of some rows, `stride` apart, to the words of a block of so many columns: `[16 pairs, columns, 2]`. Columns beyond the
+    /// rows become anything.
     ///
     /// # Panics
     /// If a slice is shorter.
-    pub(super) fn round_group(x: &[f32], stride: usize, rows: usize, out: &mut [f32]) = round_body
+    pub(super) fn round_group(x: &[f32], stride: usize, rows: usize, columns: usize, out: &mut [f32]) = round_body
         for [Avx512Bf16, Avx512, Avx2, Sse2];
 }
 
 #[inline(always)]
-fn round_body<S: Lanes>(s: S, x: &[f32], stride: usize, rows: usize, out: &mut [f32]) {
-    assert!((1..=BLOCK).contains(&rows) && x.len() >= (rows - 1) * stride + GROUP);
-    assert!(out.len() >= BLOCK * GROUP / 2);
+fn round_body<S: Lanes>(
+    s: S,
+    x: &[f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [f32],
+) {
+    assert!((1..=columns).contains(&rows) && columns <= BLOCK);
+    assert!(x.len() >= (rows - 1) * stride + GROUP && out.len() >= PAIRS * columns);
     let mut words = [[0u16; GROUP]; BLOCK];
     // SAFETY: the asserts cover the rows of `x` and all of `out`.
     unsafe {
@@ -61,11 +73,15 @@ fn round_body<S: Lanes>(s: S, x: &[f32], stride: usize, rows: usize, out: &mut [
                 s.store_low_halves(words[row].as_mut_ptr().add(HALF * half), v);
             }
         }
-        for pair in (0..GROUP / 2).step_by(4) {
-            let from = words.as_ptr().cast::<u32>().add(pair);
-            let columns = s.words4(from, GROUP / 2, rows);
+        let (words, out) = (words.as_ptr(), out.as_mut_ptr());
+        if columns == 1 {
+            s.istore(out.cast(), s.iload(words.cast()));
+            return;
+        }
+        for pair in (0..PAIRS).step_by(4) {
+            let pairs = s.words4(words.cast::<u32>().add(pair), PAIRS, rows);
             for c in 0..4 {
-                s.istore(out.as_mut_ptr().add((pair + c) * BLOCK).cast(), columns[c]);
+                s.store_first(out.add((pair + c) * columns), s.from_bits(pairs[c]), columns);
             }
         }
     }
@@ -212,7 +228,7 @@ impl Unit {
     pub(super) fn new(isa: Isa, kind: ActivationKind, rows: usize) -> Self {
         let tiles = kind == ActivationKind::Tiles && isa.has(Set::Amx) && rows > 0;
         // SAFETY: an `Isa` names only sets that the processor has.
-        Self(tiles.then(|| unsafe { Amx::new(rows.min(BLOCK)) }))
+        Self(tiles.then(|| unsafe { Amx::new(columns(rows)) }))
     }
 }
 
@@ -229,9 +245,9 @@ unsafe fn add_products(
     rows: &Rows<'_>,
     sums: *mut f32,
 ) {
-    let blocks = rows.num_rows.div_ceil(BLOCK);
+    let (blocks, columns) = (rows.num_rows.div_ceil(BLOCK), rows.columns);
     let block = |i: usize| {
-        let inputs = rows.bits.wrapping_add((i * rows.num_groups + first) * amx::WORDS);
+        let inputs = rows.bits.wrapping_add((i * rows.num_groups + first) * GROUP * columns);
         (inputs, sums.wrapping_add(i * BLOCK_SUMS))
     };
     let pairs = if amx.is_some() { blocks / 2 } else { 0 };
@@ -252,15 +268,14 @@ unsafe fn add_products(
             }
             for part in 0..2 * groups {
                 let (group, half) = (part / 2, part % 2);
-                let words = |from: *const u16| std::slice::from_raw_parts(from, amx::WORDS);
-                let weights = words(weights.add(part * amx::WORDS));
-                let inputs = words(inputs.add(group * amx::WORDS));
+                let words = |from: *const u16, n| std::slice::from_raw_parts(from, n);
+                let weights = words(weights.add(part * amx::WORDS), amx::WORDS);
+                let inputs = words(inputs.add(group * GROUP * columns), GROUP * columns);
                 let sums = std::slice::from_raw_parts_mut(sums.add(half * amx::SUMS), amx::SUMS);
                 if begin && group == 0 {
                     sums.fill(0.0);
                 }
-                let there = BLOCK.min(rows.num_rows - i * BLOCK);
-                amx::add_products(weights, inputs, there, sums);
+                amx::add_products(weights, inputs, columns, sums);
             }
         }
     }
@@ -288,11 +303,12 @@ fn multiply_body<S: Lanes>(
         match matrix.stored {
             Stored::Codes(format) => {
                 let turn = turn_of(isa, format);
-                for first in (0..groups).step_by(SPAN) {
-                    let span = (first, SPAN.min(groups - first));
+                let most = if n <= 2 * BLOCK { FEW_SPAN } else { SPAN };
+                for first in (0..groups).step_by(most) {
+                    let span = (first, most.min(groups - first));
                     for g in 0..span.1 {
                         let group = tile.as_ptr().add((first + g) * format.group_bytes());
-                        crate::simd::prefetch(group, format.group_bytes());
+                        prefetch::<L1>(group, format.group_bytes());
                         turn(format, group, weights.add(g * GROUP_WORDS));
                     }
                     add_products(unit, weights, span, rows, sums);

@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 pub(crate) const ROWS: usize = 16;
 /// Pairs of words in a tile's row.
 const PAIRS: usize = 16;
-/// Words of a tile of weights or inputs.
+/// Words of a tile of weights.
 pub(crate) const WORDS: usize = 2 * ROWS * PAIRS;
 /// Sums of a tile.
 pub(crate) const SUMS: usize = ROWS * ROWS;
@@ -61,15 +61,15 @@ fn widened(word: u16) -> f32 {
     if x.is_subnormal() { 0.0 } else { x }
 }
 
-/// Adds the products of 16 features with the first `rows` rows of a block to `sums`, as tiles do. `weights`: `[16 features, 32]`;
-/// `inputs`: `[16 pairs, 16 rows, 2]`; `sums`: `[16 features, 16 rows]`.
+/// Adds the products of 16 features with `rows` rows to `sums`, as tiles do. `weights`: `[16 features, 32]`; `inputs`: `[16 pairs,
+/// rows, 2]`; `sums`: `[16 features, 16 rows]`.
 pub(crate) fn add_products(weights: &[u16], inputs: &[u16], rows: usize, sums: &mut [f32]) {
     for (weights, sums) in weights.chunks_exact(2 * PAIRS).zip(sums.chunks_exact_mut(ROWS)) {
         for (row, sum) in sums.iter_mut().enumerate().take(rows) {
             let mut chains = [0.0f32; 2];
             for (pair, weights) in weights.chunks_exact(2).enumerate() {
                 for (e, chain) in chains.iter_mut().enumerate() {
-                    let input = inputs[2 * (pair * ROWS + row) + e];
+                    let input = inputs[2 * (pair * rows + row) + e];
                     // A product of two bf16 is exact.
                     *chain += widened(weights[e]) * widened(input);
                 }
@@ -130,7 +130,7 @@ impl Amx {
     }
 
     /// Adds the products of 32 features with a block of rows to `sums`, or puts them there (`begin`). `weights`: `[groups, 2 halves, 16 features, 32 inputs]`;
-    /// `inputs`: `[groups, 16 pairs, 16 rows, 2]`; `sums`: `[2 halves, 16 features, 16 rows]`, of one row `[2, 16 features]` with
+    /// `inputs`: `[groups, 16 pairs, rows, 2]`; `sums`: `[2 halves, 16 features, 16 rows]`, of one row `[2, 16 features]` with
     /// room for [`SUMS`] each.
     ///
     /// # Safety
@@ -145,7 +145,7 @@ impl Amx {
         begin: bool,
     ) {
         // One row's sums follow each other.
-        let sum_bytes = if self.rows == 1 { 4 } else { 64 };
+        let sum_bytes: usize = if self.rows == 1 { 4 } else { 64 };
         // SAFETY: by contract; the tiles are configured.
         unsafe {
             asm!(
@@ -157,12 +157,12 @@ impl Amx {
                 "tileloadd tmm1, [{sums} + {sum_bytes} + 1024]",
                 "2:",
                 "tileloadd tmm4, [{weights} + {row}]",
-                "tileloadd tmm6, [{inputs} + {row}]",
+                "tileloadd tmm6, [{inputs} + {input_row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{weights} + {row} + 1024]",
                 "tdpbf16ps tmm1, tmm5, tmm6",
                 "add {weights}, 2048",
-                "add {inputs}, 1024",
+                "add {inputs}, {input_group}",
                 "dec {groups}",
                 "jnz 2b",
                 "tilestored [{sums} + {sum_bytes}], tmm0",
@@ -174,6 +174,8 @@ impl Amx {
                 sum_bytes = in(reg) sum_bytes,
                 begin = in(reg) usize::from(begin),
                 row = in(reg) 64_usize,
+                input_row = in(reg) 4 * self.rows,
+                input_group = in(reg) 64 * self.rows,
                 out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 options(nostack)
             );
