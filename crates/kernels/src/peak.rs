@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::isa::{Isa, Set};
+use crate::simd::amx::{self, Amx};
 use crate::simd::{LANES, Simd, compiled};
 use crate::threads::{num_threads, parallel_for};
 
@@ -19,15 +20,18 @@ pub enum Product {
     Codes,
     /// Products of bytes, summed in 32 bits.
     Bytes,
+    /// Products of tiles of bf16, summed in f32.
+    Tiles,
 }
 
 impl Product {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Codes, Self::Bytes];
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Codes, Self::Bytes, Self::Tiles];
 
-    /// Multiply-adds of a vector.
+    /// Multiply-adds of a vector, or a tile.
     fn of_vector(self) -> usize {
         match self {
+            Self::Tiles => amx::PRODUCTS,
             Self::F32 => LANES,
             Self::Bf16 => 2 * LANES,
             Self::Codes | Self::Bytes => 4 * LANES,
@@ -49,8 +53,21 @@ pub fn peak_operations(isa: Isa, product: Product) -> Option<f64> {
         return None;
     }
     let threads = num_threads();
-    let seconds = least(|| parallel_for(threads, |_, _| products(isa, product, ROUNDS)));
-    let operations = 2 * threads * ROUNDS * product.of_vector();
+    let (seconds, rounds) = if product == Product::Tiles {
+        if !isa.has(Set::Amx) {
+            return None;
+        }
+        // A tile takes sixteen times as long as a vector.
+        let rounds = ROUNDS / 16;
+        let seconds = least(|| {
+            // SAFETY: an `Isa` names only sets that the processor has.
+            parallel_for(threads, |_, _| unsafe { Amx::new(amx::ROWS).multiply_only(rounds) });
+        });
+        (seconds, rounds)
+    } else {
+        (least(|| parallel_for(threads, |_, _| products(isa, product, ROUNDS))), ROUNDS)
+    };
+    let operations = 2 * threads * rounds * product.of_vector();
     Some(operations as f64 / seconds.as_secs_f64())
 }
 
@@ -113,6 +130,8 @@ fn chains<S: Simd, const N: usize>(s: S, product: Product, rounds: usize) {
         Product::Bf16 => chain!(floats, |i| s.dot_pairs(floats[i], pairs, s.pairs(bs[i]))),
         Product::Codes => chain!(sums, |i| s.dot_codes(sums[i], a, bs[i])),
         Product::Bytes => chain!(sums, |i| s.dot_bytes(sums[i], bytes, bs[i])),
+        // No vectors have them.
+        Product::Tiles => {}
     }
     black_box((floats, sums));
 }

@@ -24,11 +24,18 @@ pub(super) fn measure(bench: &mut Bench<'_>) {
     let sizes = bench.sizes;
     let gates = ("gate, up", sizes.hidden, 2 * sizes.ffn);
     let down = ("down", sizes.ffn, sizes.hidden);
-    let bytes = ActivationKind::Bytes;
-    for (weights, name) in [(Q4, "4 bits with minimum"), (Q8, "8 bits")] {
-        for layer in [gates, down] {
-            layer_of(bench, layer, (weights, name), bytes, ROWS[3]);
+    let (bytes, tiles) = (ActivationKind::Bytes, ActivationKind::Tiles);
+    // Without tiles such products are those of a definition that nobody uses.
+    let kinds = if bench.peak.tiles > 0.0 { &[bytes, tiles][..] } else { &[bytes] };
+    for kind in kinds {
+        for (weights, name) in [(Q4, "4 bits with minimum"), (Q8, "8 bits")] {
+            for layer in [gates, down] {
+                layer_of(bench, layer, (weights, name), *kind, ROWS[3]);
+            }
         }
+    }
+    if bench.peak.tiles > 0.0 {
+        layer_of(bench, gates, (Weights::Bf16, "bf16"), tiles, ROWS[3]);
     }
     let logits = ("logits", sizes.hidden, sizes.vocab);
     layer_of(bench, logits, (Q4, "4 bits with minimum"), bytes, MOST_LOGIT_ROWS);
@@ -50,6 +57,7 @@ fn layer_of(
     let product = match (kind, weights) {
         (ActivationKind::Bytes, Weights::Codes(CodeFormat { bits: 4, .. })) => Product::Codes,
         (ActivationKind::Bytes, _) => Product::Bytes,
+        (ActivationKind::Tiles, _) => Product::Tiles,
         // Where there are no products of bf16, they are of f32.
         (ActivationKind::Bf16, _) if bench.peak.bf16 > 0.0 => Product::Bf16,
         _ => Product::F32,

@@ -35,6 +35,8 @@ pub struct Peak {
     pub codes: f64,
     /// With bytes.
     pub bytes: f64,
+    /// With tiles of bf16.
+    pub tiles: f64,
 }
 
 impl Peak {
@@ -44,6 +46,7 @@ impl Peak {
             Product::Bf16 => self.bf16,
             Product::Codes => self.codes,
             Product::Bytes => self.bytes,
+            Product::Tiles => self.tiles,
         }
     }
 }
@@ -117,6 +120,7 @@ pub fn measure(
                 bf16: operations(Product::Bf16),
                 codes: operations(Product::Codes),
                 bytes: operations(Product::Bytes),
+                tiles: operations(Product::Tiles),
             };
             let mut bench =
                 Bench { threads, sizes, repetitions, peak, read_gb, kernels: Vec::new() };

@@ -28,7 +28,9 @@ pub(super) fn measure(bench: &mut Bench<'_>) {
     let (x, weight) = (numbers(n), numbers(hidden));
     let mut out = vec![0.0; n];
     bench.time("RMS norm", &moved(ROWS, 4 * n), &mut || rms_norm_rows(&x, &weight, 1e-5, &mut out));
-    for kind in [ActivationKind::Bytes, ActivationKind::Bf16, ActivationKind::F32] {
+    let kinds =
+        [ActivationKind::Bytes, ActivationKind::Tiles, ActivationKind::Bf16, ActivationKind::F32];
+    for kind in kinds {
         let mut inputs = Activations::default();
         bench.time(&format!("norm and inputs to {kind}"), &moved(ROWS, 4 * n), &mut || {
             inputs.set_normed(kind, &x, &weight, 1e-5);

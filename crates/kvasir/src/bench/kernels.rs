@@ -88,12 +88,13 @@ fn print_table(Output { processor, report }: &Output) -> Result<()> {
     let or_none = |x: f64| if x > 0.0 { format!("{x:.0}") } else { "no".to_owned() };
     for set in &report.sets {
         print_line(&format!(
-            "\n{}: at most {} GFLOP/s in f32, {} in bf16, {} Gop/s with codes of 4 bits, {} with bytes",
+            "\n{}: at most {} GFLOP/s in f32, {} in bf16, {} Gop/s with codes of 4 bits, {} with bytes, {} GFLOP/s with tiles of bf16",
             set.isa,
             or_none(set.peak.f32),
             or_none(set.peak.bf16),
             or_none(set.peak.codes),
-            or_none(set.peak.bytes)
+            or_none(set.peak.bytes),
+            or_none(set.peak.tiles)
         ))?;
         print_line(&format!(
             "{:64}  {:>5}  {:>7}  {:>9}  {:>8}  {:>7}  {:>6}",

@@ -24,6 +24,8 @@ pub(crate) const ROWS: usize = 16;
 const PAIRS: usize = 16;
 /// Words of a tile of weights.
 pub(crate) const WORDS: usize = 2 * ROWS * PAIRS;
+/// Multiply-adds of a product of two tiles.
+pub(crate) const PRODUCTS: usize = SUMS * 2 * PAIRS;
 /// Sums of a tile.
 pub(crate) const SUMS: usize = ROWS * ROWS;
 

@@ -51,6 +51,34 @@ impl Amx {
         self.rows
     }
 
+    /// So many products of tiles, of zeros, in four chains: what can be had at most.
+    pub(crate) fn multiply_only(&self, rounds: usize) {
+        // SAFETY: the tiles are configured, and no memory is touched.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "tilezero tmm4",
+                "tilezero tmm5",
+                "tilezero tmm6",
+                "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm5, tmm6",
+                "tdpbf16ps tmm2, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) (rounds / 4).max(1) => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nomem, nostack)
+            );
+        }
+    }
+
     /// Adds the products of 32 features with a block of rows to `sums`, or puts them there (`begin`). `weights`: `[groups, 2 halves, 16 features, 32 inputs]`;
     /// `inputs`: `[groups, 16 pairs, rows, 2]`; `sums`: `[2 halves, 16 features, 16 rows]`, of one row `[2, 16 features]` with
     /// room for [`super::SUMS`] each.
