@@ -13,8 +13,8 @@ pub(crate) struct ModelArgs {
     /// a safetensors folder; fetched if it is not there yet
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
     pub(crate) model: String,
-    /// Form of weights and inputs: auto (codes as the file has them, all else bf16; inputs in bytes where layers bear
-    /// it), bfloat16 (all inputs in bf16) or float32 (slow, exact)
+    /// Form of weights and inputs: auto (what this processor multiplies fastest: codes as the file has them with inputs in
+    /// bytes; with AMX all in bf16; `kvasir version` says which), bfloat16 (all inputs in bf16) or float32 (slow, exact)
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub(crate) dtype: DtypeArg,
 }
@@ -22,9 +22,9 @@ pub(crate) struct ModelArgs {
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeArg {
-    /// Codes as the file has them, all else bf16; inputs in bytes where layers bear it.
+    /// What this processor multiplies fastest: codes with inputs in bytes, or all in bf16.
     Auto,
-    /// The same with all inputs in bf16.
+    /// Codes as the file has them, all else bf16, inputs too.
     #[value(alias = "bf16")]
     Bfloat16,
     /// Everything in f32.
