@@ -15,8 +15,12 @@ fn every_kernel_is_measured_on_every_set() {
     assert_eq!((last.0, Isa::best()), (last.1, before));
     assert_eq!(report.sets.len(), sets.len());
     let names = |set: &SetReport| set.kernels.iter().map(|k| k.name.clone()).collect::<Vec<_>>();
+    let tiles = |name: &String| name.starts_with("linear") && name.ends_with("inputs bf16 tiles");
     for set in &report.sets {
-        assert_eq!(names(set), names(&report.sets[0]), "{}", set.isa);
+        let mut all = names(&report.sets[0]);
+        // Only AMX has them.
+        all.retain(|name| !tiles(name) || set.peak.tiles > 0.0);
+        assert_eq!(names(set), all, "{}", set.isa);
         assert!(set.kernels.iter().all(|k| k.microseconds > 0.0 && k.gb > 0.0), "{}", set.isa);
         assert!(set.peak.f32 > 0.0 && set.peak.codes > 0.0, "{}", set.isa);
     }
