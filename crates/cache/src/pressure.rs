@@ -61,6 +61,11 @@ impl KvCache {
             self.pool.oldest_slabs(count, |slot| places.get(&slot).map(|p| p.lower_class));
         let mut moved: FxHashMap<SlotId, (SlotId, FormatId)> = FxHashMap::default();
         for slots in victims {
+            // What was lowered before may have come into this slab, which would not become empty then.
+            let slab = slots.first().map(|slot| slot.slab());
+            if moved.values().any(|(new, _)| Some(new.slab()) == slab) {
+                continue;
+            }
             let lowered = slots
                 .into_iter()
                 .filter_map(|slot| self.lowered(slot, *places.get(&slot)?))

@@ -30,7 +30,7 @@ impl SlotId {
         Self(((slab as u32) << INDEX_BITS) | index as u32)
     }
 
-    fn slab(self) -> usize {
+    pub(crate) fn slab(self) -> usize {
         (self.0 >> INDEX_BITS) as usize
     }
 
