@@ -153,7 +153,7 @@ fn rows_body<S: Lanes, T: RowElement>(
         by_rows!(S, 2, tokens, [12, 8, 4, 3, 2, 1], |R, first| {
             // SAFETY: rows `first .. first + R` exist, of them all latents, and `n` channels from `j` on in both halves.
             unsafe {
-                let x = (latents.as_ptr().add(first * stride), stride);
+                let x = (latents.as_ptr().add(first * stride), stride, 1);
                 let sums = [[s.zero(); 2]; R];
                 let sums = accumulate((s, Single), tile, (0, rank), x, &mut (), sums);
                 for (r, mut pair) in sums.into_iter().enumerate() {

@@ -184,7 +184,7 @@ fn multiply_body<S: Lanes>(
     tiles!(S, n, width / LANES, |R, first, NV, v| unsafe {
         let from = matrix.as_ptr().add(v * LANES * words);
         let matrix = Matrix { from, step: LANES, pitch: LANES * words };
-        let x = (inputs.add(first * words).cast_const(), words);
+        let x = (inputs.add(first * words).cast_const(), words, 1);
         let sums = [[s.zero(); NV]; R];
         let sums = accumulate((s, kind), matrix, (0, words), x, &mut (), sums);
         tile::store(s, sums, out.as_mut_ptr().add(first * width + v * LANES), width);

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use half::f16;
 use kvasir_kernels::{
-    BlockScratch, KvBlock, OnlineSoftmax, Products, QueryRows, StoredRows, add_columns,
-    attend_block, expand_channels, scale_in_place,
+    BlockScratch, KvBlock, ManyRows, OnlineSoftmax, Products, QueryLanes, QueryRows, StoredRows,
+    add_columns, attend_block, expand_channels, scale_in_place,
 };
 
 use super::tile::{Sums, Tile};
@@ -24,10 +24,16 @@ impl KvCache {
         let dim = work.l.head_dim;
         tile.resize(work.rows(), dim, dim, self.geometry.block_size());
         self.load_queries(work, work.kv_head, tile);
+        // Every row of a sink has a place of its own.
+        let sinks = || work.kept.iter().any(|kept| matches!(kept.stays, Stays::AsSink(_)));
+        tile.many = work.latents == 0 && QueryLanes::pay(dim, work.len) && !sinks();
+        if tile.many {
+            tile.lanes[0].load(&tile.queries[..work.rows() * dim], dim, work.group);
+        }
     }
 
     /// Some blocks of the plain job that was begun; those up to `until` will follow. `sums`: `[len · group,
-    /// [`Work::stride`]]`, to which they are added.
+    /// [`Work::stride`]]`, which have seen nothing.
     pub(super) fn attend_plain(
         &self,
         work: &Work<'_>,
@@ -37,6 +43,9 @@ impl KvCache {
         tile: &mut Tile,
     ) {
         let (stride, block_size) = (work.stride(), self.geometry.block_size());
+        if tile.many {
+            tile.many_rows.reset(&tile.lanes[0]);
+        }
         let mut found = (blocks.0 < blocks.1).then(|| self.find(work, work.kv_head, blocks.0));
         for block in blocks.0..blocks.1 {
             let next = (block + 1 < until).then(|| self.find(work, work.kv_head, block + 1));
@@ -46,6 +55,9 @@ impl KvCache {
                 self.attend_found(work, &v, found, fetch, states, values, stride, tile);
             }
             found = next;
+        }
+        if tile.many {
+            tile.many_rows.finish(&mut sums.states, &mut sums.values);
         }
     }
 
@@ -101,10 +113,13 @@ impl KvCache {
             return;
         }
         let first = v.t0 * work.group;
-        let (queries, mut kv, scratch) = self.read(work, v, found, tile);
+        let Read { queries, mut kv, block, many } = self.read(work, v, found, tile);
         kv.next = next;
+        if let Some((many, lanes)) = many {
+            return many.attend_block(lanes, v.t0, &queries, &kv);
+        }
         let (states, sums) = (&mut states[first..], &mut sums[first * stride..]);
-        attend_block(&queries, &kv, states, sums, stride, scratch);
+        attend_block(&queries, &kv, states, sums, stride, block);
     }
 
     /// Adds what the tokens of a block were paid by rows whose softmax is finished. `sums`: `rows` rows of columns,
@@ -122,7 +137,7 @@ impl KvCache {
         tile: &mut Tile,
     ) {
         let found = self.find(work, work.kv_head, v.block);
-        let (queries, kv, scratch) = self.read(work, v, &found, tile);
+        let Read { queries, kv, block, .. } = self.read(work, v, &found, tile);
         let states = &states[v.t0 * work.group..];
         let per_row = queries.rows.len() / queries.dim / rows;
         for (row, sums) in sums.chunks_exact_mut(width).take(rows).enumerate() {
@@ -133,7 +148,7 @@ impl KvCache {
                 ..queries
             };
             let to = (at + v.filled).min(width);
-            add_columns(&some, &kv, &states[own], &mut sums[at..to], scratch);
+            add_columns(&some, &kv, &states[own], &mut sums[at..to], block);
         }
     }
 
@@ -144,7 +159,7 @@ impl KvCache {
         v: &Visible,
         found: &Found<'t>,
         tile: &'t mut Tile,
-    ) -> (QueryRows<'t>, KvBlock<'t>, &'t mut BlockScratch) {
+    ) -> Read<'t> {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
         let (mut own_keys, mut own_values) = (found.stored(0, dim), found.stored(1, dim));
@@ -164,6 +179,7 @@ impl KvCache {
             self.turn_kept(l.rope, positions, dim, tile);
         }
         let Tile { keys, values, halves: held, queries, absolute, block, .. } = tile;
+        let many = tile.many.then_some((&mut tile.many_rows, &tile.lanes[usize::from(turned)]));
         let [held_keys, held_values] = held;
         if halves[0] {
             own_keys = Some(StoredRows::F16(held_keys));
@@ -202,7 +218,7 @@ impl KvCache {
             filled: v.filled,
             next: [&[]; 2],
         };
-        (queries, kv, block)
+        Read { queries, kv, block, many }
     }
 
     /// Turns decoded keys from their rows in the block to their own positions.
@@ -248,6 +264,9 @@ impl KvCache {
             let rows = queries.chunks_exact(dim).zip(absolute.chunks_exact_mut(dim));
             for (i, (query, row)) in rows.enumerate() {
                 self.frame.rotate(l.rope, work.start + i / work.group, query, row);
+            }
+            if tile.many {
+                tile.lanes[1].load(absolute, dim, work.group);
             }
         }
         row.resize(row.len().max(dim), 0.0);
@@ -354,6 +373,15 @@ impl KvCache {
         tile.decode_nanos += clock.elapsed().as_nanos() as u64;
         false
     }
+}
+
+/// A block and the queries that see it.
+struct Read<'t> {
+    queries: QueryRows<'t>,
+    kv: KvBlock<'t>,
+    block: &'t mut BlockScratch,
+    /// Where the job's rows are side by side, and the queries as they are now.
+    many: Option<(&'t mut ManyRows, &'t QueryLanes)>,
 }
 
 /// Keys and values of one KV head in one block.

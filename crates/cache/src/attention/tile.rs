@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 use kvasir_kernels::coded::ByteRows;
-use kvasir_kernels::{BlockScratch, OnlineSoftmax};
+use kvasir_kernels::{BlockScratch, ManyRows, OnlineSoftmax, QueryLanes};
 
 use super::coded::ByteTile;
 use crate::codec::{Basis, LevelScratch};
@@ -37,6 +37,11 @@ pub(super) struct Tile {
     pub(super) levels: LevelScratch,
     /// What the kernel needs for one block.
     pub(super) block: BlockScratch,
+    /// Whether a plain job's rows go through blocks side by side.
+    pub(super) many: bool,
+    pub(super) many_rows: ManyRows,
+    /// Its queries: those of `queries`, and of `absolute` once they are there.
+    pub(super) lanes: [QueryLanes; 2],
     /// Over all ranges of an item, and over the one it is at.
     pub(super) sums: [Sums; 2],
     /// An item's rows when they are finished.
@@ -117,9 +122,10 @@ impl Tile {
         self.block.reserve(block_size, dim);
     }
 
-    /// Room for `rows` query rows against blocks of `block_size` rows of `width` channels.
+    /// Room for `rows` query rows, which go one by one, against blocks of `block_size` rows of `width` channels.
     pub(super) fn resize(&mut self, rows: usize, dim: usize, width: usize, block_size: usize) {
         self.absolute.clear();
+        self.many = false;
         self.keys.resize(block_size * width, 0.0);
         self.values.resize(block_size * width, 0.0);
         self.queries.resize(rows * dim, 0.0);

@@ -146,6 +146,12 @@ pub(super) trait Kind<S: Lanes>: Product<S> {
         both: bool,
         out: *mut f32,
     );
+
+    /// Puts vectors of elements `i` and `i + 1` of the summed dimension, `i` even, to where their words are, a word every `step`.
+    ///
+    /// # Safety
+    /// A vector of each word is writable.
+    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]);
 }
 
 /// Keys `[tokens, dim]` in f16, transposed on the way.
@@ -243,7 +249,7 @@ macro_rules! stored {
             let words = dim / <Self as Product<S>>::depth(self);
             let (keys, sums) = (Transposed { keys, dim }, [[s.zero(); NV]; R]);
             // SAFETY: by contract.
-            unsafe { accumulate((s, self), keys, (0, words), (queries, words), meanwhile, sums) }
+            unsafe { accumulate((s, self), keys, (0, words), (queries, words, 1), meanwhile, sums) }
         }
 
         #[inline(always)]
@@ -257,7 +263,10 @@ macro_rules! stored {
             sums: Sums<S, R, NV>,
         ) -> Sums<S, R, NV> {
             // SAFETY: by contract.
-            unsafe { accumulate((s, self), values, range, weights, meanwhile, sums) }
+            unsafe {
+                let weights = (weights.0, weights.1, 1);
+                accumulate((s, self), values, range, weights, meanwhile, sums)
+            }
         }
     };
 }
@@ -293,6 +302,15 @@ impl<S: Lanes> Kind<S> for Single {
     ) {
         // SAFETY: by contract.
         unsafe { s.store(out, T::load(s, first)) }
+    }
+
+    #[inline(always)]
+    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]) {
+        // SAFETY: by contract.
+        unsafe {
+            s.store(out.add(i * step), two[0]);
+            s.store(out.add((i + 1) * step), two[1]);
+        }
     }
 }
 
@@ -330,5 +348,11 @@ impl<S: Lanes> Kind<S> for Pairs {
             let second = if both { T::load(s, first.add(dim)) } else { s.zero() };
             s.istore(out.cast(), s.join(T::load(s, first), second));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]) {
+        // SAFETY: by contract.
+        unsafe { s.istore(out.add(i / 2 * step).cast(), s.join(two[0], two[1])) };
     }
 }

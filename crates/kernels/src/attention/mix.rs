@@ -68,7 +68,8 @@ fn mix_body<S: Lanes>(
             tiles!(S, n, dim / LANES, |R, first, NV, v| unsafe {
                 let at = sums.add(first * stride + v * LANES);
                 let begin = begin::<S, R, NV>(s, at, stride, factors.as_ptr().add(first));
-                let of = accumulate((s, kind), values(v), range, weights(first), &mut (), begin);
+                let weights = (weights(first).0, tokens, 1);
+                let of = accumulate((s, kind), values(v), range, weights, &mut (), begin);
                 tile::store(s, of, at, stride);
             });
             let (whole, left) = (dim / LANES, dim % LANES);
@@ -78,7 +79,8 @@ fn mix_body<S: Lanes>(
                     let at = sums.add(first * stride + whole * LANES);
                     let begin = s.mul(s.load_first(at, left), s.splat(factors[first]));
                     let (values, begin) = (values(whole), [[begin]; R]);
-                    let of = accumulate((s, kind), values, range, weights(first), &mut (), begin);
+                    let weights = (weights(first).0, tokens, 1);
+                    let of = accumulate((s, kind), values, range, weights, &mut (), begin);
                     s.store_first(at, of[0][0], left);
                 });
             }

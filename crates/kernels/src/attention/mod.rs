@@ -31,6 +31,7 @@ use crate::softmax::OnlineSoftmax;
 mod columns;
 mod fetch;
 mod kind;
+mod many;
 mod merge;
 mod mix;
 mod score;
@@ -39,6 +40,7 @@ mod weigh;
 
 pub use columns::add_columns;
 use fetch::Fetch;
+pub use many::{ManyRows, QueryLanes};
 pub use merge::merge_rows;
 pub(crate) use score::turned;
 use tile::Plan;

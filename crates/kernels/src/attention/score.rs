@@ -151,7 +151,7 @@ fn score_body<S: Lanes>(
             tiles!(S, n, vectors.1 - vectors.0, |R, first, NV, v| unsafe {
                 let at = (vectors.0 + v) * LANES;
                 let keys = Matrix { from: keys.as_ptr().add(at), step: tokens, pitch: LANES };
-                let queries = (queries.add(first * words), words);
+                let queries = (queries.add(first * words), words, 1);
                 let sums = [[s.zero(); NV]; R];
                 let sums = accumulate((s, kind), keys, (0, words), queries, &mut (), sums);
                 tile::store(s, sums, scores.add(first * tokens + at), tokens);

@@ -305,7 +305,17 @@ fn merging_gives_the_whole() {
 #[ignore = "prints times"]
 fn speed() {
     let (dim, capacity, group) = (64, 32, 3);
-    for (blocks, tokens) in [(4, 1), (2048, 1), (16384, 1), (4, 4), (4, 64)] {
+    for (blocks, tokens, many) in [
+        (4, 1, false),
+        (2048, 1, false),
+        (16384, 1, false),
+        (4, 4, false),
+        (4, 64, false),
+        (4, 64, true),
+        (4, 256, true),
+        (4, 16, true),
+        (1, 16, true),
+    ] {
         let mut stored = vec![f16::ZERO; (2 * blocks + 1) * capacity * dim];
         f32_to_f16(&values(stored.len(), 1), &mut stored);
         // As in a pool.
@@ -315,6 +325,9 @@ fn speed() {
         let mut states = vec![OnlineSoftmax::default(); tokens * group];
         let mut sums = vec![0.0; rows.len()];
         let mut scratch = BlockScratch::default();
+        let (mut lanes, mut side) = (QueryLanes::default(), ManyRows::default());
+        lanes.load(&rows, dim, group);
+        side.reset(&lanes);
         let queries = QueryRows {
             rows: &rows,
             dim,
@@ -335,7 +348,7 @@ fn speed() {
             unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), 2 * x.len()) }
         };
         let mut best = f64::MAX;
-        for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000) {
+        for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000) * if many { 30 } else { 1 } {
             let clock = std::time::Instant::now();
             for i in 0..blocks {
                 let next = (i + 1) % blocks;
@@ -347,7 +360,11 @@ fn speed() {
                     filled: capacity,
                     next: [bytes(slot(2 * next)), bytes(slot(2 * next + 1))],
                 };
-                attend_block(&queries, &block, &mut states, &mut sums, dim, &mut scratch);
+                if many {
+                    side.attend_block(&lanes, 0, &queries, &block);
+                } else {
+                    attend_block(&queries, &block, &mut states, &mut sums, dim, &mut scratch);
+                }
             }
             best = best.min(clock.elapsed().as_secs_f64() * 1e9 / blocks as f64);
         }

@@ -1,5 +1,7 @@
 //! How a block is read: as it is stored, or from tiles of keys and values in f32 or in pairs of bf16.
 
+use half::f16;
+
 use super::kind::{Element, Kind};
 use super::mix::Values;
 use super::score::Keys;
@@ -89,6 +91,68 @@ pub(super) fn values<'a>(
         }
     }
     Values::Tile(scratch.as_slice(), stride)
+}
+
+/// Keys of a block in words, `[filled, dim / depth]`; `dim` is in whole vectors.
+pub(super) fn key_words<'a>(
+    isa: Isa,
+    pairs: bool,
+    rows: StoredRows<'a>,
+    (filled, dim): (usize, usize),
+    scratch: &'a mut Lines,
+) -> &'a [f32] {
+    match rows {
+        StoredRows::F32(rows) if !pairs => rows,
+        rows => {
+            scratch.resize(filled * dim);
+            in_words(isa, pairs, rows, filled * dim, scratch.as_mut_slice());
+            scratch.as_slice()
+        }
+    }
+}
+
+/// Values of a block in words, `[filled / depth, dim]`; `dim` is in whole vectors.
+pub(super) fn value_words<'a>(
+    isa: Isa,
+    pairs: bool,
+    rows: StoredRows<'a>,
+    shape: (usize, usize),
+    scratch: &'a mut Lines,
+) -> &'a [f32] {
+    match rows {
+        StoredRows::F32(rows) if !pairs => rows,
+        rows => {
+            scratch.resize(shape.0 * shape.1);
+            widen(isa, pairs, rows, shape, scratch.as_mut_slice());
+            scratch.as_slice()
+        }
+    }
+}
+
+by_kind! {
+    /// `n` elements in words, in order.
+    fn in_words(rows: StoredRows<'_>, n: usize, out: &mut [f32]) = in_words_body;
+}
+
+#[inline(always)]
+fn in_words_body<S: Lanes>(
+    s: S,
+    kind: impl Kind<S>,
+    rows: StoredRows<'_>,
+    n: usize,
+    out: &mut [f32],
+) {
+    assert!(n.is_multiple_of(LANES) && rows.len() >= n && out.len() >= n / kind.depth());
+    for i in (0..n).step_by(LANES) {
+        // SAFETY: a vector from element `i` on.
+        unsafe {
+            let v = match rows {
+                StoredRows::F16(rows) => f16::load(s, rows.as_ptr().add(i)),
+                StoredRows::F32(rows) => f32::load(s, rows.as_ptr().add(i)),
+            };
+            kind.put(s, out.as_mut_ptr(), i, v, LANES);
+        }
+    }
 }
 
 by_kind! {

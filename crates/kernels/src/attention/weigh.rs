@@ -32,7 +32,7 @@ pub(super) fn exp2_of_one(x: f32) -> f32 {
 }
 
 /// The number of each lane.
-const NUMBERS: [f32; LANES] =
+pub(super) const NUMBERS: [f32; LANES] =
     [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// Of vector `v` of a row the tokens that it sees, and `hidden` elsewhere.

@@ -244,7 +244,8 @@ fn acc_body<S: Lanes>(
         let v = Matrix { from: v.add(at * LANES), step: ldv, pitch: LANES };
         let acc = acc.add(first * lda + at * LANES);
         let sums = tile::load::<S, R, NV>(s, acc, lda);
-        let sums = accumulate((s, Single), v, (0, k), (p.add(first * ldp), ldp), &mut (), sums);
+        let p = (p.add(first * ldp), ldp, 1);
+        let sums = accumulate((s, Single), v, (0, k), p, &mut (), sums);
         tile::store(s, sums, acc, lda);
     });
     let (whole, left) = (n - n % LANES, n % LANES);

@@ -177,8 +177,8 @@ pub(crate) fn here(x: usize) -> usize {
     x
 }
 
-/// `sums + Σ_k x[r, k] · vectors[k]` over words `begin .. end`, a whole number of steps. `x`: R rows and what lies
-/// between them.
+/// `sums + Σ_k x[r, k] · vectors[k]` over words `begin .. end`, a whole number of steps. `x`: R rows, what lies between them,
+/// and between the words of a row.
 ///
 /// # Safety
 /// Words and vectors exist.
@@ -187,7 +187,7 @@ pub(crate) unsafe fn accumulate<S: Simd, P, L, const STEP: usize, const R: usize
     (s, p): (S, P),
     vectors: L,
     (begin, end): (usize, usize),
-    (x, stride): (*const f32, usize),
+    (x, stride, step): (*const f32, usize, usize),
     meanwhile: &mut impl Meanwhile,
     mut sums: [[S::F; NV]; R],
 ) -> [[S::F; NV]; R]
@@ -203,7 +203,7 @@ where
             let vs = vectors.load(s, p, k);
             for i in 0..STEP {
                 for r in 0..R {
-                    let x = p.splat(s, x.add(r * stride + k + i));
+                    let x = p.splat(s, x.add(r * stride + (k + i) * step));
                     for v in 0..NV {
                         sums[r][v] = p.add(s, sums[r][v], vs[i][v], x);
                     }
