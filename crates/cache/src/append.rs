@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use kvasir_kernels::num_beyond;
+
 use crate::attention::BatchSlice;
 use crate::codec::TailCodec;
 use crate::config::KeyFrame;
@@ -291,9 +293,8 @@ pub(crate) fn tail_capacity(tokens: usize, block_size: usize) -> usize {
 /// the scores of other tokens into NaN. Returns how many there were.
 #[inline]
 pub(crate) fn clamp(row: &mut [f32], largest: f32) -> u64 {
-    // A count of comparisons vectorises; rows that need mending are rare. NaN is not below anything.
-    let good = row.iter().filter(|x| x.abs() <= largest).count();
-    let bad = (row.len() - good) as u64;
+    // Rows that need mending are rare.
+    let bad = num_beyond(row, largest) as u64;
     if bad > 0 {
         for x in row {
             *x = if x.is_nan() { 0.0 } else { x.clamp(-largest, largest) };

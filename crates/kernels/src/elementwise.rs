@@ -16,6 +16,18 @@ dispatch! {
     pub fn soft_cap / soft_cap_on(a: &mut [f32], cap: f32) = cap_body;
 }
 
+dispatch! {
+    /// How many are not from `-most` to `most`; a NaN is not.
+    pub fn num_beyond / num_beyond_on(a: &[f32], most: f32) -> usize = beyond_body;
+}
+
+#[inline(always)]
+fn beyond_body<const FMA: bool>(a: &[f32], most: f32) -> usize {
+    // Lanes as wide as the numbers vectorise.
+    let within: u32 = a.iter().map(|a| u32::from(a.abs() <= most)).sum();
+    a.len() - within as usize
+}
+
 #[inline(always)]
 fn add_body<const FMA: bool>(a: &mut [f32], b: &[f32]) {
     for (a, b) in a.iter_mut().zip(b) {
@@ -63,6 +75,16 @@ mod tests {
             soft_cap_on(isa, &mut a, 30.0);
             assert!((a[0] - 0.01).abs() < 1e-8, "{isa} {}", a[0]);
             assert!(a[1] == 30.0 && a[2] == -30.0 && a[3].is_nan() && a[4] == -30.0, "{isa} {a:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_is_counted() {
+        for isa in Isa::available() {
+            let mut a = vec![-2.0; 37];
+            assert_eq!(num_beyond_on(isa, &a, 2.0), 0, "{isa}");
+            (a[1], a[18], a[33], a[36]) = (f32::NAN, -2.1, f32::INFINITY, 2.1);
+            assert_eq!(num_beyond_on(isa, &a, 2.0), 4, "{isa}");
         }
     }
 

@@ -47,7 +47,7 @@ pub use attention::{
 pub use channels::expand_channels;
 pub use codes::{ScaleAxis, expand_bytes, expand_codes};
 pub use convert::{f16_to_f32, f32_to_f16, scale_bytes_to_f32};
-pub use elementwise::{add_assign, scale_in_place, soft_cap};
+pub use elementwise::{add_assign, num_beyond, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
 pub use isa::{ISA_VARIABLE, Isa, IsaError, Set};
 pub use linear::{

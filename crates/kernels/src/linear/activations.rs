@@ -187,8 +187,13 @@ impl Activations {
         assert_eq!(x.len(), rows * width, "input rows of {width}");
         let places = self.reset_on(isa, kind, rows, width);
         let per_task = if x.len() < SMALL { rows.max(1) } else { ROWS_PER_TASK };
-        // Rows that are put together: those of a block, or one, so that it stays in L1 between its norm and its rounding.
-        let at_once = if kind == ActivationKind::Tiles { BLOCK } else { 1 };
+        // Rows that are put together: those of a block, or some whose groups fill vectors, few enough that they stay in L1 between their
+        // norm and their rounding.
+        let at_once = match kind {
+            ActivationKind::Tiles => BLOCK,
+            ActivationKind::Bytes if width.is_multiple_of(GROUP) => 8,
+            _ => 1,
+        };
         parallel_for(rows.div_ceil(per_task), |task, _| {
             let end = rows.min((task + 1) * per_task);
             for first in (task * per_task..end).step_by(at_once) {
@@ -238,7 +243,8 @@ pub(super) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// Rounds one row, or up to a whole block of them from its first one on, the last groups filled up with zeros.
+    /// Rounds one row, or several where that is as good: for tiles up to a whole block of them from its first one on, as bytes rows of
+    /// whole groups. Else the last group is filled up with zeros.
     ///
     /// # Safety
     /// Nobody else writes these rows meanwhile, or their block.
@@ -255,7 +261,7 @@ impl Places<'_> {
         let (whole, rest) = x.as_chunks::<GROUP>();
         let mut last = [[0.0; GROUP]];
         last[0][..rest.len()].copy_from_slice(rest);
-        let parts = [(0, whole), (whole.len(), &last[..n - whole.len()])];
+        let parts = [(0, whole), (whole.len(), &last[..n.saturating_sub(whole.len())])];
         match self.kind {
             ActivationKind::F32 | ActivationKind::Bf16 => {
                 for (at, groups) in parts {
@@ -267,8 +273,10 @@ impl Places<'_> {
                 for (at, groups) in parts {
                     round_groups(self.isa, groups, (&self.bytes, &self.headers), (first + at, 1));
                 }
-                // SAFETY: as above.
-                unsafe { self.settle(row) };
+                for row in row..row + x.len().div_ceil(self.width) {
+                    // SAFETY: as above.
+                    unsafe { self.settle(row) };
+                }
             }
             // See above.
             ActivationKind::Tiles => {}

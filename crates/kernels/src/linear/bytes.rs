@@ -76,30 +76,30 @@ fn round_body<S: Simd>(
     let last = (x.len() - 1) * stride;
     let bytes = bytes.rows((first * GROUP, GROUP), (last + 1, GROUP));
     let headers = headers.rows((first, 1), (last + 1, 1));
-    // What a group needs beside its vectors is found for so many at once, a lane each.
+    // What a group needs beside its vectors is found for so many at once, a lane each; vectors are folded four at a time, which are
+    // the same half of as many groups.
     for (chunk, x) in x.chunks(LANES).enumerate() {
         let at = |i: usize| (chunk * LANES + i) * stride;
-        let next = |i: usize| (i + 1).min(x.len() - 1);
-        // As bits, so that a NaN is larger than anything.
+        // SAFETY: a group is two vectors; of groups beyond the last that one is read.
+        let half = |i: usize, h: usize| unsafe {
+            x.as_ptr().add(i.min(x.len() - 1)).cast::<f32>().add(HALF * h)
+        };
         let mut largest = [[0u32; LANES]; STEPS];
-        for i in (0..x.len()).step_by(2) {
-            let mut four = [s.izero(); 2 * STEPS];
-            for h in 0..2 * STEPS {
-                let group = if h < STEPS { i } else { next(i) };
-                // SAFETY: a group is two vectors.
-                let half = unsafe { s.load(x[group].as_ptr().add(HALF * (h % STEPS))) };
-                four[h] = s.and(s.bits(half), s.isplat(0x7fff_ffff));
+        for (i, h) in (0..x.len()).step_by(4).flat_map(|i| (0..STEPS).map(move |h| (i, h))) {
+            let mut four = [s.izero(); 4];
+            for k in 0..4 {
+                // SAFETY: see above.
+                let x = unsafe { s.load(half(i + k, h)) };
+                // As bits, so that a NaN is larger than anything.
+                four[k] = s.and(s.bits(x), s.isplat(0x7fff_ffff));
             }
-            let four = s.fold4_max_u(four);
-            for h in 0..STEPS {
-                largest[h][next(i)] = four[STEPS + h];
-                largest[h][i] = four[h];
-            }
+            largest[h][i..i + 4].copy_from_slice(&s.fold4_max_u(four));
         }
-        let mut wanted = [s.zero(); STEPS];
+        let (mut wanted, mut most) = ([s.zero(); STEPS], [s.izero(); STEPS]);
         for h in 0..STEPS {
             // SAFETY: as many numbers as lanes.
-            let most = s.from_bits(unsafe { s.iload(largest[h].as_ptr().cast()) });
+            most[h] = unsafe { s.iload(largest[h].as_ptr().cast()) };
+            let most = s.from_bits(most[h]);
             let finite = s.lt(most, s.splat(f32::INFINITY));
             let step = s.select(finite, s.mul(most, s.splat(BYTE)), s.zero());
             wanted[h] = s.select(s.lt(s.splat(SMALLEST), most), step, s.zero());
@@ -109,8 +109,8 @@ fn round_body<S: Simd>(
         let exponent = s.isub(exponent, s.isplat(STEP_BITS));
         let unit = s.from_bits(s.shl(exponent, 23));
         let inverse_unit = s.from_bits(s.shl(s.isub(s.isplat(254), exponent), 23));
-        let (mut steps, mut inverses) = ([[0i32; LANES]; STEPS], [[0.0f32; LANES]; STEPS]);
-        let mut exponents = [0i32; LANES];
+        let mut inverses = [[0.0f32; LANES]; STEPS];
+        let mut steps = [s.izero(); STEPS];
         for h in 0..STEPS {
             let exact = s.mul(wanted[h], inverse_unit);
             let near = s.round(exact);
@@ -119,44 +119,50 @@ fn round_body<S: Simd>(
             let step = s.min(up, s.splat(MOST_STEP));
             let counts = s.lt(s.zero(), wanted[h]);
             let inverse = s.div(s.splat(1.0), s.mul(step, unit));
+            steps[h] = s.to_int(s.select(counts, step, s.zero()));
             // SAFETY: as many numbers as lanes.
-            unsafe {
-                let step = s.to_int(s.select(counts, step, s.zero()));
-                s.istore(steps[h].as_mut_ptr().cast(), step);
-                s.store(inverses[h].as_mut_ptr(), s.select(counts, inverse, s.zero()));
-            }
+            unsafe { s.store(inverses[h].as_mut_ptr(), s.select(counts, inverse, s.zero())) };
         }
-        let below = s.and(exponent, s.sar(exponent, 31));
-        // SAFETY: as above.
-        unsafe { s.istore(exponents.as_mut_ptr().cast(), s.isub(exponent, below)) };
-        for i in (0..x.len()).step_by(2) {
-            let mut rounded = [s.izero(); 2 * STEPS];
-            for h in 0..2 * STEPS {
-                let group = if h < STEPS { i } else { next(i) };
-                let inverse = s.splat(inverses[h % STEPS][group]);
-                // SAFETY: half of a group, and its bytes.
+        let mut sums = [[0i32; LANES]; STEPS];
+        for (i, h) in (0..x.len()).step_by(4).flat_map(|i| (0..STEPS).map(move |h| (i, h))) {
+            let mut four = [s.izero(); 4];
+            for k in 0..4 {
+                let inverse = s.splat(inverses[h][i + k]);
+                // SAFETY: see above, and the bytes of a group that is there.
                 unsafe {
-                    let half = s.load(x[group].as_ptr().add(HALF * (h % STEPS)));
                     // What is no number becomes a byte of 0.
-                    rounded[h] = s.to_int(s.mul(half, inverse));
-                    let to = bytes.add(at(group) * GROUP + HALF * (h % STEPS));
-                    s.store_low_bytes(to.cast(), rounded[h]);
+                    four[k] = s.to_int(s.mul(s.load(half(i + k, h)), inverse));
+                    if i + k < x.len() {
+                        s.store_low_bytes(bytes.add(at(i + k) * GROUP + HALF * h).cast(), four[k]);
+                    }
                 }
             }
-            let sums = s.fold4_add(rounded);
-            for half in [STEPS, 0] {
-                let group = if half == 0 { i } else { next(i) };
-                let of = |h: usize| (steps[h][group], largest[h][group], sums[half + h]);
-                let [(first, a, sum_a), (last, b, sum_b)] = [of(0), of(1)];
-                let finite = a.max(b) <= f32::MAX.to_bits();
-                let header = GroupHeader {
-                    steps: [first as i16, last as i16],
-                    minus: [if first > 0 { -sum_a } else { 0 }, if last > 0 { -sum_b } else { 0 }],
-                    last: if finite { exponents[group] } else { NOT_FINITE },
-                };
-                // SAFETY: the group's place.
-                unsafe { headers.add(at(group)).write(header) };
+            sums[h][i..i + 4].copy_from_slice(&s.fold4_add(four));
+        }
+        let below = s.and(exponent, s.sar(exponent, 31));
+        let finite = s.lt(s.from_bits(s.imax_u(most[0], most[1])), s.splat(f32::INFINITY));
+        let exponent = s.from_bits(s.isub(exponent, below));
+        let last = s.select(finite, exponent, s.from_bits(s.isplat(NOT_FINITE)));
+        let mut words = [[0i32; LANES]; 4];
+        // SAFETY: as many numbers as lanes.
+        unsafe {
+            let both = s.or(steps[0], s.shl(steps[1], 16));
+            s.istore(words[0].as_mut_ptr().cast(), both);
+            for h in 0..STEPS {
+                let minus = s.isub(s.izero(), s.iload(sums[h].as_ptr().cast()));
+                let minus = s.select(s.lt(s.zero(), wanted[h]), s.from_bits(minus), s.zero());
+                s.store(words[1 + h].as_mut_ptr().cast(), minus);
             }
+            s.store(words[3].as_mut_ptr().cast(), last);
+        }
+        for i in 0..x.len() {
+            let header = GroupHeader {
+                steps: [words[0][i] as i16, (words[0][i] >> 16) as i16],
+                minus: [words[1][i], words[2][i]],
+                last: words[3][i],
+            };
+            // SAFETY: the group's place.
+            unsafe { headers.add(at(i)).write(header) };
         }
     }
 }

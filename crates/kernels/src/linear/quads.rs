@@ -222,7 +222,8 @@ unsafe fn block<
                 let header = &*headers.add(i * rows.num_groups);
                 let steps = header.steps;
                 if BITS == 4 {
-                    let steps = s.isplat(i32::from(steps[0]) | i32::from(steps[1]) << 16);
+                    // One load, as they lie there.
+                    let steps = s.isplat(i32::from(steps[0] as u16) | i32::from(steps[1]) << 16);
                     let begin = if SHIFT > 0 { s.isplat(header.last << SHIFT) } else { s.izero() };
                     for h in 0..N {
                         let sum = s.join_codes(first[i][h], last[i][h], steps, begin);

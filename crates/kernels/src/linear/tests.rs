@@ -5,6 +5,7 @@ use super::tiles::{BLOCK, columns};
 use super::*;
 use crate::Threads;
 use crate::gemm::tests::values;
+use crate::isa::Set;
 
 /// A matrix of random codes, and its weights as f32.
 fn coded(
@@ -288,7 +289,7 @@ fn sums_are_the_same_on_every_set() {
                 out
             };
             // All that have multiply-add.
-            let fused = Isa::available().into_iter().filter(|isa| isa.has(crate::isa::Set::Avx2));
+            let fused = Isa::available().into_iter().filter(|isa| isa.has(Set::Avx2));
             let all: Vec<_> = fused.map(run).collect();
             all.windows(2).for_each(|pair| assert_eq!(pair[0], pair[1], "{format:?} {kind:?}"));
         }
@@ -328,6 +329,9 @@ fn linear_speed() {
                     "q4+min tiles",
                     "q8 tiles",
                 ][which];
+                if name.ends_with("tiles") && !Isa::best().has(Set::Amx) {
+                    continue;
+                }
                 let plain = values(n * k, 90);
                 let (linear, kind) = match which {
                     0..6 => (
