@@ -27,6 +27,9 @@ pub(super) const STEP_QUADS: usize = QUADS / STEPS;
 
 /// Where the codes of a tile, its scales and minimums come from.
 trait Source<S: Simd>: Copy {
+    /// Whether a code is a byte already.
+    const TURNED: bool;
+
     /// Codes of a quad of inputs and half of the features, from the lowest one.
     ///
     /// # Safety
@@ -57,6 +60,8 @@ struct Stored<const BITS: usize> {
 }
 
 impl<S: Simd, const BITS: usize> Source<S> for Stored<BITS> {
+    const TURNED: bool = false;
+
     #[inline(always)]
     unsafe fn quad(self, s: S, group: usize, quad: usize, half: usize) -> S::I {
         // SAFETY: registers of a group are inside it.
@@ -109,6 +114,8 @@ struct Turned {
 }
 
 impl<S: Simd> Source<S> for Turned {
+    const TURNED: bool = true;
+
     #[inline(always)]
     unsafe fn quad(self, s: S, group: usize, quad: usize, half: usize) -> S::I {
         // SAFETY: by contract.
@@ -135,7 +142,7 @@ impl<S: Simd> Source<S> for Turned {
 /// or 0.
 struct Format<const BITS: usize, const MIN: bool, const SHIFT: u32>;
 
-/// Sums of products over half of group `g`, R rows with N halves of a tile.
+/// Adds products over pairs `begin .. end` of quads of half of group `g`, R rows with N halves of a tile.
 ///
 /// # Safety
 /// As [`block`], and there is such a group.
@@ -145,14 +152,13 @@ unsafe fn half_group<S: Simd, Q: Source<S>, const R: usize, const N: usize, cons
     (source, half): (Q, usize),
     rows: &Rows<'_>,
     (g, step): (usize, usize),
+    (begin, end): (usize, usize),
     mut sums: [[S::I; N]; R],
 ) -> [[S::I; N]; R] {
-    // Compilers that know how many there are look so far ahead that they keep more than there are registers for.
-    let pairs = if S::WIDE && S::SUMS_AS_STORED { STEP_QUADS / 2 } else { rows.step_quads / 2 };
     // SAFETY: quads, halves and rows exist by contract.
     unsafe {
         let x = rows.bytes.add(g * GROUP);
-        for pair in step * STEP_QUADS / 2..step * STEP_QUADS / 2 + pairs {
+        for pair in step * STEP_QUADS / 2 + begin..step * STEP_QUADS / 2 + end {
             for quad in [2 * pair, 2 * pair + 1] {
                 let mut codes = [s.izero(); N];
                 let mut bytes = [s.bytes(s.izero()); N];
@@ -212,8 +218,20 @@ unsafe fn block<
                     }
                 }
             }
-            let first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), begin[0]);
-            let last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), begin[1]);
+            let [mut first, mut last] = begin;
+            if S::WIDE && S::SUMS_AS_STORED && BITS == 4 && Q::TURNED {
+                // In turn, so that products wait less for those before them.
+                for pair in [(0, 1), (1, 2)] {
+                    first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pair, first);
+                    last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pair, last);
+                }
+            } else {
+                // Compilers that know how many there are look so far ahead that they keep more than there are registers for.
+                let known = S::WIDE && S::SUMS_AS_STORED;
+                let pairs = (0, if known { STEP_QUADS / 2 } else { rows.step_quads / 2 });
+                first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pairs, first);
+                last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pairs, last);
+            }
             let mut scale = [s.zero(); N];
             for h in 0..N {
                 scale[h] = source.scale(s, g, half + h);
