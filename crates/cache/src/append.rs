@@ -219,21 +219,28 @@ impl KvCache {
             }
             for head in 0..heads {
                 let table = &sequence.tables[first_group + head];
-                for t in 0..slice.len {
-                    let position = slice.start + t;
-                    let (block, offset) =
-                        ((position - begin) / block_size, (position - begin) % block_size);
-                    let at = ((slice.row + t) * heads + head) * dim;
+                let mut t = 0;
+                while t < slice.len {
+                    let since = slice.start + t - begin;
+                    let (block, offset) = (since / block_size, since % block_size);
+                    // Rows of one block, keys before values.
+                    let rows = (block_size - offset).min(slice.len - t);
+                    let at = |i: usize| ((slice.row + t + i) * heads + head) * dim;
                     let row = &mut self.row[..dim];
-                    let distance = if relative { offset } else { position };
-                    self.frame.rotate(rope, distance, &keys[at..at + dim], row);
-                    let mut clamped = clamp(row, tail.largest());
+                    let mut clamped = 0;
                     let slot = self.pool.bytes_mut(table.keys[block].slot)?;
-                    tail.write_row(offset, row, slot);
-                    row.copy_from_slice(&values[at..at + dim]);
-                    clamped += clamp(row, tail.largest());
+                    for i in 0..rows {
+                        let distance = if relative { offset + i } else { slice.start + t + i };
+                        self.frame.rotate(rope, distance, &keys[at(i)..at(i) + dim], row);
+                        clamped += clamp(row, tail.largest());
+                        tail.write_row(offset + i, row, slot);
+                    }
                     let slot = self.pool.bytes_mut(table.values[block].slot)?;
-                    tail.write_row(offset, row, slot);
+                    for i in 0..rows {
+                        row.copy_from_slice(&values[at(i)..at(i) + dim]);
+                        clamped += clamp(row, tail.largest());
+                        tail.write_row(offset + i, row, slot);
+                    }
                     if clamped > 0 {
                         self.num_clamped += clamped;
                         let clamped = (slice.sequence, sequence.released + block);
@@ -241,6 +248,7 @@ impl KvCache {
                             self.clamped_blocks.push(clamped);
                         }
                     }
+                    t += rows;
                 }
             }
         }

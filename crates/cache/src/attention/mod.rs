@@ -135,7 +135,9 @@ impl KvCache {
         let l = &self.geometry.layers()[layer];
         let (rows, stride) = plan.most;
         for tile in tiles.iter().take(threads) {
-            lock(tile).reserve(rows, stride, l.head_dim, self.geometry.block_size());
+            let mut tile = lock(tile);
+            tile.reserve(rows, stride, l.head_dim, self.geometry.block_size());
+            tile.job = None;
         }
         let mut observed = false;
         for slice in slices {
@@ -200,15 +202,21 @@ impl Step<'_> {
     ) -> Result<()> {
         let rows = job.heads * works.iter().map(Work::rows).sum::<usize>();
         let stride = job.stride(self.l);
-        if let (false, [work, ..]) = (job.coded, works) {
-            self.cache.begin_plain(work, tile);
+        match works {
+            [work, ..] if !job.coded => {
+                // Queries stay as they are from item to item of a job.
+                if tile.job.replace(item.job) != Some(item.job) {
+                    self.cache.begin_plain(work, tile);
+                }
+            }
+            _ => (tile.job, tile.many) = (None, false),
         }
         let [mut all, mut range] = std::mem::take(&mut tile.sums);
         if job.items.1 - job.items.0 == 1 {
             let block_size = self.cache.geometry.block_size();
             for (i, blocks) in ranges(job.coded, block_size, item.blocks).enumerate() {
                 let sums = if i == 0 { &mut all } else { &mut range };
-                sums.reset(rows, stride);
+                sums.reset(rows, stride, tile.many);
                 self.attend(job, works, blocks, item.blocks.1, sums, tile);
                 if i > 0 {
                     merge(&mut all, &range, stride);
@@ -220,7 +228,7 @@ impl Step<'_> {
             self.finish(job, works, &mut all, tile);
         } else {
             let mut sums = lock(&self.partial[number]);
-            sums.reset(rows, stride);
+            sums.reset(rows, stride, tile.many);
             self.attend(job, works, item.blocks, item.blocks.1, &mut sums, tile);
             if let (false, [work, ..], true) = (job.coded, works, number == job.items.0) {
                 self.beside(job, work, &mut sums, tile);

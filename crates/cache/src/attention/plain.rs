@@ -27,9 +27,7 @@ impl KvCache {
         // Every row of a sink has a place of its own.
         let sinks = || work.kept.iter().any(|kept| matches!(kept.stays, Stays::AsSink(_)));
         tile.many = work.latents == 0 && QueryLanes::pay(dim, work.len) && !sinks();
-        if tile.many {
-            tile.lanes[0].load(&tile.queries[..work.rows() * dim], dim, work.group);
-        }
+        tile.loaded = [false; 2];
     }
 
     /// Some blocks of the plain job that was begun; those up to `until` will follow. `sums`: `[len · group,
@@ -44,7 +42,7 @@ impl KvCache {
     ) {
         let (stride, block_size) = (work.stride(), self.geometry.block_size());
         if tile.many {
-            tile.many_rows.reset(&tile.lanes[0]);
+            tile.many_rows.reset(work.l.head_dim, work.group, work.len);
         }
         let mut found = (blocks.0 < blocks.1).then(|| self.find(work, work.kv_head, blocks.0));
         for block in blocks.0..blocks.1 {
@@ -179,7 +177,13 @@ impl KvCache {
             self.turn_kept(l.rope, positions, dim, tile);
         }
         let Tile { keys, values, halves: held, queries, absolute, block, .. } = tile;
-        let many = tile.many.then_some((&mut tile.many_rows, &tile.lanes[usize::from(turned)]));
+        let many = tile.many.then(|| {
+            let (rows, which) = (if turned { &*absolute } else { &*queries }, usize::from(turned));
+            if !std::mem::replace(&mut tile.loaded[which], true) {
+                tile.lanes[which].load(&rows[..work.rows() * dim], dim, group);
+            }
+            (&mut tile.many_rows, &tile.lanes[which])
+        });
         let [held_keys, held_values] = held;
         if halves[0] {
             own_keys = Some(StoredRows::F16(held_keys));
@@ -264,9 +268,6 @@ impl KvCache {
             let rows = queries.chunks_exact(dim).zip(absolute.chunks_exact_mut(dim));
             for (i, (query, row)) in rows.enumerate() {
                 self.frame.rotate(l.rope, work.start + i / work.group, query, row);
-            }
-            if tile.many {
-                tile.lanes[1].load(absolute, dim, work.group);
             }
         }
         row.resize(row.len().max(dim), 0.0);

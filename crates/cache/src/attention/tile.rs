@@ -37,11 +37,14 @@ pub(super) struct Tile {
     pub(super) levels: LevelScratch,
     /// What the kernel needs for one block.
     pub(super) block: BlockScratch,
-    /// Whether a plain job's rows go through blocks side by side.
+    /// The plain job whose queries are here.
+    pub(super) job: Option<usize>,
+    /// Whether its rows go through blocks side by side.
     pub(super) many: bool,
     pub(super) many_rows: ManyRows,
-    /// Its queries: those of `queries`, and of `absolute` once they are there.
+    /// Its queries, those of `queries` and of `absolute`, and whether they are there already.
     pub(super) lanes: [QueryLanes; 2],
+    pub(super) loaded: [bool; 2],
     /// Over all ranges of an item, and over the one it is at.
     pub(super) sums: [Sums; 2],
     /// An item's rows when they are finished.
@@ -60,11 +63,13 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Those of `rows` rows that have seen nothing.
-    pub(super) fn reset(&mut self, rows: usize, stride: usize) {
-        self.states.clear();
+    /// Those of `rows` rows that have seen nothing; room for them only, if all are `written` before they are read.
+    pub(super) fn reset(&mut self, rows: usize, stride: usize, written: bool) {
+        if !written {
+            self.states.clear();
+            self.values.clear();
+        }
         self.states.resize(rows, OnlineSoftmax::default());
-        self.values.clear();
         self.values.resize(rows * stride, 0.0);
     }
 }

@@ -100,9 +100,9 @@ pub struct ManyRows {
 }
 
 impl ManyRows {
-    /// Rows that have seen nothing.
-    pub fn reset(&mut self, queries: &QueryLanes) {
-        self.shape = queries.shape;
+    /// Rows of `group` query heads for each of `tokens` tokens that have seen nothing.
+    pub fn reset(&mut self, dim: usize, group: usize, tokens: usize) {
+        self.shape = Shape { dim, group, tokens };
         let (floats, lanes) = (self.shape.floats(), self.shape.vectors() * LANES);
         for (lines, len, with) in [
             (&mut self.sums, floats, 0.0),
@@ -118,7 +118,7 @@ impl ManyRows {
     /// those tokens', whose `rows` are not read here but counted.
     ///
     /// # Panics
-    /// If `lanes` are not those that [`Self::reset`] had, or a slice is shorter than its shape says, or values have another
+    /// If `lanes` have not the shape that [`Self::reset`] had, or a slice is shorter than its shape says, or values have another
     /// width than keys.
     pub fn attend_block(
         &mut self,
@@ -631,7 +631,7 @@ mod tests {
         // What an earlier job left.
         many.sums.resize(shape.floats());
         many.sums.as_mut_slice().fill(f32::NAN);
-        many.reset(&lanes);
+        many.reset(dim, group, tokens);
         let mut scratch = BlockScratch::default();
         for block in 0..3 {
             let stored: Vec<Vec<f16>> = (0..2)

@@ -327,7 +327,7 @@ fn speed() {
         let mut scratch = BlockScratch::default();
         let (mut lanes, mut side) = (QueryLanes::default(), ManyRows::default());
         lanes.load(&rows, dim, group);
-        side.reset(&lanes);
+        side.reset(dim, group, tokens);
         let queries = QueryRows {
             rows: &rows,
             dim,
