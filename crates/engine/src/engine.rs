@@ -46,6 +46,7 @@ pub struct Engine {
     // Buffers of a step.
     tokens: Vec<TokenId>,
     slices: Vec<BatchSlice>,
+    wanted: Vec<usize>,
     logits: Vec<f32>,
     chosen: Vec<Chosen>,
 }
@@ -163,6 +164,7 @@ impl Engine {
             watch,
             tokens: Vec::new(),
             slices: Vec::new(),
+            wanted: Vec::new(),
             logits: Vec::new(),
             chosen: Vec::new(),
         };
@@ -232,7 +234,16 @@ impl Engine {
         }
         let rows = self.build_batch(&plan.scheduled, &mut output);
         let batch = ForwardBatch { tokens: &self.tokens, slices: &self.slices };
-        self.model.forward(batch, &mut self.cache, &mut self.runner)?;
+        let all = self.needs_prompt_nll(&plan.scheduled);
+        if all {
+            self.model.forward(batch, &mut self.cache, &mut self.runner)?;
+        } else {
+            self.wanted.clear();
+            self.wanted.extend(rows.iter().map(|row| row.row));
+            self.wanted.sort_unstable();
+            self.wanted.dedup();
+            self.model.forward_for(&self.wanted, batch, &mut self.cache, &mut self.runner)?;
+        }
         self.note_prompt_nll(&plan.scheduled)?;
         let Self { cache, runner, slices, tokens, .. } = self;
         // Blocks that are full now are encoded on all threads.
@@ -262,6 +273,13 @@ impl Engine {
             self.fuse()?;
         }
         Ok(output)
+    }
+
+    /// Whether the cache asks how likely a prompt of this step is.
+    fn needs_prompt_nll(&self, scheduled: &[Scheduled]) -> bool {
+        let sequences = &self.scheduler.sequences;
+        let mut all = scheduled.iter().filter_map(|scheduled| sequences.get(&scheduled.key));
+        all.any(|sequence| sequence.recipe.needs_prompt_nll())
     }
 
     /// Tells the cache how likely the prompts of this step are, where it asks.

@@ -126,7 +126,7 @@ impl Model {
             cache.reserve(sequence, tokens.len())?;
             let slices = [BatchSlice { sequence, row: 0, start: 0, len: tokens.len() }];
             let batch = ForwardBatch { tokens: &tokens, slices: &slices };
-            self.decoder().forward(batch, &mut cache, runner, Some(&mut *observer))?;
+            self.decoder().forward(batch, None, &mut cache, runner, Some(&mut *observer))?;
             cache.commit(sequence, &tokens)?;
             cache.remove_sequence(sequence)?;
         }

@@ -10,7 +10,7 @@ use kvasir_kernels::{
 
 use crate::arch::DecoderSpec;
 use crate::error::{ModelError, Result};
-use crate::weights::Weights;
+use crate::weights::{LayerWeights, Weights};
 
 /// Is shown the queries, keys and values of every layer, not rotated.
 pub(crate) trait ForwardObserver {
@@ -51,14 +51,33 @@ pub struct Runner {
     threads: Threads,
     attention: AttentionScratch,
     hidden: Vec<f32>, // [rows, hidden]
+    q: Vec<f32>,      // [rows, query_heads, head_dim]
+    k: Vec<f32>,      // [rows, kv_heads, head_dim]
+    v: Vec<f32>,      // [rows, kv_heads, head_dim]
+    mixed: Vec<f32>,  // [rows, query_heads, head_dim]
+    buffers: Buffers,
+}
+
+/// What a layer leaves behind.
+#[derive(Debug, Default)]
+struct Buffers {
     inputs: Activations,
     ffn: Activations,
-    q: Vec<f32>,     // [rows, query_heads, head_dim]
-    k: Vec<f32>,     // [rows, kv_heads, head_dim]
-    v: Vec<f32>,     // [rows, kv_heads, head_dim]
-    mixed: Vec<f32>, // [rows, query_heads, head_dim]
     /// What a norm reads or writes between two layers.
     between: Vec<f32>,
+    /// Hidden states of the rows that the last layer is finished for.
+    few: Vec<f32>, // [rows, hidden]
+}
+
+impl Buffers {
+    /// Norms heads in place, if there is a norm.
+    fn norm_heads(&mut self, norm: Option<&[f32]>, eps: f32, rows: &mut [f32]) {
+        if let Some(norm) = norm {
+            self.between.clear();
+            self.between.extend_from_slice(rows);
+            rms_norm_rows(&self.between, norm, eps, rows);
+        }
+    }
 }
 
 impl Runner {
@@ -68,17 +87,15 @@ impl Runner {
             threads,
             attention: AttentionScratch::default(),
             hidden: Vec::new(),
-            inputs: Activations::default(),
-            ffn: Activations::default(),
             q: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
             mixed: Vec::new(),
-            between: Vec::new(),
+            buffers: Buffers::default(),
         }
     }
 
-    /// Hidden states of every row of the last forward pass, before the last norm: `[rows, hidden]`.
+    /// Hidden states of the last forward pass, before the last norm, of the rows that were wanted: `[rows, hidden]`.
     pub(crate) fn hidden(&self) -> &[f32] {
         &self.hidden
     }
@@ -98,16 +115,17 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// Runs all layers over the batch, writing keys and values into the cache (the caller reserved them
-    /// and commits them). Leaves the hidden states of every row in the runner. `observer` is
-    /// shown the queries, keys and values of every layer.
+    /// and commits them). Leaves the hidden states of the `wanted` rows (in order, each once), or of all, in the runner: of
+    /// other rows the last layer computes keys and values only. `observer` is shown the queries, keys and values of every layer.
     pub(crate) fn forward(
         &self,
         batch: ForwardBatch<'_>,
+        wanted: Option<&[usize]>,
         cache: &mut KvCache,
         runner: &mut Runner,
         mut observer: Option<&mut (dyn ForwardObserver + Send)>,
     ) -> Result<()> {
-        let Runner { threads, attention, hidden, inputs, ffn, q, k, v, mixed, between } = runner;
+        let Runner { threads, attention, hidden, q, k, v, mixed, buffers } = runner;
         let s = &self.spec;
         let rows = batch.tokens.len();
         let width = s.hidden_size;
@@ -138,21 +156,34 @@ impl Decoder {
 
         threads.run(|| {
             for (layer, w) in self.weights.layers.iter().enumerate() {
+                let inputs = &mut buffers.inputs;
                 inputs.set_normed(w.q.activation_kind(), hidden, &w.attention_norm, s.norm_eps);
                 // Layers that read another's keys and values need queries only.
                 let alone = cache.reads_others(layer, batch.slices)?;
+                let last = layer + 1 == self.weights.layers.len() && observer.is_none();
+                let wanted = wanted.filter(|wanted| last && wanted.len() < rows);
+                if let Some(wanted) = wanted
+                    && !cache.observes(layer, batch.slices)?
+                {
+                    if !alone {
+                        forward_all([&w.k, &w.v], inputs, [k, v]);
+                        buffers.norm_heads(w.k_norm.as_deref(), s.norm_eps, k);
+                    }
+                    cache.write(layer, batch.slices, k, v)?;
+                    let rest = (
+                        &mut *attention,
+                        &mut hidden[..],
+                        [&mut q[..], &mut mixed[..]],
+                        &mut *buffers,
+                    );
+                    return self.finish(batch.slices, wanted, cache, rest);
+                }
                 match alone {
                     true => w.q.forward(inputs, q),
                     false => forward_all([&w.q, &w.k, &w.v], inputs, [q, k, v]),
                 }
-                let keys = (&mut *k, w.k_norm.as_ref().filter(|_| !alone));
-                for (rows, norm) in [(&mut *q, w.q_norm.as_ref()), keys] {
-                    if let Some(norm) = norm {
-                        between.clear();
-                        between.extend_from_slice(rows);
-                        rms_norm_rows(between, norm, s.norm_eps, rows);
-                    }
-                }
+                buffers.norm_heads(w.q_norm.as_deref(), s.norm_eps, q);
+                buffers.norm_heads(w.k_norm.as_deref().filter(|_| !alone), s.norm_eps, k);
                 if let Some(observer) = &mut observer {
                     let (query, kv) = (s.query_heads * s.head_dim, s.kv_heads * s.head_dim);
                     for slice in batch.slices {
@@ -165,18 +196,74 @@ impl Decoder {
                 cache.write(layer, batch.slices, k, v)?;
                 cache.attend(layer, batch.slices, q, mixed, attention)?;
                 cache.observe(layer, batch.slices, q, attention)?;
-                inputs.set(w.o.activation_kind(), mixed, w.o.in_features());
-                let norm = w.post_attention_norm.as_deref();
-                add_output(&w.o, inputs, norm, s.norm_eps, hidden, between);
-
-                inputs.set_normed(w.gate.activation_kind(), hidden, &w.ffn_norm, s.norm_eps);
-                let kind = w.down.activation_kind();
-                forward_gated(&w.gate, &w.up, s.activation, inputs, kind, ffn);
-                let norm = w.post_ffn_norm.as_deref();
-                add_output(&w.down, ffn, norm, s.norm_eps, hidden, between);
+                self.after_attention(w, mixed, hidden, buffers);
             }
             Ok(())
         })
+    }
+
+    /// The rest of the last layer, keys and values of which are written, for the rows that are wanted.
+    fn finish(
+        &self,
+        slices: &[BatchSlice],
+        wanted: &[usize],
+        cache: &mut KvCache,
+        runner: (&mut AttentionScratch, &mut [f32], [&mut [f32]; 2], &mut Buffers),
+    ) -> Result<()> {
+        let (attention, hidden, [q, mixed], buffers) = runner;
+        let (s, layer) = (&self.spec, self.weights.layers.len() - 1);
+        let (w, width) = (&self.weights.layers[layer], s.hidden_size);
+        // Slices cover rows in order.
+        let mut left = slices.iter().peekable();
+        let mut own = Vec::with_capacity(wanted.len());
+        for (row, wanted) in wanted.iter().enumerate() {
+            while left.next_if(|slice| slice.row + slice.len <= *wanted).is_some() {}
+            let place = |slice: &&BatchSlice| BatchSlice {
+                row,
+                start: slice.start + wanted - slice.row,
+                len: 1,
+                ..**slice
+            };
+            own.extend(left.peek().map(place));
+        }
+        let mut few = std::mem::take(&mut buffers.few);
+        few.clear();
+        wanted.iter().for_each(|row| few.extend_from_slice(&hidden[row * width..][..width]));
+        let heads = wanted.len() * s.query_heads * s.head_dim;
+        let (q, mixed) = (&mut q[..heads], &mut mixed[..heads]);
+        let inputs = &mut buffers.inputs;
+        inputs.set_normed(w.q.activation_kind(), &few, &w.attention_norm, s.norm_eps);
+        w.q.forward(inputs, q);
+        buffers.norm_heads(w.q_norm.as_deref(), s.norm_eps, q);
+        cache.attend(layer, &own, q, mixed, attention)?;
+        self.after_attention(w, mixed, &mut few, buffers);
+        for (row, few) in wanted.iter().zip(few.chunks_exact(width)) {
+            hidden[row * width..][..width].copy_from_slice(few);
+        }
+        buffers.few = few;
+        Ok(())
+    }
+
+    /// What follows a layer's attention: its output projection and the feed-forward layer. `mixed`: `[rows, query_heads, head_dim]`;
+    /// `hidden`: `[rows, hidden]`, changed in place.
+    fn after_attention(
+        &self,
+        w: &LayerWeights,
+        mixed: &[f32],
+        hidden: &mut [f32],
+        buffers: &mut Buffers,
+    ) {
+        let s = &self.spec;
+        let Buffers { inputs, ffn, between, .. } = buffers;
+        inputs.set(w.o.activation_kind(), mixed, w.o.in_features());
+        let norm = w.post_attention_norm.as_deref();
+        add_output(&w.o, inputs, norm, s.norm_eps, hidden, between);
+
+        inputs.set_normed(w.gate.activation_kind(), hidden, &w.ffn_norm, s.norm_eps);
+        let kind = w.down.activation_kind();
+        forward_gated(&w.gate, &w.up, s.activation, inputs, kind, ffn);
+        let norm = w.post_ffn_norm.as_deref();
+        add_output(&w.down, ffn, norm, s.norm_eps, hidden, between);
     }
 
     /// `W·Wᵀ` of a layer's keys and of its values, `[width, width]` each. Weights are read as they are held.
@@ -230,14 +317,14 @@ impl Decoder {
         }
     }
 
-    /// Logits of some rows of the last forward pass. `out`: `[rows.len(), vocab]`, resized.
+    /// Logits of some rows of the last forward pass, of those that it was for. `out`: `[rows.len(), vocab]`, resized.
     ///
     /// # Panics
     /// If a row is not in the last batch.
     pub(crate) fn logits(&self, rows: &[usize], runner: &mut Runner, out: &mut Vec<f32>) {
         let s = &self.spec;
         let width = s.hidden_size;
-        let Runner { threads, hidden, inputs, between, .. } = runner;
+        let Runner { threads, hidden, buffers: Buffers { inputs, between, .. }, .. } = runner;
         between.clear();
         for row in rows {
             between.extend_from_slice(&hidden[row * width..(row + 1) * width]);

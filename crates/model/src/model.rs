@@ -236,7 +236,22 @@ impl Model {
         cache: &mut KvCache,
         runner: &mut Runner,
     ) -> Result<()> {
-        self.decoder.forward(batch, cache, runner, None)
+        self.decoder.forward(batch, None, cache, runner, None)
+    }
+
+    /// [`Self::forward`], of which only the `wanted` rows (in order, each once) have hidden states and [`Self::logits`] afterwards: the
+    /// same bits, and less work in the last layer.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_for(
+        &self,
+        wanted: &[usize],
+        batch: ForwardBatch<'_>,
+        cache: &mut KvCache,
+        runner: &mut Runner,
+    ) -> Result<()> {
+        self.decoder.forward(batch, Some(wanted), cache, runner, None)
     }
 
     /// Sum of the negative log likelihoods, in nats, of tokens after rows of the runner's last batch: `(row, token)`.

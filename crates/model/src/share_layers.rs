@@ -126,7 +126,7 @@ impl Model {
             slices.push(BatchSlice { sequence, row, start: 0, len: piece.len() });
         }
         let batch = ForwardBatch { tokens: pieces, slices: &slices };
-        self.decoder().forward(batch, &mut cache, runner, observer)?;
+        self.decoder().forward(batch, None, &mut cache, runner, observer)?;
         Ok(runner.hidden().to_vec())
     }
 }

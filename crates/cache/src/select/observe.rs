@@ -215,6 +215,22 @@ impl KvCache {
         Ok((first < end).then_some(first..end))
     }
 
+    /// Whether anything of these sequences depends on all queries of a layer: then none may be left out of
+    /// [`KvCache::attend`].
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`].
+    pub fn observes(&self, layer: usize, slices: &[BatchSlice]) -> Result<bool> {
+        for slice in slices {
+            let sequence = self.sequence(slice.sequence)?;
+            let chooses = sequence.selection.is_some() || sequence.watched.is_some();
+            if chooses || self.observed(layer, slice)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Adds what this step's queries paid to every token, where a policy wants to know. After
     /// [`KvCache::attend`] with the same arguments, which left the softmax of every row in `scratch`.
     ///
