@@ -1,22 +1,24 @@
 //! The engine: requests in, steps, outputs out.
 
 mod admit;
+mod choose;
 mod decide;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvasir_cache::{BatchSlice, KvCache, Recipe, SharingMode};
 use kvasir_model::{CacheOptions, ForwardBatch, Model, Runner, Threads, Tokenizer, parallel_zip};
 use rustc_hash::FxHashMap;
 
 use self::admit::longest_fitting;
+use self::choose::{Chosen, LogitRow};
 use crate::config::EngineConfig;
 use crate::error::{EngineError, Result};
-use crate::guard::{FirstToken, Watch, Watched};
-use crate::request::{Finish, RequestId, SequenceOutput, StepOutput, TokenId, TokenLogprobs};
-use crate::sampler::{Context, Sampler, logprobs};
+use crate::guard::{Watch, Watched};
+use crate::request::{Finish, RequestId, SequenceOutput, StepOutput, TokenId};
+use crate::sampler::Sampler;
 use crate::scheduler::{Plan, Scheduled, Scheduler};
-use crate::sequence::{SeqKey, Sequence};
+use crate::sequence::SeqKey;
 use crate::stats::EngineStats;
 use crate::work::StepWork;
 
@@ -49,50 +51,6 @@ pub struct Engine {
     wanted: Vec<usize>,
     logits: Vec<f32>,
     chosen: Vec<Chosen>,
-}
-
-/// A row of the step's batch whose logits are wanted.
-#[derive(Debug, Clone, Copy)]
-struct LogitRow {
-    key: SeqKey,
-    row: usize,
-    /// The prompt position this row predicts, or the next token if `None`.
-    prompt_position: Option<usize>,
-}
-
-/// What a row of logits led to.
-#[derive(Debug, Default)]
-struct Chosen {
-    token: TokenId,
-    logprobs: Option<TokenLogprobs>,
-    /// Of a prompt that is watched.
-    first: Option<FirstToken>,
-}
-
-impl LogitRow {
-    /// `logits`: `[vocab]`, changed in place.
-    fn choose(&self, sequence: &Sequence, logits: &mut [f32], sampler: &Mutex<Sampler>) -> Chosen {
-        let params = &sequence.params;
-        if let Some(position) = self.prompt_position {
-            let (token, top) = (sequence.tokens[position], params.prompt_logprobs.unwrap_or(0));
-            let logprobs = Some(logprobs(logits, token, top));
-            return Chosen { token, logprobs, first: None };
-        }
-        let first = sequence.watched.map(|_| FirstToken::new(logits));
-        // Log probabilities are of the raw logits; the sampler changes them.
-        let raw = params.logprobs.map(|top| (top, logits.to_vec()));
-        let context = Context {
-            tokens: &sequence.tokens,
-            prompt_len: sequence.prompt_len,
-            end_tokens: &sequence.end_tokens,
-            seed: sequence.seed,
-            index: sequence.index,
-        };
-        // Only scratch: what a panic left in it is written before it is read.
-        let mut sampler = sampler.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = sampler.sample(logits, params, context);
-        Chosen { token, logprobs: raw.map(|(top, raw)| logprobs(&raw, token, top)), first }
-    }
 }
 
 /// Counting bytes by layer goes through all tables: rarely enough to cost nothing.

@@ -1,0 +1,116 @@
+use half::f16;
+
+use super::super::{BlockScratch, StoredRows, attend_block_on};
+use super::*;
+use crate::convert::f32_to_f16;
+use crate::gemm::tests::values;
+
+struct Case {
+    shape: Shape,
+    filled: usize,
+    /// Position of the first query less that of the first block's first token.
+    start: usize,
+    window: Option<usize>,
+    cap: Option<f32>,
+    turned: bool,
+}
+
+fn cases() -> Vec<Case> {
+    let shape = Shape { dim: 64, group: 3, tokens: 64 };
+    let base = || Case { shape, filled: 32, start: 64, window: None, cap: None, turned: true };
+    vec![
+        base(),
+        Case { start: 0, ..base() },
+        Case { start: 16, window: Some(9), ..base() },
+        Case { start: 33, window: Some(40), cap: Some(2.0), ..base() },
+        Case { shape: Shape { tokens: 41, ..shape }, start: 7, filled: 19, ..base() },
+        Case { shape: Shape { group: 1, ..shape }, start: 3, turned: false, ..base() },
+        Case { shape: Shape { dim: 48, group: 8, tokens: 9 }, start: 40, filled: 49, ..base() },
+        Case { shape: Shape { dim: 128, group: 2, tokens: 33 }, start: 1, filled: 64, ..base() },
+    ]
+}
+
+/// Three blocks, of which the last ones are seen by some tokens only: every row gets the bits that it gets alone.
+fn check(isa: Isa, case: &Case, half: bool, products: Products) {
+    let &Case { shape, filled, start, window, cap, turned } = case;
+    let Shape { dim, group, tokens } = shape;
+    let rows = values(tokens * group * dim, 1);
+    let distances = tokens + start;
+    let (cos, sin) = (values(distances * dim / 2, 2), values(distances * dim / 2, 3));
+    let mut states = vec![OnlineSoftmax::default(); tokens * group];
+    let mut sums = vec![0.0; rows.len()];
+    let (mut lanes, mut many) = (QueryLanes::default(), ManyRows::default());
+    lanes.load_on(isa, &rows, dim, group);
+    // What an earlier job left.
+    many.sums.resize(shape.floats());
+    many.sums.as_mut_slice().fill(f32::NAN);
+    many.reset(dim, group, tokens);
+    let mut scratch = BlockScratch::default();
+    for block in 0..3 {
+        let stored: Vec<Vec<f16>> = (0..2)
+            .map(|part| {
+                let mut halves = vec![f16::NAN; (filled + 3) * dim];
+                f32_to_f16(
+                    &values(filled * dim, 4 + 2 * block + part),
+                    &mut halves[..filled * dim],
+                );
+                halves
+            })
+            .collect();
+        let wide: Vec<Vec<f32>> =
+            stored.iter().map(|s| s.iter().map(|x| x.to_f32()).collect()).collect();
+        let part = |i: usize| match half {
+            true => StoredRows::F16(&stored[i]),
+            false => StoredRows::F32(&wide[i]),
+        };
+        let p = block as usize * filled;
+        let first = p.saturating_sub(start);
+        let end = window.map_or(tokens, |w| tokens.min((p + filled + w - 1).saturating_sub(start)));
+        if first >= end {
+            continue;
+        }
+        let distance = start + first - p;
+        let at = distance * dim / 2;
+        let kv = KvBlock {
+            keys: part(0),
+            values: part(1),
+            value_dim: dim,
+            at: 0,
+            filled,
+            next: [&[0; 100], &[]],
+        };
+        let own = first * group..end * group;
+        let queries = QueryRows {
+            rows: &rows[own.start * dim..own.end * dim],
+            dim,
+            group,
+            turn: turned.then_some((&cos[at..], &sin[at..])),
+            offset: distance,
+            window,
+            cap,
+            products,
+        };
+        many.attend_block_on(isa, &lanes, first, &queries, &kv);
+        let (states, sums) = (&mut states[own.clone()], &mut sums[own.start * dim..]);
+        attend_block_on(isa, &queries, &kv, states, sums, dim, &mut scratch);
+    }
+    let mut side = vec![OnlineSoftmax::default(); tokens * group];
+    let mut beside = vec![0.0; rows.len()];
+    many.finish_on(isa, &mut side, &mut beside);
+    for (i, (a, b)) in states.iter().zip(&side).enumerate() {
+        assert_eq!((a.max, a.sum), (b.max, b.sum), "{isa} {shape:?} {products:?} row {i}");
+    }
+    assert!(sums == beside, "{isa} {shape:?} {products:?} {half}");
+}
+
+#[test]
+fn rows_get_the_bits_that_they_get_alone() {
+    for isa in Isa::available() {
+        for case in cases() {
+            for products in [Products::F32, Products::Bf16] {
+                check(isa, &case, true, products);
+                check(isa, &case, false, products);
+            }
+        }
+    }
+}
