@@ -7,8 +7,8 @@ use kvasir_kernels::coded::{
 };
 use kvasir_kernels::trellis::{Boosts, Layout};
 use kvasir_kernels::{
-    BlockScratch, KvBlock, OnlineSoftmax, Product, Products, QueryRows, StoredRows, attend_block,
-    expand_bytes, f32_to_f16,
+    BlockScratch, KvBlock, ManyRows, OnlineSoftmax, Product, Products, QueryLanes, QueryRows,
+    StoredRows, attend_block, expand_bytes, f32_to_f16,
 };
 
 use super::{Bench, Work, numbers};
@@ -20,12 +20,14 @@ const GROUP: usize = 3;
 /// Tokens of a block, and blocks of a context.
 const TOKENS: usize = 32;
 const BLOCKS: usize = 32;
+/// Query tokens that prompts take through blocks together.
+const PROMPT_TOKENS: usize = 64;
 const WIDTH: usize = DIM * HEADS;
 /// Bits of the segments of joint3.
 const BITS: [u8; 12] = [5, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2];
 
 pub(super) fn measure(bench: &mut Bench<'_>) {
-    for (what, tokens) in [("decode", 1), ("prompt", TOKENS)] {
+    for (what, tokens) in [("decode", 1), ("prompt", PROMPT_TOKENS)] {
         for products in [Products::Bf16, Products::F32] {
             plain(bench, what, tokens, products);
         }
@@ -46,6 +48,9 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
     let mut states = vec![OnlineSoftmax::default(); tokens * GROUP];
     let mut sums = vec![0.0; rows.len()];
     let mut scratch = BlockScratch::default();
+    let (mut lanes, mut many) = (QueryLanes::default(), ManyRows::default());
+    lanes.load(&rows, DIM, GROUP);
+    many.reset(DIM, GROUP, tokens);
     let queries = QueryRows {
         rows: &rows,
         dim: DIM,
@@ -80,7 +85,11 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
                 filled: TOKENS,
                 next: [&[], &[]],
             };
-            attend_block(&queries, &block, &mut states, &mut sums, DIM, &mut scratch);
+            if QueryLanes::pay(DIM, tokens) {
+                many.attend_block(&lanes, 0, &queries, &block);
+            } else {
+                attend_block(&queries, &block, &mut states, &mut sums, DIM, &mut scratch);
+            }
         }
     });
 }
