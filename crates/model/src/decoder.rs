@@ -210,6 +210,9 @@ impl Decoder {
         cache: &mut KvCache,
         runner: (&mut AttentionScratch, &mut [f32], [&mut [f32]; 2], &mut Buffers),
     ) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
         let (attention, hidden, [q, mixed], buffers) = runner;
         let (s, layer) = (&self.spec, self.weights.layers.len() - 1);
         let (w, width) = (&self.weights.layers[layer], s.hidden_size);
