@@ -77,20 +77,35 @@ pub(super) fn values<'a>(
     block: &KvBlock<'a>,
     scratch: &'a mut Lines,
 ) -> Values<'a> {
-    let dim = block.value_dim;
-    let stride = dim.next_multiple_of(LANES);
     match block.values {
         StoredRows::F16(rows) if plan.values_in_registers => {
             let next = if plan.keys_in_registers { block.next[1] } else { &[] };
-            return Values::Stored(rows, next);
+            Values::Stored(rows, next)
         }
-        StoredRows::F32(rows) if !plan.pairs && stride == dim => return Values::Tile(rows, dim),
-        rows => {
-            scratch.resize(block.filled * stride);
-            widen(isa, plan.pairs, rows, (block.filled, dim), scratch.as_mut_slice());
+        _ => {
+            let (words, stride) = value_words(isa, plan.pairs, block, scratch);
+            Values::Tile(words, stride)
         }
     }
-    Values::Tile(scratch.as_slice(), stride)
+}
+
+/// Values of a block in words, `[filled / depth, stride]`, and the stride: the channels in whole vectors.
+pub(super) fn value_words<'a>(
+    isa: Isa,
+    pairs: bool,
+    block: &KvBlock<'a>,
+    scratch: &'a mut Lines,
+) -> (&'a [f32], usize) {
+    let dim = block.value_dim;
+    let stride = dim.next_multiple_of(LANES);
+    match block.values {
+        StoredRows::F32(rows) if !pairs && stride == dim => (rows, stride),
+        rows => {
+            scratch.resize(block.filled * stride);
+            widen(isa, pairs, rows, (block.filled, dim), scratch.as_mut_slice());
+            (scratch.as_slice(), stride)
+        }
+    }
 }
 
 /// Keys of a block in words, `[filled, dim / depth]`; `dim` is in whole vectors.
@@ -106,24 +121,6 @@ pub(super) fn key_words<'a>(
         rows => {
             scratch.resize(filled * dim);
             in_words(isa, pairs, rows, filled * dim, scratch.as_mut_slice());
-            scratch.as_slice()
-        }
-    }
-}
-
-/// Values of a block in words, `[filled / depth, dim]`; `dim` is in whole vectors.
-pub(super) fn value_words<'a>(
-    isa: Isa,
-    pairs: bool,
-    rows: StoredRows<'a>,
-    shape: (usize, usize),
-    scratch: &'a mut Lines,
-) -> &'a [f32] {
-    match rows {
-        StoredRows::F32(rows) if !pairs => rows,
-        rows => {
-            scratch.resize(shape.0 * shape.1);
-            widen(isa, pairs, rows, shape, scratch.as_mut_slice());
             scratch.as_slice()
         }
     }

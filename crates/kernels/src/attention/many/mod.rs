@@ -155,13 +155,14 @@ impl ManyRows {
         // Tokens go in pairs.
         self.weights.resize(filled.next_multiple_of(2) * WIDTH);
         let keys = tile::key_words(isa, pairs, block.keys, (filled, dim), &mut self.keys);
-        let values = tile::value_words(isa, pairs, block.values, (filled, dim), &mut self.values);
+        let (values, _) = tile::value_words(isa, pairs, block, &mut self.values);
         let mut call = Call {
             shape,
             seeing,
             filled,
             end: queries.offset as i64 - first as i64 + 1,
-            window: queries.window.map(|w| w as i64),
+            // No block is so far away; more would not fit.
+            window: queries.window.map(|w| w.min(1 << 48) as i64),
             cap: queries.cap,
             turn: queries.turn,
             keys,
