@@ -207,6 +207,7 @@ impl Step<'_> {
                 // Queries stay as they are from item to item of a job.
                 if tile.job.replace(item.job) != Some(item.job) {
                     self.cache.begin_plain(work, tile);
+                    self.cache.begin_many(work, tile);
                 }
             }
             _ => (tile.job, tile.many) = (None, false),

@@ -24,9 +24,13 @@ impl KvCache {
         let dim = work.l.head_dim;
         tile.resize(work.rows(), dim, dim, self.geometry.block_size());
         self.load_queries(work, work.kv_head, tile);
+    }
+
+    /// Lets the rows of the plain job that was begun go through blocks side by side, where that is faster.
+    pub(super) fn begin_many(&self, work: &Work<'_>, tile: &mut Tile) {
         // Every row of a sink has a place of its own.
         let sinks = || work.kept.iter().any(|kept| matches!(kept.stays, Stays::AsSink(_)));
-        tile.many = work.latents == 0 && QueryLanes::pay(dim, work.len) && !sinks();
+        tile.many = work.latents == 0 && QueryLanes::pay(work.l.head_dim, work.len) && !sinks();
         tile.loaded = [false; 2];
     }
 

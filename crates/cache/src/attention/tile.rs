@@ -127,7 +127,7 @@ impl Tile {
         self.block.reserve(block_size, dim);
     }
 
-    /// Room for `rows` query rows, which go one by one, against blocks of `block_size` rows of `width` channels.
+    /// Room for `rows` query rows, which go one by one until somebody says otherwise, against blocks of `block_size` rows of `width` channels.
     pub(super) fn resize(&mut self, rows: usize, dim: usize, width: usize, block_size: usize) {
         self.absolute.clear();
         self.many = false;
