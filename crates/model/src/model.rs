@@ -244,6 +244,9 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// If a row is not in the batch.
     pub fn forward_for(
         &self,
         wanted: &[usize],

@@ -81,3 +81,36 @@ fn watched_prompts_show_all_queries() {
     let [all, some] = [true, false].map(|all| logits(&model, Recipe::F16, true, all));
     assert!(all.1.is_some() && all == some, "{:?} {:?}", all.1, some.1);
 }
+
+/// Rows of several sequences, of which one has none that is wanted, and one begins after others of its tokens.
+#[test]
+fn wanted_rows_keep_their_sequences_and_places() {
+    let model = tiny_model(1);
+    let tokens: Vec<u32> = (0..90).map(|i| i * 11 % 256).collect();
+    let run = |wanted: Option<&[usize]>| {
+        let mut runner = Runner::new(Threads::new(2).unwrap());
+        let mut cache = model.new_cache(CacheOptions::of(Recipe::F16)).unwrap();
+        let mut slices = Vec::new();
+        // The first one holds 20 tokens already.
+        for (row, start, len) in [(0, 20, 25), (25, 0, 30), (55, 0, 35)] {
+            let sequence = cache.add_sequence(None).unwrap();
+            cache.reserve(sequence, start + len).unwrap();
+            if start > 0 {
+                let slices = [BatchSlice { sequence, row: 0, start: 0, len: start }];
+                let batch = ForwardBatch { tokens: &tokens[60..60 + start], slices: &slices };
+                model.forward(batch, &mut cache, &mut runner).unwrap();
+                cache.commit(sequence, &tokens[60..60 + start]).unwrap();
+            }
+            slices.push(BatchSlice { sequence, row, start, len });
+        }
+        let batch = ForwardBatch { tokens: &tokens, slices: &slices };
+        match wanted {
+            None => model.forward(batch, &mut cache, &mut runner).unwrap(),
+            Some(wanted) => model.forward_for(wanted, batch, &mut cache, &mut runner).unwrap(),
+        }
+        let mut out = Vec::new();
+        model.logits(&[3, 24, 56, 89], &mut runner, &mut out);
+        out
+    };
+    assert!(run(None) == run(Some(&[3, 24, 56, 89])));
+}
