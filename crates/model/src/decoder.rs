@@ -49,8 +49,16 @@ pub struct ForwardBatch<'a> {
 #[derive(Debug)]
 pub struct Runner {
     threads: Threads,
+    pass: Pass,
+}
+
+/// Buffers of a forward pass.
+#[derive(Debug, Default)]
+struct Pass {
     attention: AttentionScratch,
     hidden: Vec<f32>, // [rows, hidden]
+    /// Hidden states of the rows that the last layer is finished for.
+    few: Vec<f32>, // [rows, hidden]
     q: Vec<f32>,      // [rows, query_heads, head_dim]
     k: Vec<f32>,      // [rows, kv_heads, head_dim]
     v: Vec<f32>,      // [rows, kv_heads, head_dim]
@@ -58,15 +66,13 @@ pub struct Runner {
     buffers: Buffers,
 }
 
-/// What a layer leaves behind.
+/// What linear layers and norms read and write between each other.
 #[derive(Debug, Default)]
 struct Buffers {
     inputs: Activations,
     ffn: Activations,
     /// What a norm reads or writes between two layers.
     between: Vec<f32>,
-    /// Hidden states of the rows that the last layer is finished for.
-    few: Vec<f32>, // [rows, hidden]
 }
 
 impl Buffers {
@@ -83,21 +89,12 @@ impl Buffers {
 impl Runner {
     /// Empty buffers around a thread pool.
     pub fn new(threads: Threads) -> Self {
-        Self {
-            threads,
-            attention: AttentionScratch::default(),
-            hidden: Vec::new(),
-            q: Vec::new(),
-            k: Vec::new(),
-            v: Vec::new(),
-            mixed: Vec::new(),
-            buffers: Buffers::default(),
-        }
+        Self { threads, pass: Pass::default() }
     }
 
     /// Hidden states of the last forward pass, before the last norm, of the rows that were wanted: `[rows, hidden]`.
     pub(crate) fn hidden(&self) -> &[f32] {
-        &self.hidden
+        &self.pass.hidden
     }
 
     /// The thread pool.
@@ -125,7 +122,7 @@ impl Decoder {
         runner: &mut Runner,
         mut observer: Option<&mut (dyn ForwardObserver + Send)>,
     ) -> Result<()> {
-        let Runner { threads, attention, hidden, q, k, v, mixed, buffers } = runner;
+        let Runner { threads, pass } = runner;
         let s = &self.spec;
         let rows = batch.tokens.len();
         let width = s.hidden_size;
@@ -135,6 +132,7 @@ impl Decoder {
                 what: format!("a batch of {rows} tokens whose slices cover {covered}"),
             });
         }
+        let Pass { hidden, q, k, v, mixed, .. } = pass;
         hidden.resize(rows * width, 0.0);
         q.resize(rows * s.query_heads * s.head_dim, 0.0);
         k.resize(rows * s.kv_heads * s.head_dim, 0.0);
@@ -156,6 +154,7 @@ impl Decoder {
 
         threads.run(|| {
             for (layer, w) in self.weights.layers.iter().enumerate() {
+                let Pass { attention, hidden, q, k, v, mixed, buffers, .. } = &mut *pass;
                 let inputs = &mut buffers.inputs;
                 inputs.set_normed(w.q.activation_kind(), hidden, &w.attention_norm, s.norm_eps);
                 // Layers that read another's keys and values need queries only.
@@ -170,13 +169,7 @@ impl Decoder {
                         buffers.norm_heads(w.k_norm.as_deref(), s.norm_eps, k);
                     }
                     cache.write(layer, batch.slices, k, v)?;
-                    let rest = (
-                        &mut *attention,
-                        &mut hidden[..],
-                        [&mut q[..], &mut mixed[..]],
-                        &mut *buffers,
-                    );
-                    return self.finish(batch.slices, wanted, cache, rest);
+                    return self.finish(batch.slices, wanted, cache, pass);
                 }
                 match alone {
                     true => w.q.forward(inputs, q),
@@ -208,12 +201,12 @@ impl Decoder {
         slices: &[BatchSlice],
         wanted: &[usize],
         cache: &mut KvCache,
-        runner: (&mut AttentionScratch, &mut [f32], [&mut [f32]; 2], &mut Buffers),
+        pass: &mut Pass,
     ) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let (attention, hidden, [q, mixed], buffers) = runner;
+        let Pass { attention, hidden, few, q, mixed, buffers, .. } = pass;
         let (s, layer) = (&self.spec, self.weights.layers.len() - 1);
         let (w, width) = (&self.weights.layers[layer], s.hidden_size);
         // Slices cover rows in order.
@@ -229,21 +222,19 @@ impl Decoder {
             };
             own.extend(left.peek().map(place));
         }
-        let mut few = std::mem::take(&mut buffers.few);
         few.clear();
         wanted.iter().for_each(|row| few.extend_from_slice(&hidden[row * width..][..width]));
         let heads = wanted.len() * s.query_heads * s.head_dim;
         let (q, mixed) = (&mut q[..heads], &mut mixed[..heads]);
         let inputs = &mut buffers.inputs;
-        inputs.set_normed(w.q.activation_kind(), &few, &w.attention_norm, s.norm_eps);
+        inputs.set_normed(w.q.activation_kind(), few, &w.attention_norm, s.norm_eps);
         w.q.forward(inputs, q);
         buffers.norm_heads(w.q_norm.as_deref(), s.norm_eps, q);
         cache.attend(layer, &own, q, mixed, attention)?;
-        self.after_attention(w, mixed, &mut few, buffers);
+        self.after_attention(w, mixed, few, buffers);
         for (row, few) in wanted.iter().zip(few.chunks_exact(width)) {
             hidden[row * width..][..width].copy_from_slice(few);
         }
-        buffers.few = few;
         Ok(())
     }
 
@@ -257,7 +248,7 @@ impl Decoder {
         buffers: &mut Buffers,
     ) {
         let s = &self.spec;
-        let Buffers { inputs, ffn, between, .. } = buffers;
+        let Buffers { inputs, ffn, between } = buffers;
         inputs.set(w.o.activation_kind(), mixed, w.o.in_features());
         let norm = w.post_attention_norm.as_deref();
         add_output(&w.o, inputs, norm, s.norm_eps, hidden, between);
@@ -327,7 +318,8 @@ impl Decoder {
     pub(crate) fn logits(&self, rows: &[usize], runner: &mut Runner, out: &mut Vec<f32>) {
         let s = &self.spec;
         let width = s.hidden_size;
-        let Runner { threads, hidden, buffers: Buffers { inputs, between, .. }, .. } = runner;
+        let Runner { threads, pass } = runner;
+        let Pass { hidden, buffers: Buffers { inputs, between, .. }, .. } = pass;
         between.clear();
         for row in rows {
             between.extend_from_slice(&hidden[row * width..(row + 1) * width]);
