@@ -1,5 +1,7 @@
 //! Buffers of floats that kernels keep from call to call.
 
+use half::f16;
+
 use crate::simd::LANES;
 
 /// Floats that begin on a cache line.
@@ -26,6 +28,14 @@ impl Lines {
     pub(crate) fn as_slice(&self) -> &[f32] {
         // SAFETY: `Line` is `LANES` floats without padding, so `lines` owns this many initialised ones.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LANES) }
+    }
+
+    /// The same as numbers of 16 bits, twice as many.
+    #[inline]
+    pub(crate) fn as_halves(&self) -> &[f16] {
+        let len = 2 * self.lines.len() * LANES;
+        // SAFETY: as in `as_slice`; all bits are numbers of 16 bits.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), len) }
     }
 
     #[inline]

@@ -150,7 +150,8 @@ impl Model {
             chat_template: Arc::new(chat_template),
             products: match options.dtype {
                 Dtype::Float32 => Products::F32,
-                Dtype::Auto | Dtype::Bfloat16 => Products::Bf16,
+                Dtype::Bfloat16 => Products::Bf16,
+                Dtype::Auto => Products::Fastest,
             },
         })
     }

@@ -1,10 +1,61 @@
-//! What differs between products of f32 and products of two bf16: how rows that are stored become operands.
+//! What differs between products of f32, of two bf16 and of two integers: how rows that are stored become operands.
 
 use half::f16;
 
-use super::LANES;
+use super::{LANES, Products};
+use crate::isa::Isa;
+use crate::peak::integers_are_fast;
 use crate::simd::Lanes;
-use crate::simd::tile::{Meanwhile, Pairs, Product, Single, Vectors, accumulate};
+use crate::simd::bytes::Bytes;
+use crate::simd::tile::{
+    Integers, Meanwhile, Pairs, Product, Single, Vectors, accumulate, has_bf16,
+};
+
+/// What products are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Numbers {
+    Single,
+    Pairs,
+    Integers,
+}
+
+impl Numbers {
+    /// What `products` are of here, for rows of whole vectors or not.
+    #[inline]
+    pub(super) fn of(isa: Isa, products: Products, whole: bool) -> Self {
+        match products {
+            Products::Bf16 | Products::Fastest if whole && has_bf16(isa) => Self::Pairs,
+            Products::Fastest if whole && integers_are_fast(isa) => Self::Integers,
+            _ => Self::Single,
+        }
+    }
+}
+
+/// Compiles a function for all kinds of products: `name(isa, numbers, args…)`. Its body is
+/// `fn body<S: Lanes>(set: S, kind: impl Kind<S>, args…)`.
+macro_rules! by_numbers {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) = $body:ident;) => {
+        $(#[$meta])*
+        #[inline]
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::isa::Isa, numbers: $crate::attention::kind::Numbers, $($arg: $ty),*) {
+            use $crate::attention::kind::Numbers;
+            $crate::simd::tile::by_kind! {
+                fn of_floats($($arg: $ty),*) = $body;
+            }
+            $crate::simd::compiled! {
+                #[allow(clippy::too_many_arguments)]
+                fn of_integers(kind: $crate::simd::tile::Integers, $($arg: $ty),*) = $body
+                    for [Avx512Vnni, Avx512, AvxVnni, Avx2];
+            }
+            match numbers {
+                Numbers::Integers => of_integers(isa, $crate::simd::tile::Integers, $($arg),*),
+                _ => of_floats(isa, numbers == Numbers::Pairs, $($arg),*),
+            }
+        }
+    };
+}
+pub(super) use by_numbers;
 
 /// What rows are stored as.
 pub(super) trait Element: Copy {
@@ -92,8 +143,11 @@ impl Element for f16 {
 /// R rows of NV vectors of sums.
 type Sums<S, const R: usize, const NV: usize> = [[<S as crate::simd::Simd>::F; NV]; R];
 
-/// What products are of, and how stored rows become that.
+/// What products are of, and how rows meet them.
 pub(super) trait Kind<S: Lanes>: Product<S> {
+    /// Whether numbers are whole, with a worth beside them ([`super::integers`]).
+    const WHOLE: bool;
+
     /// Products of R query rows with 16 NV keys as they are stored, `[tokens, dim]`, transposed in registers.
     /// `dim` is a multiple of 8; `queries` are in words, `dim / depth` a row.
     ///
@@ -122,6 +176,21 @@ pub(super) trait Kind<S: Lanes>: Product<S> {
         sums: Sums<S, R, NV>,
     ) -> Sums<S, R, NV>;
 
+    /// Puts vectors of elements `i` and `i + 1` of the summed dimension, `i` even, to where their words are, a word every `step`.
+    ///
+    /// # Safety
+    /// A vector of each word is writable.
+    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]);
+}
+
+/// [`Kind::WHOLE`] of a kind that has no name.
+#[inline(always)]
+pub(super) fn whole<S: Lanes, K: Kind<S>>(_: S, _: K) -> bool {
+    K::WHOLE
+}
+
+/// What rows become without knowing more of them than a vector.
+pub(super) trait Tiled<S: Lanes>: Kind<S> {
     /// 8 channels of 16 tokens into a tile of words, `[dim / depth, tokens]`. Tokens from `n` on are the last again.
     ///
     /// # Safety
@@ -146,15 +215,9 @@ pub(super) trait Kind<S: Lanes>: Product<S> {
         both: bool,
         out: *mut f32,
     );
-
-    /// Puts vectors of elements `i` and `i + 1` of the summed dimension, `i` even, to where their words are, a word every `step`.
-    ///
-    /// # Safety
-    /// A vector of each word is writable.
-    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]);
 }
 
-/// Keys `[tokens, dim]` in f16, transposed on the way.
+/// Keys `[tokens, dim]` in f16, or in integers of 16 bits, transposed on the way.
 #[derive(Clone, Copy)]
 struct Transposed {
     keys: *const f16,
@@ -197,7 +260,25 @@ impl<S: Lanes, const NV: usize> Vectors<S, Pairs, NV, 4> for Transposed {
     }
 }
 
-/// Values `[tokens, dim]` in f16, from one channel on.
+impl<S: Bytes + Lanes, const NV: usize> Vectors<S, Integers, NV, 4> for Transposed {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Integers, k: usize) -> [[S::I; NV]; 4] {
+        let mut out = [[s.izero(); NV]; 4];
+        for v in 0..NV {
+            // SAFETY: by contract; the stride is even, as 8 channels are.
+            let pairs = unsafe {
+                let rows = self.keys.add(v * LANES * self.dim + 2 * k);
+                s.words4(rows.cast(), self.dim / 2, LANES)
+            };
+            for c in 0..4 {
+                out[c][v] = pairs[c];
+            }
+        }
+        out
+    }
+}
+
+/// Values `[tokens, dim]` in f16, or in integers of 16 bits, from one channel on.
 #[derive(Clone, Copy)]
 pub(super) struct StoredValues {
     pub(super) from: *const f16,
@@ -235,7 +316,25 @@ impl<S: Lanes, const NV: usize> Vectors<S, Pairs, NV, 1> for StoredValues {
     }
 }
 
-/// What both kinds do by [`accumulate`], with vectors of their own.
+impl<S: Bytes, const NV: usize> Vectors<S, Integers, NV, 1> for StoredValues {
+    #[inline(always)]
+    unsafe fn load(self, s: S, _: Integers, k: usize) -> [[S::I; NV]; 1] {
+        let mut out = [s.izero(); NV];
+        let both = 2 * k + 1 < self.tokens;
+        for v in 0..NV {
+            // SAFETY: by contract.
+            unsafe {
+                let first = self.from.add(2 * k * self.dim + v * LANES);
+                let second =
+                    if both { s.load_halves(first.add(self.dim).cast()) } else { s.izero() };
+                out[v] = s.or(s.load_halves(first.cast()), s.shl(second, 16));
+            }
+        }
+        [out]
+    }
+}
+
+/// What all kinds do by [`accumulate`], with vectors of their own.
 macro_rules! stored {
     () => {
         #[inline(always)]
@@ -272,8 +371,20 @@ macro_rules! stored {
 }
 
 impl<S: Lanes> Kind<S> for Single {
+    const WHOLE: bool = false;
     stored! {}
 
+    #[inline(always)]
+    unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]) {
+        // SAFETY: by contract.
+        unsafe {
+            s.store(out.add(i * step), two[0]);
+            s.store(out.add((i + 1) * step), two[1]);
+        }
+    }
+}
+
+impl<S: Lanes> Tiled<S> for Single {
     #[inline(always)]
     unsafe fn put_keys<T: Element>(
         self,
@@ -303,20 +414,20 @@ impl<S: Lanes> Kind<S> for Single {
         // SAFETY: by contract.
         unsafe { s.store(out, T::load(s, first)) }
     }
+}
+
+impl<S: Lanes> Kind<S> for Pairs {
+    const WHOLE: bool = false;
+    stored! {}
 
     #[inline(always)]
     unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]) {
         // SAFETY: by contract.
-        unsafe {
-            s.store(out.add(i * step), two[0]);
-            s.store(out.add((i + 1) * step), two[1]);
-        }
+        unsafe { s.istore(out.add(i / 2 * step).cast(), s.join(two[0], two[1])) };
     }
 }
 
-impl<S: Lanes> Kind<S> for Pairs {
-    stored! {}
-
+impl<S: Lanes> Tiled<S> for Pairs {
     #[inline(always)]
     unsafe fn put_keys<T: Element>(
         self,
@@ -349,10 +460,22 @@ impl<S: Lanes> Kind<S> for Pairs {
             s.istore(out.cast(), s.join(T::load(s, first), second));
         }
     }
+}
+
+impl<S: Bytes + Lanes> Kind<S> for Integers {
+    const WHOLE: bool = true;
+    stored! {}
 
     #[inline(always)]
     unsafe fn put_two(self, s: S, out: *mut f32, i: usize, step: usize, two: [S::F; 2]) {
         // SAFETY: by contract.
-        unsafe { s.istore(out.add(i / 2 * step).cast(), s.join(two[0], two[1])) };
+        unsafe { s.istore(out.add(i / 2 * step).cast(), whole_pairs(s, two)) };
     }
+}
+
+/// Two vectors of numbers that 16 bits hold, rounded to integers, lane by lane in pairs.
+#[inline(always)]
+pub(super) fn whole_pairs<S: Lanes>(s: S, [low, high]: [S::F; 2]) -> S::I {
+    let (low, high) = (s.to_int(low), s.to_int(high));
+    s.or(s.and(low, s.isplat(0xffff)), s.shl(high, 16))
 }

@@ -3,10 +3,10 @@
 use half::f16;
 
 use super::fetch::Fetch;
-use super::kind::{Kind, StoredValues};
+use super::kind::{Kind, StoredValues, by_numbers};
 use super::{LANES, Part, ROWS};
 use crate::simd::Lanes;
-use crate::simd::tile::{self, Matrix, accumulate, by_kind, by_rows, tiles};
+use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
 
 /// Values that sums are of.
 #[derive(Clone, Copy)]
@@ -17,9 +17,10 @@ pub(super) enum Values<'a> {
     Tile(&'a [f32], usize),
 }
 
-by_kind! {
-    /// `sums[i] = sums[i] · factors[i] + Σ_t weights[i, t] · values[t]`. `weights`: what [`super::weigh`] leaves.
-    pub(super) fn mix(part: &Part, weights: &[f32], factors: &[f32; ROWS], values: Values<'_>, sums: &mut [f32], stride: usize) = mix_body;
+by_numbers! {
+    /// `sums[i] = sums[i] · factors[i] + Σ_t weights[i, t] · values[t]`, the latter times `shares[i]` where numbers are whole. `weights`, and
+    /// `by`, which is factors and shares: what [`super::weigh`] leaves.
+    pub(super) fn mix(part: &Part, weights: &[f32], by: (&[f32; ROWS], &[f32; ROWS]), values: Values<'_>, sums: &mut [f32], stride: usize) = mix_body;
 }
 
 #[inline(always)]
@@ -28,7 +29,7 @@ fn mix_body<S: Lanes>(
     kind: impl Kind<S>,
     part: &Part,
     weights: &[f32],
-    factors: &[f32; ROWS],
+    (factors, shares): (&[f32; ROWS], &[f32; ROWS]),
     values: Values<'_>,
     sums: &mut [f32],
     stride: usize,
@@ -42,6 +43,8 @@ fn mix_body<S: Lanes>(
     // SAFETY: a row's first weight is that of vector `vectors.0`, so that of word `range.0` is inside the row.
     let weights = unsafe { weights.as_ptr().add(vectors.0 * LANES - vectors.0 * LANES / depth) };
     let weights = |first: usize| (weights.wrapping_add(first * tokens), tokens);
+    let by =
+        |first: usize| (factors.as_ptr().wrapping_add(first), shares.as_ptr().wrapping_add(first));
     match values {
         Values::Stored(values, next) => {
             assert!(dim.is_multiple_of(LANES) && values.len() >= to * dim);
@@ -53,9 +56,9 @@ fn mix_body<S: Lanes>(
                 let from = values.as_ptr().add(v * LANES);
                 let values = StoredValues { from, dim, tokens: to };
                 let at = sums.add(first * stride + v * LANES);
-                let begin = begin::<S, R, NV>(s, at, stride, factors.as_ptr().add(first));
+                let begin = begin::<S, _, R, NV>(s, kind, at, stride, by(first));
                 let of = kind.stored_values(s, values, range, weights(first), &mut next, begin);
-                tile::store(s, of, at, stride);
+                tile::store(s, end(s, kind, of, at, stride, by(first)), at, stride);
             });
         }
         Values::Tile(values, step) => {
@@ -67,10 +70,10 @@ fn mix_body<S: Lanes>(
             // SAFETY: as above.
             tiles!(S, n, dim / LANES, |R, first, NV, v| unsafe {
                 let at = sums.add(first * stride + v * LANES);
-                let begin = begin::<S, R, NV>(s, at, stride, factors.as_ptr().add(first));
+                let begin = begin::<S, _, R, NV>(s, kind, at, stride, by(first));
                 let weights = (weights(first).0, tokens, 1);
                 let of = accumulate((s, kind), values(v), range, weights, &mut (), begin);
-                tile::store(s, of, at, stride);
+                tile::store(s, end(s, kind, of, at, stride, by(first)), at, stride);
             });
             let (whole, left) = (dim / LANES, dim % LANES);
             if left > 0 {
@@ -88,12 +91,59 @@ fn mix_body<S: Lanes>(
     }
 }
 
+/// What R rows of NV vectors of products are added to: sums so far times their factors, or, as integers, nothing.
+///
+/// # Safety
+/// They are readable, a row every `stride`.
+#[inline(always)]
+unsafe fn begin<S: Lanes, K: Kind<S>, const R: usize, const NV: usize>(
+    s: S,
+    _kind: K,
+    from: *const f32,
+    stride: usize,
+    (factors, _): (*const f32, *const f32),
+) -> [[S::F; NV]; R] {
+    if K::WHOLE {
+        return [[s.zero(); NV]; R];
+    }
+    // SAFETY: by contract.
+    unsafe { scaled(s, from, stride, factors) }
+}
+
+/// The sums when products are added.
+///
+/// # Safety
+/// As [`begin`].
+#[inline(always)]
+unsafe fn end<S: Lanes, K: Kind<S>, const R: usize, const NV: usize>(
+    s: S,
+    _kind: K,
+    mut of: [[S::F; NV]; R],
+    from: *const f32,
+    stride: usize,
+    (factors, shares): (*const f32, *const f32),
+) -> [[S::F; NV]; R] {
+    if K::WHOLE {
+        // SAFETY: by contract.
+        unsafe {
+            let sums = scaled::<S, R, NV>(s, from, stride, factors);
+            for r in 0..R {
+                let share = s.splat(*shares.add(r));
+                for v in 0..NV {
+                    of[r][v] = s.fma(s.from_int(s.bits(of[r][v])), share, sums[r][v]);
+                }
+            }
+        }
+    }
+    of
+}
+
 /// R rows of NV vectors of sums so far, times their factors.
 ///
 /// # Safety
 /// They are readable, a row every `stride`.
 #[inline(always)]
-unsafe fn begin<S: Lanes, const R: usize, const NV: usize>(
+unsafe fn scaled<S: Lanes, const R: usize, const NV: usize>(
     s: S,
     from: *const f32,
     stride: usize,

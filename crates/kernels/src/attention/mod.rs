@@ -12,7 +12,8 @@
 //!
 //! **Products.** Where they are of bf16, queries, keys, weights and values are rounded to it, two channels of a score
 //! or two tokens of a mixed value are taken at a time, and tiles hold such pairs; sums stay in f32, in the same order,
-//! so that all of this holds for them too. Processors without such products use those of f32.
+//! so that all of this holds for them too. Where processors have no such products, or are slow at them, products of integers of 16 bits
+//! take their place (`integers.rs`): exact sums within a block, one multiply-add into f32 for each block. Else those of f32 do.
 //!
 //! Every stage is one function, generic over the set and over what products are of (`kind.rs`).
 
@@ -30,6 +31,7 @@ use crate::softmax::OnlineSoftmax;
 
 mod columns;
 mod fetch;
+mod integers;
 mod kind;
 mod many;
 mod merge;
@@ -40,6 +42,7 @@ mod weigh;
 
 pub use columns::add_columns;
 use fetch::Fetch;
+use kind::Numbers;
 pub use many::{ManyRows, QueryLanes};
 pub use merge::merge_rows;
 pub(crate) use score::turned;
@@ -74,6 +77,8 @@ pub enum Products {
     F32,
     /// bf16 where the processor has them (twice as many a cycle), else f32.
     Bf16,
+    /// bf16 as well, else integers of 16 bits where they are as fast as bf16 would be, else f32.
+    Fastest,
 }
 
 /// Keys and values of one KV head in one block.
@@ -142,6 +147,7 @@ impl QueryRows<'_> {
 #[derive(Debug, Default)]
 pub struct BlockScratch {
     values: Lines, // [tokens, dim]
+    worth: Lines,  // [tokens]
     passes: PassScratch,
 }
 
@@ -149,6 +155,7 @@ pub struct BlockScratch {
 #[derive(Debug, Default)]
 struct PassScratch {
     keys: Lines,    // [dim, tokens]
+    worth: Lines,   // [tokens]
     queries: Lines, // [ROWS, dim]
     scores: Lines,  // [ROWS, tokens]
 }
@@ -157,8 +164,10 @@ impl BlockScratch {
     /// Makes room for blocks of `tokens` rows of `dim` channels, so that [`attend_block`] need not.
     pub fn reserve(&mut self, tokens: usize, dim: usize) {
         let tokens = tokens.next_multiple_of(LANES);
-        let PassScratch { keys, queries, scores } = &mut self.passes;
+        let PassScratch { keys, worth, queries, scores } = &mut self.passes;
         self.values.resize(tokens * dim.next_multiple_of(LANES));
+        self.worth.resize(tokens);
+        worth.resize(tokens);
         keys.resize(tokens * dim);
         queries.resize(ROWS * dim);
         scores.resize(ROWS * tokens);
@@ -201,14 +210,16 @@ fn attend_block_on(
     assert!(stride >= at + value_dim, "{value_dim} channels at {at} of {stride}");
     assert!(sums.len() >= rows * stride, "sums are {}", sums.len());
     assert!(states.len() >= rows);
-    let BlockScratch { values, passes: scratch } = scratch;
+    let BlockScratch { values, worth, passes: scratch } = scratch;
     let plan = Plan::new(isa, queries, block);
-    let values = tile::values(isa, &plan, block, values);
+    let values = tile::values(isa, &plan, block, values, worth);
+    let worth = worth.as_slice();
     passes(isa, &plan, queries, block, scratch, |Pass { first, part, visible, scores }| {
         let n = part.n;
-        let mut factors = [1.0; ROWS];
+        let (mut factors, mut shares) = ([1.0; ROWS], [0.0; ROWS]);
         let states = &mut states[first..first + n];
-        weigh::weigh(isa, plan.pairs, &part, visible, scores, states, &mut factors);
+        let to = (&mut factors, &mut shares);
+        weigh::weigh(isa, plan.numbers, &part, visible, worth, scores, states, to);
         let sums = &mut sums[first * stride..(first + n) * stride];
         if stride > value_dim {
             for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
@@ -217,7 +228,8 @@ fn attend_block_on(
             }
         }
         let part = Part { dim: value_dim, ..part };
-        mix::mix(isa, plan.pairs, &part, scores, &factors, values, &mut sums[at..], stride);
+        let by = (&factors, &shares);
+        mix::mix(isa, plan.numbers, &part, scores, by, values, &mut sums[at..], stride);
     });
 }
 
@@ -242,11 +254,12 @@ fn passes(
     let (dim, rows, filled) = (queries.dim, queries.num(), block.filled);
     check(queries, block);
     let tokens = filled.next_multiple_of(LANES);
-    let PassScratch { keys, queries: turned, scores } = scratch;
+    let PassScratch { keys, worth, queries: turned, scores } = scratch;
     turned.resize(ROWS * dim);
     scores.resize(ROWS * tokens);
-    let keys = tile::keys(isa, plan, block, dim, keys);
-    if !plan.keys_in_registers {
+    let keys = tile::keys(isa, plan, block, dim, keys, worth);
+    let worth = worth.as_slice();
+    if !plan.fetches() {
         block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
     }
     for first in (0..rows).step_by(ROWS) {
@@ -260,10 +273,15 @@ fn passes(
         let vectors = (from / LANES, to.div_ceil(LANES));
         let by = score::Turn { first, group: queries.group, angles: queries.turn };
         let rows = &queries.rows[first * dim..(first + n) * dim];
-        score::turn(isa, plan.pairs, rows, dim, by, turned.as_mut_slice());
+        let (mut factors, mut worths) = ([1.0; ROWS], [1.0; ROWS]);
+        if plan.numbers == Numbers::Integers {
+            integers::query_worths(isa, rows, dim, &mut factors, &mut worths);
+        }
+        score::turn(isa, plan.numbers, rows, dim, by, &factors, turned.as_mut_slice());
         let part = Part { dim, n, tokens, vectors, from, to };
         let scores = &mut scores.as_mut_slice()[..n * tokens];
-        score::score(isa, plan.pairs, &part, keys, turned.as_slice(), scores);
+        let by = (worth, &worths);
+        score::score(isa, plan.numbers, &part, keys, by, turned.as_slice(), scores);
         if let Some(cap) = queries.cap {
             for row in scores.chunks_exact_mut(tokens) {
                 soft_cap(&mut row[vectors.0 * LANES..vectors.1 * LANES], cap);

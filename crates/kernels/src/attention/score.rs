@@ -3,10 +3,10 @@
 use half::f16;
 
 use super::fetch::Fetch;
-use super::kind::Kind;
-use super::{LANES, Part};
+use super::kind::{Kind, by_numbers, whole};
+use super::{LANES, Part, ROWS};
 use crate::simd::Lanes;
-use crate::simd::tile::{self, Matrix, accumulate, by_kind, by_rows, tiles};
+use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
 
 /// Rotations of rows.
 #[derive(Clone, Copy)]
@@ -19,9 +19,9 @@ pub(super) struct Turn<'a> {
     pub(super) angles: Option<(&'a [f32], &'a [f32])>,
 }
 
-by_kind! {
-    /// Rotates rows `[n, dim]` of a head's queries into words: `[n, dim / depth]`.
-    pub(super) fn turn(rows: &[f32], dim: usize, by: Turn<'_>, out: &mut [f32]) = turn_body;
+by_numbers! {
+    /// Rotates rows `[n, dim]` of a head's queries, times their factors where numbers are whole, into words: `[n, dim / depth]`.
+    pub(super) fn turn(rows: &[f32], dim: usize, by: Turn<'_>, factors: &[f32; ROWS], out: &mut [f32]) = turn_body;
 }
 
 #[inline(always)]
@@ -31,10 +31,12 @@ fn turn_body<S: Lanes>(
     rows: &[f32],
     dim: usize,
     by: Turn<'_>,
+    factors: &[f32; ROWS],
     out: &mut [f32],
 ) {
     let (words, half, n) = (dim / kind.depth(), dim / 2, rows.len() / dim);
     assert!(dim.is_multiple_of(kind.depth()) && out.len() >= n * words);
+    assert!(n <= ROWS);
     let (rows, out) = (rows.as_ptr(), out.as_mut_ptr());
     let Some((cos, sin)) = by.angles else {
         for (r, i) in (0..n).flat_map(|r| (0..dim).step_by(LANES).map(move |i| (r, i))) {
@@ -42,6 +44,7 @@ fn turn_body<S: Lanes>(
             // SAFETY: elements below `dim` of row `r`.
             unsafe {
                 let x = s.load_first(rows.add(r * dim + i), left);
+                let [x] = sized(s, kind, [x], s.splat(factors[r]));
                 kind.put(s, out.add(r * words), i, x, left);
             }
         }
@@ -60,7 +63,8 @@ fn turn_body<S: Lanes>(
                 let angle = [s.load(cos.add(i)), s.load(sin.add(i))];
                 for r in same.clone() {
                     let (row, out) = (rows.add(r * dim + i), out.add(r * words));
-                    let [x, y] = turned(s, [s.load(row), s.load(row.add(half))], angle);
+                    let pair = turned(s, [s.load(row), s.load(row.add(half))], angle);
+                    let [x, y] = sized(s, kind, pair, s.splat(factors[r]));
                     kind.put(s, out, i, x, LANES);
                     kind.put(s, out, half + i, y, LANES);
                 }
@@ -71,7 +75,7 @@ fn turn_body<S: Lanes>(
                     [s.load_first(cos.add(whole), left), s.load_first(sin.add(whole), left)];
                 let (row, out) = (rows.add(r * dim + whole), out.add(r * words));
                 let pair = [s.load_first(row, left), s.load_first(row.add(half), left)];
-                let [x, y] = turned(s, pair, angle);
+                let [x, y] = sized(s, kind, turned(s, pair, angle), s.splat(factors[r]));
                 kind.put(s, out, whole, x, left);
                 kind.put(s, out, half + whole, y, left);
             }
@@ -86,19 +90,72 @@ pub(crate) fn turned<S: Lanes>(s: S, [a, b]: [S::F; 2], [cos, sin]: [S::F; 2]) -
     [s.fms(a, cos, s.mul(b, sin)), s.fma(b, cos, s.mul(a, sin))]
 }
 
+/// Vectors times what makes them whole numbers, where they are to be.
+#[inline(always)]
+pub(super) fn sized<S: Lanes, K: Kind<S>, const N: usize>(
+    s: S,
+    _kind: K,
+    mut v: [S::F; N],
+    factor: S::F,
+) -> [S::F; N] {
+    if K::WHOLE {
+        for i in 0..N {
+            v[i] = s.mul(v[i], factor);
+        }
+    }
+    v
+}
+
+/// Scores from sums of products: integers times what keys and queries are worth.
+#[inline(always)]
+pub(super) fn worth<S: Lanes, K: Kind<S>>(
+    s: S,
+    _kind: K,
+    sum: S::F,
+    keys: S::F,
+    queries: S::F,
+) -> S::F {
+    if K::WHOLE { s.mul(s.mul(s.from_int(s.bits(sum)), keys), queries) } else { sum }
+}
+
+/// [`worth`] of a tile: NV vectors of tokens, whose keys are worth what is at `keys`, for R rows.
+///
+/// # Safety
+/// NV vectors of keys' worth are readable, and R queries' are, where numbers are whole.
+#[inline(always)]
+unsafe fn worths<S: Lanes, K: Kind<S>, const R: usize, const NV: usize>(
+    s: S,
+    kind: K,
+    mut sums: [[S::F; NV]; R],
+    keys: *const f32,
+    queries: *const f32,
+) -> [[S::F; NV]; R] {
+    if K::WHOLE {
+        for r in 0..R {
+            for v in 0..NV {
+                // SAFETY: by contract.
+                let [key, query] =
+                    unsafe { [s.load(keys.add(v * LANES)), s.splat(*queries.add(r))] };
+                sums[r][v] = worth(s, kind, sums[r][v], key, query);
+            }
+        }
+    }
+    sums
+}
+
 /// Keys that scores are computed from.
 #[derive(Clone, Copy)]
 pub(super) enum Keys<'a> {
-    /// As they are stored, `[tokens, dim]`: whole vectors of tokens are there. Bytes to fetch meanwhile.
+    /// As they are stored, or as integers, `[tokens, dim]`: whole vectors of tokens are there. Bytes to fetch meanwhile.
     Stored(&'a [f16], &'a [u8]),
     /// Transposed, in words: `[dim / depth, tokens]`.
     Tile(&'a [f32]),
 }
 
-by_kind! {
+by_numbers! {
     /// Scores of a part's rows in its vectors: `scores[i, t] = Σ_c queries[i, c] · keys[c, t]`. `queries`: what
-    /// [`turn`] gives.
-    pub(super) fn score(part: &Part, keys: Keys<'_>, queries: &[f32], scores: &mut [f32]) = score_body;
+    /// [`turn`] gives. `by`: what whole keys and queries are worth.
+    pub(super) fn score(part: &Part, keys: Keys<'_>, by: (&[f32], &[f32; ROWS]), queries: &[f32], scores: &mut [f32]) = score_body;
 }
 
 #[inline(always)]
@@ -107,14 +164,18 @@ fn score_body<S: Lanes>(
     kind: impl Kind<S>,
     part: &Part,
     keys: Keys<'_>,
+    (key_worth, worth): (&[f32], &[f32; ROWS]),
     queries: &[f32],
     scores: &mut [f32],
 ) {
     let &Part { dim, n, tokens, vectors, .. } = part;
     let words = dim / kind.depth();
     assert!(vectors.1 * LANES <= tokens && queries.len() >= n * words);
-    assert!(scores.len() >= n * tokens);
+    assert!(scores.len() >= n * tokens && n <= ROWS);
+    assert!(!whole(s, kind) || key_worth.len() >= tokens);
     let (queries, scores) = (queries.as_ptr(), scores.as_mut_ptr());
+    let key_worth = |v: usize| key_worth.as_ptr().wrapping_add(v * LANES);
+    let worth = |first: usize| worth.as_ptr().wrapping_add(first);
     match keys {
         Keys::Stored(keys, next) => {
             assert!(dim.is_multiple_of(8) && keys.len() >= vectors.1 * LANES * dim);
@@ -130,6 +191,7 @@ fn score_body<S: Lanes>(
                     by_rows!(S, 2, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
                         let queries = queries.add(first * words);
                         let sums = kind.stored_keys::<R, 2>(s, keys, queries, &mut next);
+                        let sums = worths(s, kind, sums, key_worth(v), worth(first));
                         tile::store(s, sums, scores.add(first * tokens + v * LANES), tokens);
                     });
                     v += 2;
@@ -138,6 +200,7 @@ fn score_body<S: Lanes>(
                     by_rows!(S, 1, n, [8, 7, 6, 5, 4, 3, 2, 1], |R, first| unsafe {
                         let queries = queries.add(first * words);
                         let sums = kind.stored_keys::<R, 1>(s, keys, queries, &mut next);
+                        let sums = worths(s, kind, sums, key_worth(v), worth(first));
                         tile::store(s, sums, scores.add(first * tokens + v * LANES), tokens);
                     });
                     v += 1;
@@ -154,6 +217,7 @@ fn score_body<S: Lanes>(
                 let queries = (queries.add(first * words), words, 1);
                 let sums = [[s.zero(); NV]; R];
                 let sums = accumulate((s, kind), keys, (0, words), queries, &mut (), sums);
+                let sums = worths(s, kind, sums, key_worth(vectors.0 + v), worth(first));
                 tile::store(s, sums, scores.add(first * tokens + at), tokens);
             });
         }

@@ -1,20 +1,20 @@
-//! How a block is read: as it is stored, or from tiles of keys and values in f32 or in pairs of bf16.
+//! How a block is read: as it is stored, or from tiles of keys and values in f32, in pairs of bf16 or in integers.
 
 use half::f16;
 
-use super::kind::{Element, Kind};
+use super::integers;
+use super::kind::{Element, Numbers, Tiled};
 use super::mix::Values;
 use super::score::Keys;
-use super::{KvBlock, LANES, Products, QueryRows, StoredRows};
+use super::{KvBlock, LANES, QueryRows, StoredRows};
 use crate::isa::{Isa, Set};
 use crate::lines::Lines;
 use crate::simd::Lanes;
-use crate::simd::tile::{by_kind, has_bf16};
+use crate::simd::tile::by_kind;
 
 /// How a block is read.
 pub(super) struct Plan {
-    /// Products are of pairs of bf16.
-    pub(super) pairs: bool,
+    pub(super) numbers: Numbers,
     /// Keys are transposed on the way into registers.
     pub(super) keys_in_registers: bool,
     /// Values are widened on the way into registers.
@@ -28,14 +28,23 @@ impl Plan {
         let halves = |rows| matches!(rows, StoredRows::F16(_));
         let keys = queries.dim.is_multiple_of(LANES);
         let values = block.value_dim.is_multiple_of(LANES);
+        let numbers = Numbers::of(isa, queries.products, keys && values);
+        let few = few && numbers != Numbers::Integers;
         Self {
-            pairs: queries.products == Products::Bf16 && has_bf16(isa) && keys && values,
+            numbers,
             keys_in_registers: few
                 && halves(block.keys)
                 && keys
                 && block.filled.next_multiple_of(LANES) <= capacity,
             values_in_registers: few && halves(block.values) && values,
         }
+    }
+}
+
+impl Plan {
+    /// Whether what is read next is fetched on the way.
+    pub(super) fn fetches(&self) -> bool {
+        self.keys_in_registers || self.numbers == Numbers::Integers
     }
 }
 
@@ -56,15 +65,21 @@ pub(super) fn keys<'a>(
     block: &KvBlock<'a>,
     dim: usize,
     scratch: &'a mut Lines,
+    worth: &mut Lines,
 ) -> Keys<'a> {
     let tokens = block.filled.next_multiple_of(LANES);
+    if plan.numbers == Numbers::Integers {
+        key_integers(isa, block, dim, scratch, worth, block.next[0]);
+        return Keys::Stored(&scratch.as_halves()[..tokens * dim], &[]);
+    }
     match block.keys {
         StoredRows::F16(rows) if plan.keys_in_registers => {
             return Keys::Stored(&rows[..tokens * dim], block.next[0]);
         }
         rows => {
             scratch.resize(tokens * dim);
-            transpose(isa, plan.pairs, rows, (block.filled, dim), tokens, scratch.as_mut_slice());
+            let pairs = plan.numbers == Numbers::Pairs;
+            transpose(isa, pairs, rows, (block.filled, dim), tokens, scratch.as_mut_slice());
         }
     }
     Keys::Tile(scratch.as_slice())
@@ -76,17 +91,53 @@ pub(super) fn values<'a>(
     plan: &Plan,
     block: &KvBlock<'a>,
     scratch: &'a mut Lines,
+    worth: &mut Lines,
 ) -> Values<'a> {
+    if plan.numbers == Numbers::Integers {
+        value_integers(isa, block, scratch, worth, block.next[1]);
+        return Values::Tile(scratch.as_slice(), block.value_dim);
+    }
     match block.values {
         StoredRows::F16(rows) if plan.values_in_registers => {
             let next = if plan.keys_in_registers { block.next[1] } else { &[] };
             Values::Stored(rows, next)
         }
         _ => {
-            let (words, stride) = value_words(isa, plan.pairs, block, scratch);
+            let pairs = plan.numbers == Numbers::Pairs;
+            let (words, stride) = value_words(isa, pairs, block, scratch);
             Values::Tile(words, stride)
         }
     }
+}
+
+/// Keys of a block as integers, in rows with room for whole vectors of tokens, and their worth.
+pub(super) fn key_integers(
+    isa: Isa,
+    block: &KvBlock<'_>,
+    dim: usize,
+    keys: &mut Lines,
+    worth: &mut Lines,
+    next: &[u8],
+) {
+    let tokens = block.filled.next_multiple_of(LANES);
+    keys.resize(tokens * dim / 2);
+    worth.resize(tokens);
+    let to = (keys.as_mut_slice(), worth.as_mut_slice());
+    integers::keys(isa, block.keys, (block.filled, dim), to.0, to.1, next);
+}
+
+/// Values of a block as integers, `[filled / 2, value_dim]` words, and their worth.
+pub(super) fn value_integers(
+    isa: Isa,
+    block: &KvBlock<'_>,
+    values: &mut Lines,
+    worth: &mut Lines,
+    next: &[u8],
+) {
+    let shape = (block.filled, block.value_dim);
+    values.resize(block.filled.div_ceil(2) * block.value_dim);
+    worth.resize(block.filled.next_multiple_of(LANES));
+    integers::values(isa, block.values, shape, values.as_mut_slice(), worth.as_mut_slice(), next);
 }
 
 /// Values of a block in words, `[filled / depth, stride]`, and the stride: the channels in whole vectors.
@@ -134,7 +185,7 @@ by_kind! {
 #[inline(always)]
 fn in_words_body<S: Lanes>(
     s: S,
-    kind: impl Kind<S>,
+    kind: impl Tiled<S>,
     rows: StoredRows<'_>,
     n: usize,
     out: &mut [f32],
@@ -160,7 +211,7 @@ by_kind! {
 #[inline(always)]
 fn transpose_body<S: Lanes>(
     s: S,
-    kind: impl Kind<S>,
+    kind: impl Tiled<S>,
     rows: StoredRows<'_>,
     shape: (usize, usize),
     tokens: usize,
@@ -175,7 +226,7 @@ fn transpose_body<S: Lanes>(
 #[inline(always)]
 fn transpose_rows<S: Lanes, T: Element>(
     s: S,
-    kind: impl Kind<S>,
+    kind: impl Tiled<S>,
     rows: &[T],
     (filled, dim): (usize, usize),
     tokens: usize,
@@ -211,7 +262,7 @@ by_kind! {
 #[inline(always)]
 fn widen_body<S: Lanes>(
     s: S,
-    kind: impl Kind<S>,
+    kind: impl Tiled<S>,
     rows: StoredRows<'_>,
     shape: (usize, usize),
     out: &mut [f32],
@@ -225,7 +276,7 @@ fn widen_body<S: Lanes>(
 #[inline(always)]
 fn widen_rows<S: Lanes, T: Element>(
     s: S,
-    kind: impl Kind<S>,
+    kind: impl Tiled<S>,
     rows: &[T],
     (filled, dim): (usize, usize),
     out: &mut [f32],

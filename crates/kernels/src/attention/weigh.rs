@@ -1,8 +1,8 @@
 //! From scores to weights.
 
-use super::kind::Kind;
+use super::integers;
+use super::kind::{Kind, by_numbers, whole};
 use super::{LANES, Part, ROWS};
-use crate::simd::tile::by_kind;
 use crate::simd::{Lanes, Portable, compiled};
 use crate::softmax::OnlineSoftmax;
 
@@ -44,11 +44,12 @@ fn seen<S: Lanes>(s: S, (from, to): (usize, usize), v: usize, x: S::F, hidden: S
     s.select(s.lt(tokens, from), hidden, s.select(s.lt(tokens, to), x, hidden))
 }
 
-by_kind! {
+by_numbers! {
     /// Turns scores into weights relative to the new maxima (in place; as pairs they take the first half of a row's
-    /// vectors), and updates the states; `factors` become what the rows' sums are to be multiplied with. Sums of weights
-    /// are of those that are not rounded.
-    pub(super) fn weigh(part: &Part, visible: &[(usize, usize); ROWS], scores: &mut [f32], states: &mut [OnlineSoftmax], factors: &mut [f32; ROWS]) = weigh_body;
+    /// vectors), and updates the states; the first of `to` becomes what the rows' sums are to be multiplied with. Sums of weights
+    /// are of those that are not rounded. Where numbers are whole, values are worth `worth`, and the second of `to` becomes
+    /// what products of weights with them are.
+    pub(super) fn weigh(part: &Part, visible: &[(usize, usize); ROWS], worth: &[f32], scores: &mut [f32], states: &mut [OnlineSoftmax], to: (&mut [f32; ROWS], &mut [f32; ROWS])) = weigh_body;
 }
 
 #[inline(always)]
@@ -57,26 +58,29 @@ fn weigh_body<S: Lanes>(
     kind: impl Kind<S>,
     part: &Part,
     visible: &[(usize, usize); ROWS],
+    worth: &[f32],
     scores: &mut [f32],
     states: &mut [OnlineSoftmax],
-    factors: &mut [f32; ROWS],
+    (factors, shares): (&mut [f32; ROWS], &mut [f32; ROWS]),
 ) {
     let &Part { n, tokens, vectors, .. } = part;
     assert!(vectors.1 * LANES <= tokens && scores.len() >= n * tokens);
     assert!(n <= ROWS && states.len() >= n);
+    assert!(!whole(s, kind) || worth.len() >= tokens);
     let rows = (scores.as_mut_ptr(), tokens);
     for first in (0..n).step_by(4) {
         let end = n.min(first + 4);
         let (visible, states) = (&visible[first..end], &mut states[first..end]);
-        let factors = &mut factors[first..end];
-        // SAFETY: the asserts cover all vectors of these rows.
+        let to = (&mut factors[first..end], &mut shares[first..end]);
+        // SAFETY: the asserts cover all vectors of these rows, and of worths.
         unsafe {
             let rows = (rows.0.add(first * tokens), tokens);
+            let worth = worth.as_ptr();
             match vectors.1 - vectors.0 {
-                1 => weigh_four::<S, 1>(s, kind, rows, vectors, visible, states, factors),
-                2 => weigh_four::<S, 2>(s, kind, rows, vectors, visible, states, factors),
-                4 => weigh_four::<S, 4>(s, kind, rows, vectors, visible, states, factors),
-                _ => weigh_four::<S, 0>(s, kind, rows, vectors, visible, states, factors),
+                1 => weigh_four::<S, _, 1>(s, kind, rows, vectors, visible, worth, states, to),
+                2 => weigh_four::<S, _, 2>(s, kind, rows, vectors, visible, worth, states, to),
+                4 => weigh_four::<S, _, 4>(s, kind, rows, vectors, visible, worth, states, to),
+                _ => weigh_four::<S, _, 0>(s, kind, rows, vectors, visible, worth, states, to),
             }
         }
     }
@@ -85,16 +89,18 @@ fn weigh_body<S: Lanes>(
 /// One to four rows, every `stride`, of `NV` vectors, which stay in registers, or, if that is 0, of any number.
 ///
 /// # Safety
-/// Vectors `first .. end` of as many rows are there as `visible`, states and factors have.
+/// Vectors `first .. end` of as many rows are there as `visible`, states and factors have, and of worths where numbers are whole.
 #[inline(always)]
-unsafe fn weigh_four<S: Lanes, const NV: usize>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn weigh_four<S: Lanes, K: Kind<S>, const NV: usize>(
     s: S,
-    kind: impl Kind<S>,
+    kind: K,
     (scores, stride): (*mut f32, usize),
     (first, end): (usize, usize),
     visible: &[(usize, usize)],
+    worth: *const f32,
     states: &mut [OnlineSoftmax],
-    factors: &mut [f32],
+    (factors, shares): (&mut [f32], &mut [f32]),
 ) {
     let (rows, vectors) = (states.len(), if NV > 0 { NV } else { end - first });
     let log2e = s.splat(std::f32::consts::LOG2_E);
@@ -124,7 +130,7 @@ unsafe fn weigh_four<S: Lanes, const NV: usize>(
     let mut bases = [0.0f32; LANES];
     // SAFETY: a whole vector.
     unsafe { s.store(bases.as_mut_ptr(), base) };
-    let mut lanes = [s.zero(); 4];
+    let (mut lanes, mut whole) = ([s.zero(); 4], [s.zero(); 4]);
     for r in 0..4 {
         if r < rows {
             for v in 0..vectors {
@@ -139,8 +145,34 @@ unsafe fn weigh_four<S: Lanes, const NV: usize>(
                         _ => xs[r][v],
                     };
                     let weight = exp2(s, s.mul(s.sub(x, s.splat(bases[r])), log2e));
-                    kind.put(s, row, v * LANES, weight, LANES);
                     lanes[r] = s.add(lanes[r], weight);
+                    if K::WHOLE {
+                        let value = s.mul(weight, s.load(worth.add((first + v) * LANES)));
+                        whole[r] = s.add(whole[r], value);
+                        s.store(row.add(v * LANES), value);
+                    } else {
+                        kind.put(s, row, v * LANES, weight, LANES);
+                    }
+                }
+            }
+        }
+    }
+    if K::WHOLE {
+        let (mut of, mut share) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let [by, one] = integers::worths(s, s.sum4(whole));
+        // SAFETY: whole vectors.
+        unsafe {
+            s.store(of.as_mut_ptr(), by);
+            s.store(share.as_mut_ptr(), one);
+        }
+        for r in 0..rows {
+            shares[r] = share[r];
+            for v in 0..vectors {
+                // SAFETY: by contract; what is put stays behind what is still to be read.
+                unsafe {
+                    let row = scores.add(r * stride + first * LANES);
+                    let value = s.mul(s.load(row.add(v * LANES)), s.splat(of[r]));
+                    kind.put(s, row, v * LANES, value, LANES);
                 }
             }
         }

@@ -8,7 +8,7 @@
 
 use super::packed::{GROUP, HALF};
 use crate::isa::{Isa, dispatch_on};
-use crate::simd::{LANES, Simd, compiled};
+use crate::simd::{LANES, Simd, Steps, compiled};
 use crate::threads::Disjoint;
 
 /// Inputs that share a step. Half a group: a step for all of it doubles what rounding costs (outliers
@@ -20,10 +20,10 @@ pub(super) const STEPS: usize = GROUP / STEP_GROUP;
 
 /// What belongs to a group of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C, align(16))]
+#[repr(C)]
 pub(super) struct GroupHeader {
     /// What a byte of each half is worth.
-    pub(super) steps: [i16; STEPS],
+    pub(super) steps: Steps,
     /// Sums of the bytes with the sign changed: what products with codes counted from the lowest start from.
     pub(super) minus: [i32; STEPS],
     /// Until the row is settled the exponent (as f32 has it) of what the steps are multiples of: 0 where all inputs
@@ -143,23 +143,22 @@ fn round_body<S: Simd>(
         let finite = s.lt(s.from_bits(s.imax_u(most[0], most[1])), s.splat(f32::INFINITY));
         let exponent = s.from_bits(s.isub(exponent, below));
         let last = s.select(finite, exponent, s.from_bits(s.isplat(NOT_FINITE)));
-        let mut words = [[0i32; LANES]; 4];
+        let mut words = [[0i32; LANES]; 2 * STEPS + 1];
         // SAFETY: as many numbers as lanes.
         unsafe {
-            let both = s.or(steps[0], s.shl(steps[1], 16));
-            s.istore(words[0].as_mut_ptr().cast(), both);
             for h in 0..STEPS {
+                s.istore(words[h].as_mut_ptr().cast(), steps[h]);
                 let minus = s.isub(s.izero(), s.iload(sums[h].as_ptr().cast()));
                 let minus = s.select(s.lt(s.zero(), wanted[h]), s.from_bits(minus), s.zero());
-                s.store(words[1 + h].as_mut_ptr().cast(), minus);
+                s.store(words[STEPS + h].as_mut_ptr().cast(), minus);
             }
-            s.store(words[3].as_mut_ptr().cast(), last);
+            s.store(words[4].as_mut_ptr().cast(), last);
         }
         for i in 0..x.len() {
             let header = GroupHeader {
-                steps: [words[0][i] as i16, (words[0][i] >> 16) as i16],
-                minus: [words[1][i], words[2][i]],
-                last: words[3][i],
+                steps: Steps::new([words[0][i], words[1][i]]),
+                minus: [words[2][i], words[3][i]],
+                last: words[4][i],
             };
             // SAFETY: the group's place.
             unsafe { headers.add(at(i)).write(header) };
@@ -187,8 +186,8 @@ fn settle<const FMA: bool>(headers: &mut [GroupHeader], sums: &mut [u16]) -> i32
     for (header, sum) in headers.iter_mut().zip(sums) {
         let shift = (exponent - header.last).min(16);
         let half = (1 << shift) >> 1;
-        let [first, last] = header.steps.map(|step| (i32::from(step) + half) >> shift);
-        header.steps = [first as i16, last as i16];
+        let [first, last] = header.steps.each().map(|step| (step + half) >> shift);
+        header.steps = Steps::new([first, last]);
         header.last = first * header.minus[0] + last * header.minus[1];
         // To bf16, ties to even; a sum is never NaN.
         let bits = (-header.last as f32).to_bits();
@@ -259,7 +258,7 @@ mod tests {
             for (g, (x, bytes)) in x.iter().zip(&bytes).enumerate() {
                 let mut sum = 0.0;
                 for (i, (x, byte)) in x.iter().zip(bytes).enumerate() {
-                    let step = unit * f32::from(headers[g].steps[i / STEP_GROUP]);
+                    let step = unit * headers[g].steps.each()[i / STEP_GROUP] as f32;
                     let bound = 0.5001 * step + largest * 2f32.powi(-15);
                     assert!((x - step * f32::from(*byte)).abs() <= bound, "{path:?} {x}");
                     sum += step * f32::from(*byte);
@@ -292,7 +291,7 @@ mod tests {
             round_groups_to_bytes(path, &x, &mut bytes, &mut headers);
             let unit = settle_row(path, &mut headers, &mut [0; 2]);
             for (i, (x, byte)) in x.as_flattened().iter().zip(bytes.as_flattened()).enumerate() {
-                let step = unit * f32::from(headers[i / GROUP].steps[i % GROUP / STEP_GROUP]);
+                let step = unit * headers[i / GROUP].steps.each()[i % GROUP / STEP_GROUP] as f32;
                 let largest = [300.0, 1.0, 40.0, 0.6][i / STEP_GROUP];
                 let bound = largest / 254.0 + 300.0 * 2f32.powi(-15);
                 assert!((x - step * f32::from(*byte)).abs() <= bound, "{path:?} {x}");

@@ -238,17 +238,15 @@ unsafe fn block<
             }
             for i in 0..R {
                 let header = &*headers.add(i * rows.num_groups);
-                let steps = header.steps;
                 if BITS == 4 {
-                    // One load, as they lie there.
-                    let steps = s.isplat(i32::from(steps[0] as u16) | i32::from(steps[1]) << 16);
                     let begin = if SHIFT > 0 { s.isplat(header.last << SHIFT) } else { s.izero() };
                     for h in 0..N {
-                        let sum = s.join_codes(first[i][h], last[i][h], steps, begin);
+                        let sum = s.join_codes(first[i][h], last[i][h], &header.steps, begin);
                         sums[i][h] = s.fma(s.from_int(sum), scale[h], sums[i][h]);
                     }
                 } else {
-                    let steps = [s.splat(f32::from(steps[0])), s.splat(f32::from(steps[1]))];
+                    let [first_step, last_step] = header.steps.each();
+                    let steps = [s.splat(first_step as f32), s.splat(last_step as f32)];
                     for h in 0..N {
                         let sum = s.mul(s.from_int(first[i][h]), steps[0]);
                         let sum = s.fma(s.from_int(last[i][h]), steps[1], sum);

@@ -104,7 +104,7 @@ fn rounded(x: &Activations, row: usize) -> Vec<f64> {
         ActivationKind::Bytes => inputs
             .map(|i| {
                 let at = row * x.num_groups * GROUP + i;
-                let steps = x.headers[at / GROUP].steps;
+                let steps = x.headers[at / GROUP].steps.each();
                 let step = f64::from(x.units[row]) * f64::from(steps[at % GROUP / (GROUP / 2)]);
                 f64::from(x.bytes[at]) * step
             })

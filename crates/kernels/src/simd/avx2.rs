@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, count};
+use super::{Simd, Steps, count};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -49,6 +49,24 @@ pub(super) unsafe fn largest(half: __m256) -> f32 {
         let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
         _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
     }
+}
+
+/// `vpdpwssd`, as in `avx512.rs`.
+///
+/// # Safety
+/// The processor has AVX-VNNI.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn dot_words(mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: registers only; the instruction is there by contract.
+    unsafe {
+        std::arch::asm!(
+            "{{vex}} vpdpwssd {sums}, {a}, {b}",
+            sums = inout(ymm_reg) sums, a = in(ymm_reg) a, b = in(ymm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
 }
 
 /// Folds the lanes of each of four vectors.
@@ -247,14 +265,14 @@ macro_rules! products {
             // Eight sums of products of 15 and 127 stay below 2^15.
             dot_codes(sums: I, codes: I, bytes: I) -> I =
                 both!(|sums, codes, bytes| _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, bytes)));
-            join_codes(first: I, last: I, steps: I, begin: I) -> I = both!(|first, last, steps, begin| {
-                let even = _mm256_and_si256(steps, _mm256_set1_epi32(0xffff));
-                let even = _mm256_or_si256(even, _mm256_slli_epi32::<16>(steps));
-                let odd = _mm256_srli_epi32::<16>(steps);
-                let odd = _mm256_or_si256(odd, _mm256_slli_epi32::<16>(odd));
-                let begin = _mm256_add_epi32(begin, _mm256_madd_epi16(first, even));
-                _mm256_add_epi32(begin, _mm256_madd_epi16(last, odd))
-            });
+            join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
+                let [even, odd] = steps.each;
+                let (even, odd) = (_mm256_set1_epi16(even as i16), _mm256_set1_epi16(odd as i16));
+                both!(|first, last, begin| {
+                    let begin = _mm256_add_epi32(begin, _mm256_madd_epi16(first, even));
+                    _mm256_add_epi32(begin, _mm256_madd_epi16(last, odd))
+                })
+            };
         }
     };
     (AvxVnni) => {
@@ -270,11 +288,14 @@ macro_rules! products {
             dot_codes(sums: I, codes: I, bytes: I) -> I =
                 both!(|sums, codes, bytes| _mm256_dpbusd_avx_epi32(sums, codes, bytes));
             // Sums of half a group of codes fit 16 bits.
-            join_codes(first: I, last: I, steps: I, begin: I) -> I = both!(|first, last, steps, begin| {
-                let last = _mm256_slli_epi32::<16>(last);
-                let both = _mm256_blend_epi16::<0xaa>(first, last);
-                _mm256_dpwssd_avx_epi32(begin, both, steps)
-            });
+            join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
+                let steps = _mm256_set1_epi32(steps.both);
+                both!(|first, last, begin| {
+                    let last = _mm256_slli_epi32::<16>(last);
+                    let both = _mm256_blend_epi16::<0xaa>(first, last);
+                    dot_words(begin, both, steps)
+                })
+            };
         }
     };
 }

@@ -214,8 +214,8 @@ pub(crate) trait Simd: Copy {
     /// Products of codes of four bits (0 to 15) with bytes (-127 to 127), over half a group: 32-bit sums, or pairs of
     /// 16-bit ones. Begins with zeros; takes up to 4 quads.
     fn dot_codes(self, sums: Self::I, codes: Self::I, bytes: Self::I) -> Self::I;
-    /// `begin + first · step₀ + last · step₁` of two such sums; `steps` has both in every lane, in the halves of 32 bits. Wraps.
-    fn join_codes(self, first: Self::I, last: Self::I, steps: Self::I, begin: Self::I) -> Self::I;
+    /// `begin + first · step₀ + last · step₁` of two such sums. Wraps.
+    fn join_codes(self, first: Self::I, last: Self::I, steps: &Steps, begin: Self::I) -> Self::I;
 
     /// Two bf16 for each of 16 lanes as products take them.
     type Pairs: Copy;
@@ -225,6 +225,29 @@ pub(crate) trait Simd: Copy {
     fn dot_pairs(self, sums: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
     /// Rounded to bf16 (ties to even), each in the low half of a lane; the others are 0. NaN stays one.
     fn round_bf16(self, v: Self::F) -> Self::I;
+}
+
+/// What the sums of the two halves of a group are multiplied with: numbers of 16 bits, in the forms that sets load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub(crate) struct Steps {
+    /// In the halves of 32 bits.
+    both: i32,
+    /// One by one, without sign.
+    each: [i32; 2],
+}
+
+impl Steps {
+    /// Of the first half and of the last, which have no sign.
+    #[inline(always)]
+    pub(crate) fn new(each: [i32; 2]) -> Self {
+        Self { both: each[0] | each[1] << 16, each }
+    }
+
+    #[inline(always)]
+    pub(crate) fn each(self) -> [i32; 2] {
+        self.each
+    }
 }
 
 /// Sets that look up words, where products of bf16 want them.

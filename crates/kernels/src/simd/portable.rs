@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, Steps};
 
 /// Any processor.
 #[derive(Clone, Copy)]
@@ -176,8 +176,8 @@ impl Simd for Portable {
             sums[l].wrapping_add(product(0) + product(1) + product(2) + product(3))
         });
         dot_codes(sums: I, codes: I, bytes: I) -> I = Portable.dot_quads(sums, codes, bytes);
-        join_codes(first: I, last: I, steps: I, begin: I) -> I = lanes!(|l| i32 = {
-            let [a, b] = halves(steps[l]);
+        join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = lanes!(|l| i32 = {
+            let [a, b] = steps.each;
             begin[l].wrapping_add(first[l].wrapping_mul(a)).wrapping_add(last[l].wrapping_mul(b))
         });
     }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{LANES, Simd, count};
+use super::{LANES, Simd, Steps, count};
 
 /// What the target guarantees.
 #[derive(Clone, Copy)]
@@ -269,11 +269,14 @@ impl Simd for Sse2 {
             })
         };
         // Sums of half a group of codes fit 16 bits.
-        join_codes(first: I, last: I, steps: I, begin: I) -> I = all!(|first, last, steps, begin| {
-            let first = _mm_and_si128(first, _mm_set1_epi32(0xffff));
-            let both = _mm_or_si128(first, _mm_slli_epi32::<16>(last));
-            _mm_add_epi32(begin, _mm_madd_epi16(both, steps))
-        });
+        join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
+            let steps = _mm_set1_epi32(steps.both);
+            all!(|first, last, begin| {
+                let first = _mm_and_si128(first, _mm_set1_epi32(0xffff));
+                let both = _mm_or_si128(first, _mm_slli_epi32::<16>(last));
+                _mm_add_epi32(begin, _mm_madd_epi16(both, steps))
+            })
+        };
     }
 
     /// High halves, low halves, as numbers.

@@ -132,7 +132,7 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
             for _ in 0..4 {
                 sums = s.dot_codes(sums, codes, bytes);
             }
-            put(s.join_codes(sums, sums, s.isplat(32767 | 16384 << 16), s.isplat(seed as i32)));
+            put(s.join_codes(sums, sums, &Steps::new([32767, 16384]), s.isplat(seed as i32)));
         }
         let mut bytes = [0u8; LANES];
         s.store_low_bytes(bytes.as_mut_ptr(), ix);

@@ -1,11 +1,12 @@
 //! The register tile that matrix products, attention and transforms share: R rows against NV vectors, one chain of
 //! multiply-adds over the summed dimension in order, whatever R and NV are.
 
+use super::bytes::Bytes;
 use super::{LANES, Lanes, Simd};
 use crate::isa::Isa;
 use crate::peak::bf16_is_fast;
 
-/// What a multiply-add is of. Operands are words of 32 bits: a number, or two of bf16.
+/// What a multiply-add is of. Operands are words of 32 bits: a number, or two of 16 bits.
 pub(crate) trait Product<S: Simd>: Copy {
     /// 16 words, ready for products.
     type V: Copy;
@@ -36,6 +37,10 @@ pub(crate) struct Single;
 /// Products of two bf16: first of the second elements, then of the first ones. Sums stay in f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
+
+/// Products of two numbers of 16 bits with a sign. Sums are integers of 32 bits, as bits.
+#[derive(Clone, Copy)]
+pub(crate) struct Integers;
 
 impl<S: Simd> Product<S> for Single {
     type V = S::F;
@@ -101,16 +106,58 @@ impl<S: Simd> Product<S> for Pairs {
 
     #[inline(always)]
     unsafe fn put(self, s: S, row: *mut f32, i: usize, v: S::F, n: usize) {
-        // SAFETY: by contract, and a whole vector in between.
-        unsafe {
-            let to = row.cast::<u16>().add(i);
-            if n == LANES {
-                return s.store_low_halves(to, s.round_bf16(v));
-            }
-            let mut halves = [0u16; LANES];
-            s.store_low_halves(halves.as_mut_ptr(), s.round_bf16(v));
-            to.copy_from_nonoverlapping(halves.as_ptr(), n);
+        // SAFETY: by contract.
+        unsafe { put_halves(s, row, i, s.round_bf16(v), n) };
+    }
+}
+
+impl<S: Bytes> Product<S> for Integers {
+    type V = S::I;
+
+    #[inline(always)]
+    fn depth(self) -> usize {
+        2
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, s: S, from: *const f32) -> S::I {
+        // SAFETY: by contract.
+        unsafe { s.iload(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(self, s: S, from: *const f32) -> S::I {
+        // SAFETY: by contract.
+        s.isplat(unsafe { *from.cast() })
+    }
+
+    #[inline(always)]
+    fn add(self, s: S, sums: S::F, a: S::I, b: S::I) -> S::F {
+        s.from_bits(s.dot_halves(s.bits(sums), a, b))
+    }
+
+    #[inline(always)]
+    unsafe fn put(self, s: S, row: *mut f32, i: usize, v: S::F, n: usize) {
+        // SAFETY: by contract.
+        unsafe { put_halves(s, row, i, s.to_int(v), n) };
+    }
+}
+
+/// The low halves of the first `n` lanes into a row of halves, from `i` on.
+///
+/// # Safety
+/// The row has that many.
+#[inline(always)]
+unsafe fn put_halves<S: Simd>(s: S, row: *mut f32, i: usize, v: S::I, n: usize) {
+    // SAFETY: by contract, and a whole vector in between.
+    unsafe {
+        let to = row.cast::<u16>().add(i);
+        if n == LANES {
+            return s.store_low_halves(to, v);
         }
+        let mut halves = [0u16; LANES];
+        s.store_low_halves(halves.as_mut_ptr(), v);
+        to.copy_from_nonoverlapping(halves.as_ptr(), n);
     }
 }
 

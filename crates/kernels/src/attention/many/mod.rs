@@ -9,10 +9,10 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use super::{Fetch, KvBlock, LANES, Meanwhile, Products, QueryRows, tile};
+use super::kind::Numbers;
+use super::{Fetch, KvBlock, LANES, Meanwhile, QueryRows, integers, tile};
 use crate::isa::Isa;
 use crate::lines::Lines;
-use crate::simd::tile::has_bf16;
 use crate::simd::{Lanes, compiled};
 use crate::softmax::OnlineSoftmax;
 use strip::{Call, attend};
@@ -61,6 +61,10 @@ impl Shape {
 pub struct QueryLanes {
     shape: Shape,
     rows: Lines, // [strips, dim, WIDTH]
+    /// What rows are multiplied with where numbers are whole, and what a one is worth then.
+    factors: Lines, // [vectors, LANES]
+    worth: Lines, // the same
+    by_row: [Lines; 2], // [tokens · group]
 }
 
 impl QueryLanes {
@@ -80,6 +84,28 @@ impl QueryLanes {
         self.shape = Shape { dim, group, tokens: rows.len() / dim / group };
         self.rows.resize(self.shape.floats());
         to_lanes(isa, rows, self.shape, self.rows.as_mut_slice());
+        self.load_worths(isa, rows);
+    }
+}
+
+impl QueryLanes {
+    fn load_worths(&mut self, isa: Isa, rows: &[f32]) {
+        let Shape { dim, group, .. } = self.shape;
+        let [factors, worth] = &mut self.by_row;
+        for lines in [&mut *factors, &mut *worth] {
+            lines.resize(rows.len() / dim);
+        }
+        integers::query_worths(isa, rows, dim, factors.as_mut_slice(), worth.as_mut_slice());
+        for (to, from) in [(&mut self.factors, factors), (&mut self.worth, worth)] {
+            to.resize(self.shape.vectors() * LANES);
+            let (to, from) = (to.as_mut_slice(), from.as_slice());
+            for (u, lanes) in to.chunks_exact_mut(LANES).take(self.shape.vectors()).enumerate() {
+                let (first, n, head) = self.shape.place(u);
+                for (i, lane) in lanes.iter_mut().enumerate() {
+                    *lane = from[(first + i.min(n - 1)) * group + head];
+                }
+            }
+        }
     }
 }
 
@@ -96,6 +122,9 @@ pub struct ManyRows {
     queries: Lines, // [words of dim, WIDTH]
     scores: Lines,  // [tokens, WIDTH]
     weights: Lines, // [words of tokens, WIDTH]
+    /// What whole keys and values are worth.
+    key_worth: Lines, // [tokens]
+    value_worth: Lines, // the same
 }
 
 impl ManyRows {
@@ -147,15 +176,23 @@ impl ManyRows {
         assert!(lanes.shape == shape && (queries.dim, queries.group) == (dim, group), "{shape:?}");
         assert!(seeing.1 <= tokens && (block.value_dim, block.at) == (dim, 0), "{shape:?}");
         assert!(filled <= block.values.len() / dim, "{filled} tokens of values");
-        let pairs = queries.products == Products::Bf16 && has_bf16(isa);
+        let numbers = Numbers::of(isa, queries.products, true);
         block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
         self.angles.resize(tokens.div_ceil(LANES) * LANES * dim);
         self.queries.resize(dim * WIDTH);
         self.scores.resize(filled * WIDTH);
         // Tokens go in pairs.
         self.weights.resize(filled.next_multiple_of(2) * WIDTH);
-        let keys = tile::key_words(isa, pairs, block.keys, (filled, dim), &mut self.keys);
-        let (values, _) = tile::value_words(isa, pairs, block, &mut self.values);
+        let (keys, values) = if numbers == Numbers::Integers {
+            let Self { keys, values, key_worth, value_worth, .. } = &mut *self;
+            tile::key_integers(isa, block, dim, keys, key_worth, &[]);
+            tile::value_integers(isa, block, values, value_worth, &[]);
+            (self.keys.as_slice(), self.values.as_slice())
+        } else {
+            let pairs = numbers == Numbers::Pairs;
+            let keys = tile::key_words(isa, pairs, block.keys, (filled, dim), &mut self.keys);
+            (keys, tile::value_words(isa, pairs, block, &mut self.values).0)
+        };
         let mut call = Call {
             shape,
             seeing,
@@ -168,6 +205,10 @@ impl ManyRows {
             keys,
             values,
             rows: lanes.rows.as_slice(),
+            factors: lanes.factors.as_slice(),
+            worth: lanes.worth.as_slice(),
+            key_worth: self.key_worth.as_slice(),
+            value_worth: self.value_worth.as_slice(),
             sums: self.sums.as_mut_slice(),
             maxima: self.maxima.as_mut_slice(),
             totals: self.totals.as_mut_slice(),
@@ -176,7 +217,7 @@ impl ManyRows {
             scores: self.scores.as_mut_slice(),
             weights: self.weights.as_mut_slice(),
         };
-        attend(isa, pairs, &mut call);
+        attend(isa, numbers, &mut call);
     }
 
     /// The softmax of all rows: `states` `[tokens · group]`, `sums` `[tokens · group, dim]`.

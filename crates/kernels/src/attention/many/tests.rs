@@ -1,6 +1,6 @@
 use half::f16;
 
-use super::super::{BlockScratch, StoredRows, attend_block_on};
+use super::super::{BlockScratch, Products, StoredRows, attend_block_on};
 use super::*;
 use crate::convert::f32_to_f16;
 use crate::gemm::tests::values;
@@ -107,7 +107,7 @@ fn check(isa: Isa, case: &Case, half: bool, products: Products) {
 fn rows_get_the_bits_that_they_get_alone() {
     for isa in Isa::available() {
         for case in cases() {
-            for products in [Products::F32, Products::Bf16] {
+            for products in [Products::F32, Products::Bf16, Products::Fastest] {
                 check(isa, &case, true, products);
                 check(isa, &case, false, products);
             }

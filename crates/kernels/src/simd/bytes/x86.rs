@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::portable::{bytes, of_bytes};
 use super::{BYTES, Bytes, Table, Words};
 use crate::simd::{
-    Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd,
+    Avx2, Avx512, Avx512Bf16, Avx512Icl, Avx512Vnni, AvxVnni, LANES, Portable, Simd, avx2, avx512,
 };
 
 /// The same by other methods of the set.
@@ -268,7 +268,7 @@ macro_rules! dot_halves512 {
     };
     (vnni) => {
         methods! {
-            dot_halves(sums: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpwssd_epi32(sums, a, b);
+            dot_halves(sums: __m512i, a: __m512i, b: __m512i) -> __m512i = avx512::dot_words(sums, a, b);
         }
     };
 }
@@ -288,7 +288,7 @@ macro_rules! dot_halves256 {
     (vnni) => {
         methods! {
             dot_halves(sums: I, a: I, b: I) -> I =
-                both!(|sums, a, b| _mm256_dpwssd_avx_epi32(sums, a, b));
+                both!(|sums, a, b| avx2::dot_words(sums, a, b));
         }
     };
 }
