@@ -67,6 +67,12 @@ pub(super) trait Element: Copy {
     /// 16 elements are readable.
     unsafe fn load<S: Lanes>(s: S, from: *const Self) -> S::F;
 
+    /// The largest magnitude of each of four rows of `dim` elements, whole vectors; a NaN is larger than anything.
+    ///
+    /// # Safety
+    /// All are readable.
+    unsafe fn largest4<S: Bytes + Lanes>(s: S, rows: [*const Self; 4], dim: usize) -> [f32; 4];
+
     /// 8 channels of 16 tokens, as [`Lanes::halves8`].
     ///
     /// # Safety
@@ -98,6 +104,20 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    unsafe fn largest4<S: Bytes + Lanes>(s: S, rows: [*const Self; 4], dim: usize) -> [f32; 4] {
+        let mut most = [s.izero(); 4];
+        for r in 0..4 {
+            for c in (0..dim).step_by(LANES) {
+                // SAFETY: by contract. As bits magnitudes are in the order of numbers.
+                let x = unsafe { s.iload(rows[r].add(c).cast()) };
+                most[r] = s.imax_u(most[r], s.and(x, s.isplat(0x7fff_ffff)));
+            }
+        }
+        let [a, b, c, d] = s.fold4_max_u(most);
+        [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
+    }
+
+    #[inline(always)]
     unsafe fn channels8<S: Lanes>(s: S, rows: *const Self, stride: usize, n: usize) -> [S::F; 8] {
         let rows: *const u32 = rows.cast();
         // SAFETY: by contract.
@@ -124,6 +144,31 @@ impl Element for f16 {
     unsafe fn load<S: Lanes>(s: S, from: *const Self) -> S::F {
         // SAFETY: by contract.
         unsafe { s.load_f16(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest4<S: Bytes + Lanes>(s: S, rows: [*const Self; 4], dim: usize) -> [f32; 4] {
+        let mut most = [s.izero(); 4];
+        for r in 0..4 {
+            for c in (0..dim).step_by(2 * LANES) {
+                // SAFETY: by contract.
+                let x = unsafe {
+                    let at = rows[r].add(c).cast();
+                    // Where half a vector is left it stands for both.
+                    if c + LANES < dim { s.iload(at) } else { s.load_halves(at.cast()) }
+                };
+                most[r] = s.max16_u(most[r], s.and(x, s.isplat(0x7fff_7fff)));
+            }
+            // Both halves of 32 bits in one, whose order is theirs.
+            most[r] = s.max16_u(most[r], s.shr(most[r], 16));
+            most[r] = s.and(most[r], s.isplat(0xffff));
+        }
+        let [a, b, c, d] = s.fold4_max_u(most);
+        let halves = [a as u16, b as u16, c as u16, d as u16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut out = [0.0; LANES];
+        // SAFETY: whole vectors.
+        unsafe { s.store(out.as_mut_ptr(), s.load_f16(halves.as_ptr())) };
+        [out[0], out[1], out[2], out[3]]
     }
 
     #[inline(always)]

@@ -46,7 +46,7 @@ use kind::Numbers;
 pub use many::{ManyRows, QueryLanes};
 pub use merge::merge_rows;
 pub(crate) use score::turned;
-use tile::Plan;
+use tile::{Plan, WorthLines};
 
 /// Query rows that pass through rotation, scores, softmax and values together: 12 × 2 vectors of scores
 /// fill the registers, and what they leave between the stages stays in L1.
@@ -147,7 +147,7 @@ impl QueryRows<'_> {
 #[derive(Debug, Default)]
 pub struct BlockScratch {
     values: Lines, // [tokens, dim]
-    worth: Lines,  // [tokens]
+    worth: WorthLines,
     passes: PassScratch,
 }
 
@@ -155,7 +155,7 @@ pub struct BlockScratch {
 #[derive(Debug, Default)]
 struct PassScratch {
     keys: Lines,    // [dim, tokens]
-    worth: Lines,   // [tokens]
+    worth: WorthLines,
     queries: Lines, // [ROWS, dim]
     scores: Lines,  // [ROWS, tokens]
 }
@@ -213,7 +213,7 @@ fn attend_block_on(
     let BlockScratch { values, worth, passes: scratch } = scratch;
     let plan = Plan::new(isa, queries, block);
     let values = tile::values(isa, &plan, block, values, worth);
-    let worth = worth.as_slice();
+    let worth = worth.worth();
     passes(isa, &plan, queries, block, scratch, |Pass { first, part, visible, scores }| {
         let n = part.n;
         let (mut factors, mut shares) = ([1.0; ROWS], [0.0; ROWS]);
@@ -258,7 +258,7 @@ fn passes(
     turned.resize(ROWS * dim);
     scores.resize(ROWS * tokens);
     let keys = tile::keys(isa, plan, block, dim, keys, worth);
-    let worth = worth.as_slice();
+    let worth = worth.worth();
     if !plan.fetches() {
         block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
     }

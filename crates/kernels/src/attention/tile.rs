@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::integers;
+use super::integers::{self, Worths};
 use super::kind::{Element, Numbers, Tiled};
 use super::mix::Values;
 use super::score::Keys;
@@ -65,7 +65,7 @@ pub(super) fn keys<'a>(
     block: &KvBlock<'a>,
     dim: usize,
     scratch: &'a mut Lines,
-    worth: &mut Lines,
+    worth: &mut WorthLines,
 ) -> Keys<'a> {
     let tokens = block.filled.next_multiple_of(LANES);
     if plan.numbers == Numbers::Integers {
@@ -91,7 +91,7 @@ pub(super) fn values<'a>(
     plan: &Plan,
     block: &KvBlock<'a>,
     scratch: &'a mut Lines,
-    worth: &mut Lines,
+    worth: &mut WorthLines,
 ) -> Values<'a> {
     if plan.numbers == Numbers::Integers {
         value_integers(isa, block, scratch, worth, block.next[1]);
@@ -116,14 +116,13 @@ pub(super) fn key_integers(
     block: &KvBlock<'_>,
     dim: usize,
     keys: &mut Lines,
-    worth: &mut Lines,
+    worth: &mut WorthLines,
     next: &[u8],
 ) {
     let tokens = block.filled.next_multiple_of(LANES);
     keys.resize(tokens * dim / 2);
-    worth.resize(tokens);
-    let to = (keys.as_mut_slice(), worth.as_mut_slice());
-    integers::keys(isa, block.keys, (block.filled, dim), to.0, to.1, next);
+    let (shape, mut by) = ((block.filled, dim), worth.of(tokens));
+    integers::keys(isa, block.keys, shape, keys.as_mut_slice(), &mut by, next);
 }
 
 /// Values of a block as integers, `[filled / 2, value_dim]` words, and their worth.
@@ -131,13 +130,36 @@ pub(super) fn value_integers(
     isa: Isa,
     block: &KvBlock<'_>,
     values: &mut Lines,
-    worth: &mut Lines,
+    worth: &mut WorthLines,
     next: &[u8],
 ) {
     let shape = (block.filled, block.value_dim);
     values.resize(block.filled.div_ceil(2) * block.value_dim);
-    worth.resize(block.filled.next_multiple_of(LANES));
-    integers::values(isa, block.values, shape, values.as_mut_slice(), worth.as_mut_slice(), next);
+    let mut by = worth.of(block.filled.next_multiple_of(LANES));
+    integers::values(isa, block.values, shape, values.as_mut_slice(), &mut by, next);
+}
+
+/// Buffers of [`Worths`].
+#[derive(Debug, Default)]
+pub(super) struct WorthLines {
+    factors: Lines, // [tokens]
+    worth: Lines,   // [tokens]
+}
+
+impl WorthLines {
+    pub(super) fn resize(&mut self, tokens: usize) {
+        self.factors.resize(tokens);
+        self.worth.resize(tokens);
+    }
+
+    fn of(&mut self, tokens: usize) -> Worths<'_> {
+        self.resize(tokens);
+        Worths { factors: self.factors.as_mut_slice(), worth: self.worth.as_mut_slice() }
+    }
+
+    pub(super) fn worth(&self) -> &[f32] {
+        self.worth.as_slice()
+    }
 }
 
 /// Values of a block in words, `[filled / depth, stride]`, and the stride: the channels in whole vectors.

@@ -10,6 +10,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::kind::Numbers;
+use super::tile::WorthLines;
 use super::{Fetch, KvBlock, LANES, Meanwhile, QueryRows, integers, tile};
 use crate::isa::Isa;
 use crate::lines::Lines;
@@ -123,8 +124,8 @@ pub struct ManyRows {
     scores: Lines,  // [tokens, WIDTH]
     weights: Lines, // [words of tokens, WIDTH]
     /// What whole keys and values are worth.
-    key_worth: Lines, // [tokens]
-    value_worth: Lines, // the same
+    key_worth: WorthLines,
+    value_worth: WorthLines,
 }
 
 impl ManyRows {
@@ -207,8 +208,8 @@ impl ManyRows {
             rows: lanes.rows.as_slice(),
             factors: lanes.factors.as_slice(),
             worth: lanes.worth.as_slice(),
-            key_worth: self.key_worth.as_slice(),
-            value_worth: self.value_worth.as_slice(),
+            key_worth: self.key_worth.worth(),
+            value_worth: self.value_worth.worth(),
             sums: self.sums.as_mut_slice(),
             maxima: self.maxima.as_mut_slice(),
             totals: self.totals.as_mut_slice(),

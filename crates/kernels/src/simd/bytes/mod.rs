@@ -9,7 +9,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::Simd;
+use super::{LANES, Simd};
 
 /// Bytes of a vector.
 pub(crate) const BYTES: usize = 64;
@@ -122,6 +122,17 @@ pub(crate) trait Bytes: Simd {
     /// 32 bits with sign to the nearest 16, 16 to the nearest 8: of each quarter of `a`, then of `b`.
     fn pack32(self, a: Self::I, b: Self::I) -> Self::I;
     fn pack16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 32 bits with sign to the nearest 16: of `a`, then of `b`.
+    #[inline(always)]
+    fn halves_of(self, a: Self::I, b: Self::I) -> Self::I {
+        let mut halves = [0u16; 2 * LANES];
+        // SAFETY: whole vectors of halves.
+        unsafe {
+            self.store_low_halves(halves.as_mut_ptr(), a);
+            self.store_low_halves(halves.as_mut_ptr().add(LANES), b);
+            self.iload(halves.as_ptr().cast())
+        }
+    }
 
     /// Elements of `a` and `b` in turns: those of the low half of each quarter, or of the high half.
     fn zip8<const HIGH: bool>(self, a: Self::I, b: Self::I) -> Self::I;

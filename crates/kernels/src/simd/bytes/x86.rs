@@ -177,6 +177,10 @@ macro_rules! avx512 {
                     _mm512_ternarylogic_epi32::<0xCA>(mask, a, b);
                 pack32(a: __m512i, b: __m512i) -> __m512i = _mm512_packs_epi32(a, b);
                 pack16(a: __m512i, b: __m512i) -> __m512i = _mm512_packs_epi16(a, b);
+                halves_of(a: __m512i, b: __m512i) -> __m512i = {
+                    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+                    _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b))
+                };
                 equal8(a: __m512i, b: __m512i) -> u64 = _mm512_cmpeq_epi8_mask(a, b);
                 swap32(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0xb1>(v);
                 swap64(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0x4e>(v);
@@ -327,6 +331,10 @@ macro_rules! avx2 {
                 });
                 pack32(a: I, b: I) -> I = both!(|a, b| _mm256_packs_epi32(a, b));
                 pack16(a: I, b: I) -> I = both!(|a, b| _mm256_packs_epi16(a, b));
+                halves_of(a: I, b: I) -> I = [
+                    _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(a[0], a[1])),
+                    _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(b[0], b[1])),
+                ];
                 equal8(a: I, b: I) -> u64 = {
                     let bits = both!(|a, b| _mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) as u32);
                     u64::from(bits[0]) | u64::from(bits[1]) << 32
