@@ -41,8 +41,8 @@ pub use activation::{Activation, gelu, gelu_with_slopes};
 pub use aligned::AlignedBytes;
 pub use arena::Arena;
 pub use attention::{
-    BlockScratch, KvBlock, ManyRows, Products, QueryLanes, QueryRows, StoredRows, add_columns,
-    attend_block, merge_rows,
+    BYTE_GROUP, BlockScratch, KvBlock, ManyRows, Products, QueryLanes, QueryRows, StoredRows,
+    add_columns, attend_block, has_integers, merge_rows,
 };
 pub use channels::expand_channels;
 pub use codes::{ScaleAxis, expand_bytes, expand_codes};

@@ -95,12 +95,6 @@ pub(crate) fn bf16_is_fast(isa: Isa) -> bool {
         })
 }
 
-/// Whether products of two integers of 16 bits are faster than those of f32: where they are one instruction with their sum, which
-/// processors begin as often as a multiply-add.
-pub(crate) fn integers_are_fast(isa: Isa) -> bool {
-    isa.has(Set::Avx512Vnni) || isa.has(Set::AvxVnni)
-}
-
 compiled! {
     /// So many vectors of products.
     fn products(product: Product, rounds: usize) = products_body

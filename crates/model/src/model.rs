@@ -150,8 +150,7 @@ impl Model {
             chat_template: Arc::new(chat_template),
             products: match options.dtype {
                 Dtype::Float32 => Products::F32,
-                Dtype::Bfloat16 => Products::Bf16,
-                Dtype::Auto => Products::Fastest,
+                Dtype::Auto | Dtype::Bfloat16 => Products::Bf16,
             },
         })
     }

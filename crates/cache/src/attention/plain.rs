@@ -6,7 +6,7 @@ use std::time::Instant;
 use half::f16;
 use kvasir_kernels::{
     BlockScratch, KvBlock, ManyRows, OnlineSoftmax, Products, QueryLanes, QueryRows, StoredRows,
-    add_columns, attend_block, expand_channels, scale_in_place,
+    add_columns, attend_block, expand_channels, has_integers, scale_in_place,
 };
 
 use super::tile::{Sums, Tile};
@@ -164,7 +164,10 @@ impl KvCache {
     ) -> Read<'t> {
         let (l, dim, group) = (work.l, work.l.head_dim, work.group);
         let (first, n) = (v.t0 * group, (v.t1 - v.t0) * group);
-        let (mut own_keys, mut own_values) = (found.stored(0, dim), found.stored(1, dim));
+        let products = self.products_of(work);
+        let tokens = self.geometry.block_size();
+        let stored = |part| found.stored(part, dim, tokens, products);
+        let (mut own_keys, mut own_values) = (stored(0), stored(1));
         let mut halves = [false; 2];
         let latents = found.parts[1].low_rank().filter(|_| work.latents > 0);
         for (part, stored) in [&own_keys, &own_values].into_iter().enumerate() {
@@ -212,11 +215,7 @@ impl KvCache {
             offset: work.start + v.t0 - v.p,
             window: v.window,
             cap: l.score_cap,
-            products: if work.sequence.recipe.tail_kind() == CodecKind::F32 {
-                Products::F32
-            } else {
-                self.products
-            },
+            products,
         };
         let kv = KvBlock {
             keys: own_keys.unwrap_or(StoredRows::F32(keys)),
@@ -227,6 +226,18 @@ impl KvCache {
             next: [&[]; 2],
         };
         Read { queries, kv, block, many }
+    }
+
+    /// What products of a sequence are of: always the same, so that its rows are.
+    fn products_of(&self, work: &Work<'_>) -> Products {
+        let recipe = &work.sequence.recipe;
+        match (recipe.codec(), self.products) {
+            (CodecKind::F32, _) | (_, Products::F32) => Products::F32,
+            (CodecKind::Int8, _) if work.latents == 0 && has_integers(work.l.head_dim) => {
+                Products::Integers
+            }
+            (_, products) => products,
+        }
     }
 
     /// Turns decoded keys from their rows in the block to their own positions.
@@ -410,10 +421,24 @@ impl<'a> Found<'a> {
 
     /// Rows as they are stored, where they can be read so.
     #[inline]
-    fn stored(&self, part: usize, dim: usize) -> Option<StoredRows<'a>> {
+    fn stored(
+        &self,
+        part: usize,
+        dim: usize,
+        tokens: usize,
+        products: Products,
+    ) -> Option<StoredRows<'a>> {
         let plain = self.entries[part].gain == f16::ONE
             && self.parts[part].joint().is_none()
             && self.parts[part].width == dim;
-        plain.then(|| self.parts[part].codec().stored_rows(self.bytes[part], dim)).flatten()
+        if !plain {
+            return None;
+        }
+        let (codec, bytes) = (self.parts[part].codec(), self.bytes[part]);
+        match products {
+            Products::Integers => codec.stored_bytes(bytes, tokens, dim),
+            _ => None,
+        }
+        .or_else(|| codec.stored_rows(bytes, dim))
     }
 }

@@ -1,15 +1,12 @@
 //! HOT PATH (decode). Eight bits a channel, one scale for up to 64 channels of a token.
 
 use half::f16;
-use kvasir_kernels::{expand_bytes, scale_bytes_to_f32};
+use kvasir_kernels::{BYTE_GROUP as GROUP, StoredRows, expand_bytes, scale_bytes_to_f32};
 
 use super::Codec;
 
-/// Channels with one scale. A token with one large channel (attention sinks have some) would round all the
-/// others of a wide head away.
-const GROUP: usize = 64;
-
-/// `x ≈ s · c` with `c` in -127..=127 and `s = max|x| / 127` per group, in f16. Slot: scales
+/// `x ≈ s · c` with `c` in -127..=127 and `s = max|x| / 127` per group of 64 channels, in f16: a token with one large
+/// channel (attention sinks have some) would round all the others of a wide head away. Slot: scales
 /// `[tokens, groups]` f16, then codes `[tokens, dim]` i8.
 #[derive(Debug)]
 pub struct Int8;
@@ -75,6 +72,16 @@ impl Codec for Int8 {
         for ((row, codes), scales) in rows.zip(scales.chunks_exact(scale_bytes(dim))) {
             scale_bytes_to_f32(codes, scales, GROUP, row);
         }
+    }
+
+    fn stored_bytes<'a>(
+        &self,
+        slot: &'a [u8],
+        tokens: usize,
+        dim: usize,
+    ) -> Option<StoredRows<'a>> {
+        let (scales, codes) = slot.split_at(tokens * scale_bytes(dim));
+        Some(StoredRows::Bytes { codes: &codes[..tokens * dim], scales })
     }
 
     /// Half a step of max / 127 uniformly: with max ≈ 2.4 σ of 64 Gaussian channels, 3e-5.

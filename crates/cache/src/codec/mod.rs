@@ -51,6 +51,16 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The same of a slot of `tokens` rows, if products of integers read them.
+    fn stored_bytes<'a>(
+        &self,
+        _slot: &'a [u8],
+        _tokens: usize,
+        _dim: usize,
+    ) -> Option<StoredRows<'a>> {
+        None
+    }
+
     /// Decodes the first `out.len() / dim` rows to f16 instead, `[n, dim]`, if the codec is quicker at that: attention of
     /// few queries reads them as it reads uncompressed blocks. False if it is not.
     fn decode_halves(&self, _slot: &[u8], _tokens: usize, _dim: usize, _out: &mut [f16]) -> bool {

@@ -28,7 +28,7 @@ const BITS: [u8; 12] = [5, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2];
 
 pub(super) fn measure(bench: &mut Bench<'_>) {
     for (what, tokens) in [("decode", 1), ("prompt", PROMPT_TOKENS)] {
-        for products in [Products::Fastest, Products::Bf16, Products::F32] {
+        for products in [Products::Integers, Products::Bf16, Products::F32] {
             plain(bench, what, tokens, products);
         }
     }
@@ -62,7 +62,7 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
         products,
     };
     let name = match products {
-        Products::Fastest => "what is fastest",
+        Products::Integers => "what is fastest",
         Products::Bf16 => "bf16 where it is fast",
         Products::F32 => "f32",
     };
@@ -71,7 +71,9 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
         operations: (4 * tokens * GROUP * TOKENS * BLOCKS * DIM) as f64,
         bytes: (2 * stored.len()) as f64,
         product: Some(match products {
-            Products::Bf16 | Products::Fastest if bench.peak.bf16 > bench.peak.f32 => Product::Bf16,
+            Products::Bf16 | Products::Integers if bench.peak.bf16 > bench.peak.f32 => {
+                Product::Bf16
+            }
             _ => Product::F32,
         }),
     };

@@ -8,9 +8,11 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
+use half::f16;
+
 use super::fetch::Fetch;
 use super::kind::{Element, whole_pairs};
-use super::{LANES, StoredRows};
+use super::{BYTE_GROUP, LANES, StoredRows};
 use crate::simd::tile::Meanwhile;
 use crate::simd::{Lanes, bytes::Bytes, compiled};
 
@@ -101,6 +103,9 @@ fn keys_body<S: Whole>(
     match rows {
         StoredRows::F16(rows) => key_rows(s, rows, shape, out, by, next),
         StoredRows::F32(rows) => key_rows(s, rows, shape, out, by, next),
+        StoredRows::Bytes { codes, scales } => {
+            key_bytes(s, &Bytes8::new(s, codes, scales, shape, by), shape, out, next);
+        }
     }
 }
 
@@ -183,6 +188,9 @@ fn values_body<S: Whole>(
     match rows {
         StoredRows::F16(rows) => value_rows(s, rows, shape, out, by, next),
         StoredRows::F32(rows) => value_rows(s, rows, shape, out, by, next),
+        StoredRows::Bytes { codes, scales } => {
+            value_bytes(s, &Bytes8::new(s, codes, scales, shape, by), shape, out, next);
+        }
     }
 }
 
@@ -212,6 +220,132 @@ fn value_rows<S: Whole, T: Element>(
                 };
                 let to = out.as_mut_ptr().add(t / 2 * dim + c);
                 s.istore(to.cast(), whole_pairs(s, [low, high]));
+            }
+        }
+    }
+}
+
+/// Rows of bytes. Where a row has several scales, its bytes are multiplied with what each is of the largest, in 256ths.
+struct Bytes8<'a> {
+    codes: &'a [u8],
+    groups: usize,
+    /// `[tokens, groups]`, if there are several.
+    parts: [[i16; MOST_GROUPS]; MOST_TOKENS],
+}
+
+/// Most tokens of a block, and scales of a row.
+const MOST_TOKENS: usize = 64;
+const MOST_GROUPS: usize = 8;
+
+impl<'a> Bytes8<'a> {
+    /// Finds what rows `[filled, dim]` are worth.
+    #[inline(always)]
+    fn new<S: Whole>(
+        s: S,
+        codes: &'a [u8],
+        scales: &[u8],
+        (filled, dim): (usize, usize),
+        by: &mut Worths<'_>,
+    ) -> Self {
+        let (tokens, groups) = (filled.next_multiple_of(LANES), dim.div_ceil(BYTE_GROUP));
+        assert!(dim.is_multiple_of(LANES) && filled > 0 && codes.len() >= filled * dim);
+        assert!(filled <= MOST_TOKENS && groups <= MOST_GROUPS, "{filled} rows of {dim} bytes");
+        assert!(by.worth.len() >= tokens && scales.len() >= 2 * filled * groups);
+        let mut parts = [[0; MOST_GROUPS]; MOST_TOKENS];
+        let halves = scales.as_chunks::<2>().0.iter().map(|half| u16::from_le_bytes(*half));
+        let mut own = [0u16; MOST_TOKENS];
+        if groups == 1 {
+            own.iter_mut().zip(halves.take(filled)).for_each(|(own, half)| *own = half);
+            for t in (0..tokens).step_by(LANES) {
+                // SAFETY: a whole vector of either; behind the filled ones there are zeros.
+                unsafe { s.store(by.worth.as_mut_ptr().add(t), s.load_f16(own.as_ptr().add(t))) };
+            }
+            return Self { codes, groups, parts };
+        }
+        let mut halves = halves;
+        for (worth, parts) in by.worth.iter_mut().zip(&mut parts).take(filled) {
+            let mut row = [0.0f32; MOST_GROUPS];
+            row.iter_mut()
+                .zip(halves.by_ref().take(groups))
+                .for_each(|(scale, half)| *scale = f16::from_bits(half).to_f32());
+            // A NaN stays the largest.
+            let largest = row.iter().fold(0.0f32, |most, x| if *x <= most { most } else { *x });
+            let inverse = if largest > 0.0 { 256.0 / largest } else { 0.0 };
+            for (part, scale) in parts.iter_mut().zip(row) {
+                *part = (scale * inverse).round() as i16;
+            }
+            *worth = largest / 256.0;
+        }
+        by.worth[filled..tokens].fill(0.0);
+        Self { codes, groups, parts }
+    }
+
+    /// What bytes of row `t` from channel `c` on are multiplied with.
+    #[inline(always)]
+    fn part(&self, t: usize, c: usize) -> i16 {
+        self.parts[t][c / BYTE_GROUP]
+    }
+}
+
+#[inline(always)]
+fn key_bytes<S: Whole>(
+    s: S,
+    rows: &Bytes8<'_>,
+    (filled, dim): (usize, usize),
+    out: &mut [f32],
+    next: &[u8],
+) {
+    assert!(out.len() >= filled * dim / 2);
+    let mut next = Fetch::new(next, filled);
+    for t in 0..filled {
+        next.step();
+        for c in (0..dim).step_by(2 * LANES) {
+            // SAFETY: one or two vectors of a row that is there, as `Bytes8::new` asserts, and their places.
+            unsafe {
+                let from = rows.codes.as_ptr().add(t * dim + c);
+                let to = out.as_mut_ptr().cast::<u8>().add(2 * (t * dim + c));
+                let by = s.splat16(rows.part(t, c));
+                if c + LANES < dim {
+                    let x = s.load_signed16(from);
+                    s.istore(to, if rows.groups > 1 { s.mul16(x, by) } else { x });
+                } else {
+                    let x = s.load_signed(from);
+                    let x = if rows.groups > 1 { s.mul16(x, by) } else { x };
+                    s.store_low_halves(to.cast(), x);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn value_bytes<S: Whole>(
+    s: S,
+    rows: &Bytes8<'_>,
+    (filled, dim): (usize, usize),
+    out: &mut [f32],
+    next: &[u8],
+) {
+    assert!(out.len() >= filled.div_ceil(2) * dim);
+    let mut next = Fetch::new(next, filled.div_ceil(2));
+    for t in (0..filled).step_by(2) {
+        next.step();
+        let both = t + 1 < filled;
+        for c in (0..dim).step_by(LANES) {
+            // SAFETY: a vector of one or two rows that are there, as `Bytes8::new` asserts, and its place.
+            unsafe {
+                let from = rows.codes.as_ptr().add(t * dim + c);
+                let low = s.load_signed(from);
+                let high = if both { s.load_signed(from.add(dim)) } else { s.izero() };
+                let pairs = s.or(s.and(low, s.isplat(0xffff)), s.shl(high, 16));
+                let to = out.as_mut_ptr().add(t / 2 * dim + c).cast();
+                if rows.groups > 1 {
+                    let by = [rows.part(t, c), if both { rows.part(t + 1, c) } else { 0 }];
+                    let by = i32::from(by[0]) | i32::from(by[1]) << 16;
+                    s.istore(to, s.mul16(pairs, s.isplat(by)));
+                } else {
+                    s.istore(to, pairs);
+                }
             }
         }
     }

@@ -3,8 +3,7 @@
 use half::f16;
 
 use super::{LANES, Products};
-use crate::isa::Isa;
-use crate::peak::integers_are_fast;
+use crate::isa::{Isa, Set};
 use crate::simd::Lanes;
 use crate::simd::bytes::Bytes;
 use crate::simd::tile::{
@@ -24,11 +23,20 @@ impl Numbers {
     #[inline]
     pub(super) fn of(isa: Isa, products: Products, whole: bool) -> Self {
         match products {
-            Products::Bf16 | Products::Fastest if whole && has_bf16(isa) => Self::Pairs,
-            Products::Fastest if whole && integers_are_fast(isa) => Self::Integers,
+            Products::Bf16 if whole && has_bf16(isa) => Self::Pairs,
+            Products::Integers => {
+                assert!(whole && has_integers(isa), "no products of integers");
+                Self::Integers
+            }
             _ => Self::Single,
         }
     }
+}
+
+/// Whether products of integers of 16 bits are instructions.
+#[inline]
+pub(super) fn has_integers(isa: Isa) -> bool {
+    isa.has(Set::Avx2)
 }
 
 /// Compiles a function for all kinds of products: `name(isa, numbers, args…)`. Its body is

@@ -12,8 +12,8 @@
 //!
 //! **Products.** Where they are of bf16, queries, keys, weights and values are rounded to it, two channels of a score
 //! or two tokens of a mixed value are taken at a time, and tiles hold such pairs; sums stay in f32, in the same order,
-//! so that all of this holds for them too. Where processors have no such products, or are slow at them, products of integers of 16 bits
-//! take their place (`integers.rs`): exact sums within a block, one multiply-add into f32 for each block. Else those of f32 do.
+//! so that all of this holds for them too. Processors without such products use those of f32. Where rows are bytes, products are of
+//! integers (`integers.rs`): exact within a block, and one multiply-add into f32 for each block.
 //!
 //! Every stage is one function, generic over the set and over what products are of (`kind.rs`).
 
@@ -59,6 +59,13 @@ pub enum StoredRows<'a> {
     F16(&'a [f16]),
     /// Single precision.
     F32(&'a [f32]),
+    /// Bytes with a sign, for products of integers only.
+    Bytes {
+        /// `[tokens, dim]`.
+        codes: &'a [u8],
+        /// What a one is worth, `[tokens, ⌈dim / BYTE_GROUP⌉]` little-endian f16.
+        scales: &'a [u8],
+    },
 }
 
 impl StoredRows<'_> {
@@ -66,6 +73,7 @@ impl StoredRows<'_> {
         match self {
             Self::F16(rows) => rows.len(),
             Self::F32(rows) => rows.len(),
+            Self::Bytes { codes, .. } => codes.len(),
         }
     }
 }
@@ -77,9 +85,18 @@ pub enum Products {
     F32,
     /// bf16 where the processor has them (twice as many a cycle), else f32.
     Bf16,
-    /// bf16 as well, else integers of 16 bits where they are as fast as bf16 would be, else f32.
-    Fastest,
+    /// Integers of 16 bits, for rows of bytes ([`has_integers`]): what they are of anyway.
+    Integers,
 }
+
+/// Whether products of integers are there for rows of `dim` channels. Where not, [`Products::Integers`] is refused.
+#[inline]
+pub fn has_integers(dim: usize) -> bool {
+    kind::has_integers(Isa::best()) && dim.is_multiple_of(LANES)
+}
+
+/// Channels of a row of bytes that share a scale.
+pub const BYTE_GROUP: usize = 64;
 
 /// Keys and values of one KV head in one block.
 #[derive(Debug, Clone, Copy)]
@@ -154,7 +171,7 @@ pub struct BlockScratch {
 /// The same for [`passes`].
 #[derive(Debug, Default)]
 struct PassScratch {
-    keys: Lines,    // [dim, tokens]
+    keys: Lines, // [dim, tokens]
     worth: WorthLines,
     queries: Lines, // [ROWS, dim]
     scores: Lines,  // [ROWS, tokens]
@@ -179,7 +196,7 @@ impl BlockScratch {
 /// elements of a row from `at` on; the others are brought to the new maximum with them.
 ///
 /// # Panics
-/// If a slice is shorter than its shape says.
+/// If a slice is shorter than its shape says, or products are of integers and [`has_integers`] says no, or are not and rows are bytes.
 #[inline]
 pub fn attend_block(
     queries: &QueryRows<'_>,

@@ -14,8 +14,70 @@ struct Case {
     window: Option<usize>,
     cap: Option<f32>,
     turned: bool,
-    half: bool,
+    stored: Stored,
     products: Products,
+}
+
+/// What rows are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    Half,
+    Single,
+    Bytes,
+}
+
+/// Rows in every form, those beyond the filled ones of anything.
+pub(super) struct Rows {
+    halves: Vec<f16>,
+    wide: Vec<f32>,
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+impl Rows {
+    /// `filled` rows of `dim` channels, in half precision and as bytes, and `more` behind them.
+    pub(super) fn new(filled: usize, more: usize, dim: usize, seed: u64) -> Self {
+        let plain = values(filled * dim, seed);
+        let mut halves = vec![f16::NAN; (filled + more) * dim];
+        f32_to_f16(&plain, &mut halves[..filled * dim]);
+        let wide = halves.iter().map(|x| x.to_f32()).collect();
+        let (mut codes, mut scales) = (vec![7; (filled + more) * dim], vec![]);
+        for (row, codes) in plain.chunks(dim).zip(codes.chunks_mut(dim)) {
+            for (i, (x, codes)) in
+                row.chunks(BYTE_GROUP).zip(codes.chunks_mut(BYTE_GROUP)).enumerate()
+            {
+                let scale = f16::from_f32((i + 1) as f32 / 127.0);
+                scales.extend(scale.to_le_bytes());
+                for (code, x) in codes.iter_mut().zip(x) {
+                    *code = (x / scale.to_f32()).round() as i8 as u8;
+                }
+            }
+        }
+        scales.resize(2 * (filled + more) * dim.div_ceil(BYTE_GROUP), 0xff);
+        Self { halves, wide, codes, scales }
+    }
+
+    pub(super) fn get(&self, stored: Stored) -> StoredRows<'_> {
+        match stored {
+            Stored::Half => StoredRows::F16(&self.halves),
+            Stored::Single => StoredRows::F32(&self.wide),
+            Stored::Bytes => StoredRows::Bytes { codes: &self.codes, scales: &self.scales },
+        }
+    }
+
+    /// The numbers that are stored.
+    fn exact(&self, stored: Stored, dim: usize) -> Vec<f64> {
+        let half = |pair: &[u8]| f16::from_le_bytes([pair[0], pair[1]]).to_f64();
+        let scales: Vec<f64> = self.scales.chunks(2).map(half).collect();
+        let groups = dim.div_ceil(BYTE_GROUP);
+        let of = |(i, x): (usize, &f16)| match stored {
+            Stored::Half | Stored::Single => x.to_f64(),
+            Stored::Bytes => {
+                f64::from(self.codes[i] as i8) * scales[i / dim * groups + i % dim / BYTE_GROUP]
+            }
+        };
+        self.halves.iter().enumerate().map(of).collect()
+    }
 }
 
 impl Default for Case {
@@ -30,7 +92,7 @@ impl Default for Case {
             window: None,
             cap: None,
             turned: true,
-            half: true,
+            stored: Stored::Half,
             products: Products::F32,
         }
     }
@@ -40,8 +102,7 @@ type Output = (Vec<(f32, f32)>, Vec<f32>);
 
 /// Two blocks one after the other, for query tokens `some`.
 fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
-    let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, half, products } =
-        case;
+    let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
     let rows = values(tokens * group * dim, 1);
     let (cos, sin) = (values(tokens * dim / 2, 2), values(tokens * dim / 2, 3));
     let stride = dim + 3;
@@ -54,21 +115,9 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
         for (row, state) in sums.chunks_mut(stride).zip(&states) {
             row[dim] = f32::exp(-state.max);
         }
-        let stored: Vec<Vec<f16>> = (0..2)
-            .map(|part| {
-                let mut halves = vec![f16::ZERO; capacity * dim];
-                f32_to_f16(&values(capacity * dim, 4 + 2 * block + part), &mut halves);
-                // What is not filled may be anything.
-                halves[filled * dim..].fill(f16::NAN);
-                halves
-            })
-            .collect();
-        let wide: Vec<Vec<f32>> =
-            stored.iter().map(|s| s.iter().map(|x| x.to_f32()).collect()).collect();
-        let part = |i: usize| match half {
-            true => StoredRows::F16(&stored[i]),
-            false => StoredRows::F32(&wide[i]),
-        };
+        let rows_of =
+            |part| Rows::new(filled, capacity - filled, dim, (4 + 2 * block + part) as u64);
+        let (keys, values) = (rows_of(0), rows_of(1));
         let at = some.start * dim / 2;
         let queries = QueryRows {
             rows: &rows[some.start * group * dim..some.end * group * dim],
@@ -78,11 +127,11 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
             offset: offset + some.start,
             window,
             cap,
-            products,
+            products: case.products,
         };
         let block = KvBlock {
-            keys: part(0),
-            values: part(1),
+            keys: keys.get(case.stored),
+            values: values.get(case.stored),
             value_dim: dim,
             at: 0,
             filled,
@@ -104,12 +153,12 @@ fn run(isa: Isa, case: &Case, some: std::ops::Range<usize>) -> Output {
 fn exact(isa: Isa, case: &Case) -> Vec<f64> {
     let rounds = Numbers::of(isa, case.products, case.dim.is_multiple_of(LANES)) == Numbers::Pairs;
     let round = |x: f64| if rounds { half::bf16::from_f32(x as f32).to_f64() } else { x };
-    let &Case { dim, tokens, group, capacity, filled, offset, window, cap, turned, .. } = case;
+    let &Case { dim, tokens, group, filled, offset, window, cap, turned, stored, .. } = case;
     let rows = values(tokens * group * dim, 1);
     let (cos, sin) = (values(tokens * dim / 2, 2), values(tokens * dim / 2, 3));
     let f64s = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     let halves = |seed| -> Vec<f64> {
-        values(capacity * dim, seed).iter().map(|x| round(f16::from_f32(*x).to_f64())).collect()
+        Rows::new(filled, 0, dim, seed).exact(stored, dim).into_iter().map(round).collect()
     };
     let mut out = Vec::new();
     for (row, query) in rows.chunks(dim).enumerate() {
@@ -143,9 +192,9 @@ fn exact(isa: Isa, case: &Case) -> Vec<f64> {
     out
 }
 
-fn cases() -> Vec<Case> {
+fn cases(isa: Isa) -> Vec<Case> {
     let base = Case::default;
-    let mut cases = vec![
+    let cases = vec![
         base(),
         Case { group: 1, filled: 5, ..base() },
         Case { group: 8, offset: 3, ..base() },
@@ -163,16 +212,23 @@ fn cases() -> Vec<Case> {
         Case { dim: 36, tokens: 2, capacity: 80, filled: 75, offset: 100, ..base() },
         Case { tokens: 6, capacity: 96, filled: 90, offset: 120, window: Some(77), ..base() },
     ];
-    let single = cases.iter().map(|case| Case { half: false, ..*case }).collect::<Vec<_>>();
-    cases.extend(single);
-    let of = |products| cases.iter().map(move |case| Case { products, ..*case });
-    [Products::F32, Products::Bf16, Products::Fastest].into_iter().flat_map(of).collect()
+    let of = |products, stored| cases.iter().map(move |case| Case { products, stored, ..*case });
+    let floats = [Products::F32, Products::Bf16].into_iter().flat_map(|products| {
+        [Stored::Half, Stored::Single].into_iter().flat_map(move |stored| of(products, stored))
+    });
+    let integers = [Stored::Half, Stored::Single, Stored::Bytes]
+        .into_iter()
+        .flat_map(|stored| of(Products::Integers, stored))
+        .filter(|case| {
+            case.filled <= 64 && case.dim.is_multiple_of(LANES) && kind::has_integers(isa)
+        });
+    floats.chain(integers).collect()
 }
 
 #[test]
 fn equals_the_definition_on_every_isa() {
     for isa in Isa::available() {
-        for (i, case) in cases().iter().enumerate() {
+        for (i, case) in cases(isa).iter().enumerate() {
             let (states, sums) = run(isa, case, 0..case.tokens);
             let exact = exact(isa, case);
             for (j, (got, exact)) in sums.iter().zip(&exact).enumerate() {
@@ -193,12 +249,16 @@ fn equals_the_definition_on_every_isa() {
 #[test]
 fn rows_do_not_depend_on_the_batch_or_on_storage() {
     for isa in Isa::available() {
-        for (i, case) in cases().iter().enumerate() {
+        for (i, case) in cases(isa).iter().enumerate() {
             let (states, sums) = run(isa, case, 0..case.tokens);
             let all = (case.group, case.group * case.dim);
-            for half in [false, true] {
+            let same = match case.stored {
+                Stored::Bytes => vec![Stored::Bytes],
+                _ => vec![Stored::Half, Stored::Single],
+            };
+            for stored in same {
                 for token in 0..case.tokens {
-                    let (state, sum) = run(isa, &Case { half, ..*case }, token..token + 1);
+                    let (state, sum) = run(isa, &Case { stored, ..*case }, token..token + 1);
                     assert_eq!(state, states[token * all.0..][..all.0], "{isa} case {i}: {token}");
                     assert_eq!(sum, sums[token * all.1..][..all.1], "{isa} case {i}: {token}");
                 }
@@ -212,7 +272,7 @@ fn fused_paths_agree_bit_for_bit() {
     let exact = |case: &Case| case.products == Products::F32;
     let fused = Isa::available().into_iter().filter(|isa| isa.has(Set::Avx2));
     for isa in fused {
-        for (i, case) in cases().into_iter().filter(exact).enumerate() {
+        for (i, case) in cases(isa).into_iter().filter(exact).enumerate() {
             let (all, case) = (0..case.tokens, &case);
             let expected = run(Isa::best(), case, all.clone());
             assert_eq!(run(isa, case, all), expected, "{isa} case {i}");
@@ -304,11 +364,19 @@ fn merging_gives_the_whole() {
     }
 }
 
+/// A slot's bytes: all of them, or those that bytes for the same rows take.
+fn bytes_of(x: &[f16], form: Stored) -> &[u8] {
+    let len = if form == Stored::Bytes { x.len() + 2 * 32 } else { 2 * x.len() };
+    // SAFETY: any bytes are bytes.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), len) }
+}
+
 /// Nanoseconds of one block, at best.
 #[test]
 #[ignore = "prints times"]
 fn speed() {
     let (dim, capacity, group) = (64, 32, 3);
+    let some = std::env::var("CASE").ok().and_then(|case| case.parse().ok());
     let cases = [
         (4, 1, false),
         (2048, 1, false),
@@ -321,11 +389,23 @@ fn speed() {
         (1, 16, true),
     ];
     let all = cases.into_iter().flat_map(|(blocks, tokens, many)| {
-        [Products::F32, Products::Fastest].map(|products| (blocks, tokens, many, products))
+        [
+            (Products::Bf16, Stored::Half),
+            (Products::Integers, Stored::Half),
+            (Products::Integers, Stored::Bytes),
+        ]
+        .map(|how| (blocks, tokens, many, how))
     });
-    for (blocks, tokens, many, products) in all {
+    for (i, (blocks, tokens, many, (products, form))) in all.enumerate() {
+        if some.is_some_and(|some: usize| some != i) {
+            continue;
+        }
         let mut stored = vec![f16::ZERO; (2 * blocks + 1) * capacity * dim];
         f32_to_f16(&values(stored.len(), 1), &mut stored);
+        if form == Stored::Bytes {
+            // Scales of an ordinary size, wherever a slot's rows begin; as codes they are as good as any.
+            stored.fill(f16::from_f32(0.01));
+        }
         // As in a pool.
         let stored = &stored[stored.as_ptr().align_offset(4096)..];
         let rows = values(tokens * group * dim, 2);
@@ -351,22 +431,25 @@ fn speed() {
             let at = (i * 1007 % (2 * blocks)) * capacity * dim;
             &stored[at..at + capacity * dim]
         };
-        let bytes = |x: &[f16]| -> &[u8] {
-            // SAFETY: any bytes are bytes.
-            unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), 2 * x.len()) }
-        };
         let mut best = f64::MAX;
         for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000) * if many { 30 } else { 1 } {
             let clock = std::time::Instant::now();
             for i in 0..blocks {
                 let next = (i + 1) % blocks;
+                let form_of = |slot| match form {
+                    Stored::Bytes => {
+                        let (scales, codes) = bytes_of(slot, form).split_at(2 * capacity);
+                        StoredRows::Bytes { codes, scales }
+                    }
+                    _ => StoredRows::F16(slot),
+                };
                 let block = KvBlock {
-                    keys: StoredRows::F16(slot(2 * i)),
-                    values: StoredRows::F16(slot(2 * i + 1)),
+                    keys: form_of(slot(2 * i)),
+                    values: form_of(slot(2 * i + 1)),
                     value_dim: dim,
                     at: 0,
                     filled: capacity,
-                    next: [bytes(slot(2 * next)), bytes(slot(2 * next + 1))],
+                    next: [bytes_of(slot(2 * next), form), bytes_of(slot(2 * next + 1), form)],
                 };
                 if many {
                     side.attend_block(&lanes, 0, &queries, &block);
@@ -378,7 +461,7 @@ fn speed() {
         }
         let flops = 4 * tokens * group * capacity * dim;
         println!(
-            "{products:?} {blocks} blocks, {} rows: {best:.0} ns a block, {:.1} GFLOP/s, {:.1} GB/s",
+            "{products:?} {form:?} {blocks} blocks, {} rows: {best:.0} ns a block, {:.1} GFLOP/s, {:.1} GB/s",
             tokens * group,
             flops as f64 / best,
             (4 * capacity * dim) as f64 / best
@@ -396,9 +479,13 @@ fn values_may_have_another_width_and_place() {
     let halves = |x: Vec<f32>| -> Vec<f16> { x.into_iter().map(f16::from_f32).collect() };
     let q = wave(rows * dim, 0.37);
     let (keys, values) = (halves(wave(tokens * dim, 0.11)), halves(wave(tokens * value_dim, 0.23)));
-    for (isa, products) in Isa::available().into_iter().flat_map(|isa| {
-        [Products::F32, Products::Bf16, Products::Fastest].map(|products| (isa, products))
-    }) {
+    let integers = |(isa, products): &(Isa, Products)| {
+        *products != Products::Integers || kind::has_integers(*isa)
+    };
+    let all = Isa::available().into_iter().flat_map(|isa| {
+        [Products::F32, Products::Bf16, Products::Integers].map(|products| (isa, products))
+    });
+    for (isa, products) in all.filter(integers) {
         let queries = QueryRows {
             rows: &q,
             dim,
@@ -443,6 +530,52 @@ fn values_may_have_another_width_and_place() {
                 beside.iter().all(|x| *x == beside[0]) && beside[0] < 1.0,
                 "{isa} {products:?}"
             );
+        }
+    }
+}
+
+/// The largest sums that products of integers can have: all keys as large as they get, a query whose channels add up to the most
+/// when it is turned, weights all alike.
+#[test]
+fn no_sum_of_integers_leaves_32_bits() {
+    for isa in Isa::available().into_iter().filter(|isa| kind::has_integers(*isa)) {
+        for (dim, one) in [(16, 0.01f32), (64, 0.01), (256, 0.01), (512, 0.001)] {
+            let (half, tokens) = (dim / 2, 64);
+            let row: Vec<f32> = (0..dim).map(|c| if c < half { one } else { 0.0 }).collect();
+            let angles = vec![std::f32::consts::FRAC_1_SQRT_2; half];
+            let queries = QueryRows {
+                rows: &row,
+                dim,
+                group: 1,
+                turn: Some((&angles, &angles)),
+                offset: tokens,
+                window: None,
+                cap: None,
+                products: Products::Integers,
+            };
+            for sign in [1.0, -1.0] {
+                let rows = vec![sign; tokens * dim];
+                let block = KvBlock {
+                    keys: StoredRows::F32(&rows),
+                    values: StoredRows::F32(&rows),
+                    value_dim: dim,
+                    at: 0,
+                    filled: tokens,
+                    next: [&[]; 2],
+                };
+                let (mut state, mut sums) = ([OnlineSoftmax::default()], vec![0.0; dim]);
+                let mut scratch = BlockScratch::default();
+                attend_block_on(isa, &queries, &block, &mut state, &mut sums, dim, &mut scratch);
+                let score = sign * one * dim as f32 * std::f32::consts::FRAC_1_SQRT_2;
+                assert!(
+                    (state[0].max / score - 1.0).abs() < 4e-3,
+                    "{isa} {dim}: {} {score}",
+                    state[0].max
+                );
+                assert_eq!(state[0].sum, tokens as f32, "{isa} {dim}");
+                let mean = |x: &f32| x / tokens as f32 * sign;
+                assert!(sums.iter().all(|x| (mean(x) - 1.0).abs() < 1e-3), "{isa} {dim}: {sums:?}");
+            }
         }
     }
 }

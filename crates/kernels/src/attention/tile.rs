@@ -30,6 +30,7 @@ impl Plan {
         let values = block.value_dim.is_multiple_of(LANES);
         let numbers = Numbers::of(isa, queries.products, keys && values);
         let few = few && numbers != Numbers::Integers;
+        check_rows(numbers, block);
         Self {
             numbers,
             keys_in_registers: few
@@ -39,6 +40,13 @@ impl Plan {
             values_in_registers: few && halves(block.values) && values,
         }
     }
+}
+
+/// Refuses rows of bytes where products are not of integers.
+pub(super) fn check_rows(numbers: Numbers, block: &KvBlock<'_>) {
+    let bytes = |rows| matches!(rows, StoredRows::Bytes { .. });
+    let any = bytes(block.keys) || bytes(block.values);
+    assert!(!any || numbers == Numbers::Integers, "bytes for products of {numbers:?}");
 }
 
 impl Plan {
@@ -219,6 +227,8 @@ fn in_words_body<S: Lanes>(
             let v = match rows {
                 StoredRows::F16(rows) => f16::load(s, rows.as_ptr().add(i)),
                 StoredRows::F32(rows) => f32::load(s, rows.as_ptr().add(i)),
+                // `Plan::new` refuses them.
+                StoredRows::Bytes { .. } => s.zero(),
             };
             kind.put(s, out.as_mut_ptr(), i, v, LANES);
         }
@@ -242,6 +252,7 @@ fn transpose_body<S: Lanes>(
     match rows {
         StoredRows::F16(rows) => transpose_rows(s, kind, rows, shape, tokens, out),
         StoredRows::F32(rows) => transpose_rows(s, kind, rows, shape, tokens, out),
+        StoredRows::Bytes { .. } => {}
     }
 }
 
@@ -292,6 +303,7 @@ fn widen_body<S: Lanes>(
     match rows {
         StoredRows::F16(rows) => widen_rows(s, kind, rows, shape, out),
         StoredRows::F32(rows) => widen_rows(s, kind, rows, shape, out),
+        StoredRows::Bytes { .. } => {}
     }
 }
 

@@ -178,6 +178,7 @@ impl ManyRows {
         assert!(seeing.1 <= tokens && (block.value_dim, block.at) == (dim, 0), "{shape:?}");
         assert!(filled <= block.values.len() / dim, "{filled} tokens of values");
         let numbers = Numbers::of(isa, queries.products, true);
+        tile::check_rows(numbers, block);
         block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
         self.angles.resize(tokens.div_ceil(LANES) * LANES * dim);
         self.queries.resize(dim * WIDTH);

@@ -1,8 +1,7 @@
-use half::f16;
-
-use super::super::{BlockScratch, Products, StoredRows, attend_block_on};
+use super::super::kind::has_integers;
+use super::super::tests::{Rows, Stored};
+use super::super::{BlockScratch, Products, attend_block_on};
 use super::*;
-use crate::convert::f32_to_f16;
 use crate::gemm::tests::values;
 
 struct Case {
@@ -31,7 +30,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Three blocks, of which the last ones are seen by some tokens only: every row gets the bits that it gets alone.
-fn check(isa: Isa, case: &Case, half: bool, products: Products) {
+fn check(isa: Isa, case: &Case, stored: Stored, products: Products) {
     let &Case { shape, filled, start, window, cap, turned } = case;
     let Shape { dim, group, tokens } = shape;
     let rows = values(tokens * group * dim, 1);
@@ -47,22 +46,8 @@ fn check(isa: Isa, case: &Case, half: bool, products: Products) {
     many.reset(dim, group, tokens);
     let mut scratch = BlockScratch::default();
     for block in 0..3 {
-        let stored: Vec<Vec<f16>> = (0..2)
-            .map(|part| {
-                let mut halves = vec![f16::NAN; (filled + 3) * dim];
-                f32_to_f16(
-                    &values(filled * dim, 4 + 2 * block + part),
-                    &mut halves[..filled * dim],
-                );
-                halves
-            })
-            .collect();
-        let wide: Vec<Vec<f32>> =
-            stored.iter().map(|s| s.iter().map(|x| x.to_f32()).collect()).collect();
-        let part = |i: usize| match half {
-            true => StoredRows::F16(&stored[i]),
-            false => StoredRows::F32(&wide[i]),
-        };
+        let rows_of = |part| Rows::new(filled, 3, dim, (4 + 2 * block + part) as u64);
+        let (own_keys, own_values) = (rows_of(0), rows_of(1));
         let p = block as usize * filled;
         let first = p.saturating_sub(start);
         let end = window.map_or(tokens, |w| tokens.min((p + filled + w - 1).saturating_sub(start)));
@@ -72,8 +57,8 @@ fn check(isa: Isa, case: &Case, half: bool, products: Products) {
         let distance = start + first - p;
         let at = distance * dim / 2;
         let kv = KvBlock {
-            keys: part(0),
-            values: part(1),
+            keys: own_keys.get(stored),
+            values: own_values.get(stored),
             value_dim: dim,
             at: 0,
             filled,
@@ -100,16 +85,22 @@ fn check(isa: Isa, case: &Case, half: bool, products: Products) {
     for (i, (a, b)) in states.iter().zip(&side).enumerate() {
         assert_eq!((a.max, a.sum), (b.max, b.sum), "{isa} {shape:?} {products:?} row {i}");
     }
-    assert!(sums == beside, "{isa} {shape:?} {products:?} {half}");
+    assert!(sums == beside, "{isa} {shape:?} {products:?} {stored:?}");
 }
 
 #[test]
 fn rows_get_the_bits_that_they_get_alone() {
     for isa in Isa::available() {
         for case in cases() {
-            for products in [Products::F32, Products::Bf16, Products::Fastest] {
-                check(isa, &case, true, products);
-                check(isa, &case, false, products);
+            let has = has_integers(isa);
+            for products in [Products::F32, Products::Bf16, Products::Integers] {
+                if products != Products::Integers || has {
+                    check(isa, &case, Stored::Half, products);
+                    check(isa, &case, Stored::Single, products);
+                }
+            }
+            if has {
+                check(isa, &case, Stored::Bytes, Products::Integers);
             }
         }
     }

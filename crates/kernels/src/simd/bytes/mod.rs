@@ -160,6 +160,15 @@ pub(crate) trait Bytes: Simd {
     /// # Safety
     /// They are readable.
     unsafe fn load_signed(self, from: *const u8) -> Self::I;
+    /// 32 bytes with sign as 16 bits each.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn load_signed16(self, from: *const u8) -> Self::I {
+        // SAFETY: by contract.
+        unsafe { self.halves_of(self.load_signed(from), self.load_signed(from.add(LANES))) }
+    }
     /// Which bytes are equal, as bits.
     fn equal8(self, a: Self::I, b: Self::I) -> u64;
 

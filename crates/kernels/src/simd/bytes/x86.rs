@@ -201,6 +201,8 @@ macro_rules! avx512 {
                     _mm_storeu_si128(to.add(2 * stride).cast(), _mm512_extracti32x4_epi32::<2>(v));
                     _mm_storeu_si128(to.add(3 * stride).cast(), _mm512_extracti32x4_epi32::<3>(v));
                 };
+                load_signed16(from: *const u8) -> __m512i =
+                    _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast()));
                 load_signed(from: *const u8) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
             }
         }
@@ -354,6 +356,10 @@ macro_rules! avx2 {
                     _mm256_storeu2_m128i(to.add(stride).cast(), to.cast(), v[0]);
                     _mm256_storeu2_m128i(to.add(3 * stride).cast(), to.add(2 * stride).cast(), v[1]);
                 };
+                load_signed16(from: *const u8) -> I = [
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())),
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16).cast())),
+                ];
                 load_signed(from: *const u8) -> I = [
                     _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())),
                     _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast())),
