@@ -316,7 +316,7 @@ impl KvCache {
                 channels.widen(&rows[..filled * kept], dim, &mut keys[..filled * dim]);
                 return false;
             }
-            None => narrow.resize(filled * kept, f16::ZERO),
+            Some(StoredRows::Bytes { .. }) | None => narrow.resize(filled * kept, f16::ZERO),
         }
         if codec.decode_halves(bytes, tokens, kept, narrow) {
             expand_channels(narrow, channels.mask(), dim, out);

@@ -2,6 +2,46 @@
 
 use crate::simd::tile::Meanwhile;
 
+/// Lines that are asked for at once: a core waits for some 16 at a time, and then for one of them before the next.
+const BURST: usize = 10;
+
+/// What is read next, by the stage that fetches it. Memory answers slowly and many at a time, so each stage asks for a part: loops line
+/// by line, others for a burst before they begin.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead<'a> {
+    /// While keys and values become integers.
+    pub(super) whole: [&'a [u8]; 2],
+    /// Before queries are turned.
+    pub(super) turn: &'a [u8],
+    /// With products of keys.
+    pub(super) keys: &'a [u8],
+    /// Before scores become weights.
+    pub(super) weigh: &'a [u8],
+    /// With products of values.
+    pub(super) values: &'a [u8],
+    /// Before the next block is looked up.
+    pub(super) end: &'a [u8],
+}
+
+impl<'a> Ahead<'a> {
+    /// Keys and values that are read next, for a block whose keys and values are made integers first, or are not.
+    pub(super) fn new([keys, values]: [&'a [u8]; 2], whole: bool) -> Self {
+        let part = |bytes: &'a [u8], lines: usize| bytes.split_at(bytes.len().min(64 * lines));
+        let quarter = |bytes: &[u8]| if whole { bytes.len().div_ceil(4 * 64) } else { 0 };
+        let (whole_keys, keys) = part(keys, quarter(keys));
+        let (whole_values, values) = part(values, quarter(values));
+        let (turn, keys) = part(keys, BURST);
+        let (end, keys) = part(keys, BURST);
+        let (weigh, values) = part(values, BURST);
+        Self { whole: [whole_keys, whole_values], turn, keys, weigh, values, end }
+    }
+}
+
+/// Asks for all of it.
+pub(super) fn fetch(bytes: &[u8]) {
+    Fetch::new(bytes, 1).step();
+}
+
 /// Cache lines to fetch, some at every step: into L2, which takes twice as many at a time as L1 (12 and 22 GB/s
 /// here), and leaves L1 to the block in hand.
 pub(super) struct Fetch {

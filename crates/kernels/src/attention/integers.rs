@@ -104,7 +104,7 @@ fn keys_body<S: Whole>(
         StoredRows::F16(rows) => key_rows(s, rows, shape, out, by, next),
         StoredRows::F32(rows) => key_rows(s, rows, shape, out, by, next),
         StoredRows::Bytes { codes, scales } => {
-            key_bytes(s, &Bytes8::new(s, codes, scales, shape, by), shape, out, next);
+            key_bytes(s, (codes, scales), shape, out, by, next);
         }
     }
 }
@@ -189,7 +189,7 @@ fn values_body<S: Whole>(
         StoredRows::F16(rows) => value_rows(s, rows, shape, out, by, next),
         StoredRows::F32(rows) => value_rows(s, rows, shape, out, by, next),
         StoredRows::Bytes { codes, scales } => {
-            value_bytes(s, &Bytes8::new(s, codes, scales, shape, by), shape, out, next);
+            value_bytes(s, (codes, scales), shape, out, by, next);
         }
     }
 }
@@ -225,127 +225,136 @@ fn value_rows<S: Whole, T: Element>(
     }
 }
 
-/// Rows of bytes. Where a row has several scales, its bytes are multiplied with what each is of the largest, in 256ths.
-struct Bytes8<'a> {
-    codes: &'a [u8],
-    groups: usize,
-    /// `[tokens, groups]`, if there are several.
-    parts: [[i16; MOST_GROUPS]; MOST_TOKENS],
-}
+/// What the scales of a row of bytes are of its largest, in 256ths, where it has several: its bytes are multiplied with that.
+type Parts = [i16; MOST_GROUPS];
 
-/// Most tokens of a block, and scales of a row.
-const MOST_TOKENS: usize = 64;
+/// Most scales of a row.
 const MOST_GROUPS: usize = 8;
 
-impl<'a> Bytes8<'a> {
-    /// Finds what rows `[filled, dim]` are worth.
-    #[inline(always)]
-    fn new<S: Whole>(
-        s: S,
-        codes: &'a [u8],
-        scales: &[u8],
-        (filled, dim): (usize, usize),
-        by: &mut Worths<'_>,
-    ) -> Self {
-        let (tokens, groups) = (filled.next_multiple_of(LANES), dim.div_ceil(BYTE_GROUP));
-        assert!(dim.is_multiple_of(LANES) && filled > 0 && codes.len() >= filled * dim);
-        assert!(filled <= MOST_TOKENS && groups <= MOST_GROUPS, "{filled} rows of {dim} bytes");
-        assert!(by.worth.len() >= tokens && scales.len() >= 2 * filled * groups);
-        let mut parts = [[0; MOST_GROUPS]; MOST_TOKENS];
-        let halves = scales.as_chunks::<2>().0.iter().map(|half| u16::from_le_bytes(*half));
-        let mut own = [0u16; MOST_TOKENS];
-        if groups == 1 {
-            own.iter_mut().zip(halves.take(filled)).for_each(|(own, half)| *own = half);
-            for t in (0..tokens).step_by(LANES) {
-                // SAFETY: a whole vector of either; behind the filled ones there are zeros.
-                unsafe { s.store(by.worth.as_mut_ptr().add(t), s.load_f16(own.as_ptr().add(t))) };
-            }
-            return Self { codes, groups, parts };
-        }
-        let mut halves = halves;
-        for (worth, parts) in by.worth.iter_mut().zip(&mut parts).take(filled) {
-            let mut row = [0.0f32; MOST_GROUPS];
-            row.iter_mut()
-                .zip(halves.by_ref().take(groups))
-                .for_each(|(scale, half)| *scale = f16::from_bits(half).to_f32());
-            // A NaN stays the largest.
-            let largest = row.iter().fold(0.0f32, |most, x| if *x <= most { most } else { *x });
-            let inverse = if largest > 0.0 { 256.0 / largest } else { 0.0 };
-            for (part, scale) in parts.iter_mut().zip(row) {
-                *part = (scale * inverse).round() as i16;
-            }
-            *worth = largest / 256.0;
-        }
-        by.worth[filled..tokens].fill(0.0);
-        Self { codes, groups, parts }
-    }
+/// Those of a row with one scale, which nobody multiplies with.
+const ONE: Parts = [1; MOST_GROUPS];
 
-    /// What bytes of row `t` from channel `c` on are multiplied with.
-    #[inline(always)]
-    fn part(&self, t: usize, c: usize) -> i16 {
-        self.parts[t][c / BYTE_GROUP]
+/// Finds what rows of bytes `[filled, dim]` are worth.
+#[inline(always)]
+fn byte_worths<S: Whole>(
+    s: S,
+    scales: &[u8],
+    (filled, dim): (usize, usize),
+    by: &mut Worths<'_>,
+) -> usize {
+    let (tokens, groups) = (filled.next_multiple_of(LANES), dim.div_ceil(BYTE_GROUP));
+    assert!(dim.is_multiple_of(LANES) && filled > 0 && groups <= MOST_GROUPS, "{dim} bytes");
+    assert!(scales.len() >= 2 * filled * groups && by.worth.len() >= tokens);
+    let halves = scales.as_chunks::<2>().0;
+    if groups == 1 {
+        for t in (0..filled).step_by(LANES) {
+            let mut own = [0u16; LANES];
+            for (own, half) in own.iter_mut().zip(&halves[t..filled.min(t + LANES)]) {
+                *own = u16::from_le_bytes(*half);
+            }
+            // SAFETY: a whole vector of either.
+            unsafe { s.store(by.worth.as_mut_ptr().add(t), s.load_f16(own.as_ptr())) };
+        }
+        return groups;
     }
+    for (worth, row) in by.worth.iter_mut().zip(halves.chunks_exact(groups)).take(filled) {
+        // A NaN stays the largest.
+        *worth = row.iter().fold(0.0, |most, half| {
+            let scale = f16::from_le_bytes(*half).to_f32();
+            if scale <= most { most } else { scale }
+        });
+        *worth *= 1.0 / PARTS;
+    }
+    by.worth[filled..tokens].fill(0.0);
+    groups
+}
+
+/// Parts of the largest scale of a row.
+const PARTS: f32 = 256.0;
+
+/// [`Parts`] of row `t`, which is worth `worth`.
+#[inline(always)]
+fn parts(scales: &[u8], t: usize, groups: usize, worth: f32) -> Parts {
+    let mut parts = [0; MOST_GROUPS];
+    let inverse = if worth > 0.0 { 1.0 / worth } else { 0.0 };
+    let row = &scales.as_chunks::<2>().0[t * groups..(t + 1) * groups];
+    for (part, half) in parts.iter_mut().zip(row) {
+        *part = (f16::from_le_bytes(*half).to_f32() * inverse + 0.5) as i16;
+    }
+    parts
 }
 
 #[inline(always)]
 fn key_bytes<S: Whole>(
     s: S,
-    rows: &Bytes8<'_>,
+    (codes, scales): (&[u8], &[u8]),
     (filled, dim): (usize, usize),
     out: &mut [f32],
+    by: &mut Worths<'_>,
     next: &[u8],
 ) {
-    assert!(out.len() >= filled * dim / 2);
-    let mut next = Fetch::new(next, filled);
-    for t in 0..filled {
-        next.step();
-        for c in (0..dim).step_by(2 * LANES) {
-            // SAFETY: one or two vectors of a row that is there, as `Bytes8::new` asserts, and their places.
-            unsafe {
-                let from = rows.codes.as_ptr().add(t * dim + c);
-                let to = out.as_mut_ptr().cast::<u8>().add(2 * (t * dim + c));
-                let by = s.splat16(rows.part(t, c));
-                if c + LANES < dim {
-                    let x = s.load_signed16(from);
-                    s.istore(to, if rows.groups > 1 { s.mul16(x, by) } else { x });
-                } else {
-                    let x = s.load_signed(from);
-                    let x = if rows.groups > 1 { s.mul16(x, by) } else { x };
-                    s.store_low_halves(to.cast(), x);
-                }
+    let groups = byte_worths(s, scales, (filled, dim), by);
+    assert!(codes.len() >= filled * dim && out.len() >= filled * dim / 2);
+    // With one scale a row is like the next.
+    let (rows, dim) = if groups == 1 { (1, filled * dim) } else { (filled, dim) };
+    let mut next = Fetch::new(next, rows * dim.div_ceil(2 * LANES));
+    for t in 0..rows {
+        let parts = if groups > 1 { parts(scales, t, groups, by.worth[t]) } else { ONE };
+        let whole = dim - dim % (2 * LANES);
+        // SAFETY: one or two vectors of rows that are there, as asserted, and their places.
+        unsafe {
+            let (from, to) = (codes.as_ptr().add(t * dim), out.as_mut_ptr().cast::<u16>());
+            let to = to.add(t * dim);
+            for c in (0..whole).step_by(2 * LANES) {
+                next.step();
+                let x = times(s, s.load_signed16(from.add(c)), groups, [parts; 2], c);
+                s.istore(to.add(c).cast(), x);
+            }
+            if whole < dim {
+                let x = times(s, s.load_signed(from.add(whole)), groups, [parts; 2], whole);
+                s.store_low_halves(to.add(whole), x);
             }
         }
     }
 }
 
+/// Integers from channel `c` on, the even and the odd ones times the parts of their rows, where there are several scales.
+#[inline(always)]
+fn times<S: Whole>(s: S, x: S::I, groups: usize, parts: [Parts; 2], c: usize) -> S::I {
+    if groups == 1 {
+        return x;
+    }
+    let [even, odd] = parts.map(|parts| i32::from(parts[c / BYTE_GROUP]));
+    s.mul16(x, s.isplat(even | odd << 16))
+}
+
 #[inline(always)]
 fn value_bytes<S: Whole>(
     s: S,
-    rows: &Bytes8<'_>,
+    (codes, scales): (&[u8], &[u8]),
     (filled, dim): (usize, usize),
     out: &mut [f32],
+    by: &mut Worths<'_>,
     next: &[u8],
 ) {
-    assert!(out.len() >= filled.div_ceil(2) * dim);
+    let groups = byte_worths(s, scales, (filled, dim), by);
+    assert!(codes.len() >= filled * dim && out.len() >= filled.div_ceil(2) * dim);
     let mut next = Fetch::new(next, filled.div_ceil(2));
+    let of = |t: usize| if groups > 1 { parts(scales, t, groups, by.worth[t]) } else { ONE };
     for t in (0..filled).step_by(2) {
         next.step();
         let both = t + 1 < filled;
+        // The last row, if it is alone, stands for the next, and counts as nothing.
+        let (second, mask) = if both { (dim, -1) } else { (0, 0xffff) };
+        let parts = [of(t), of(t + usize::from(both))];
         for c in (0..dim).step_by(LANES) {
-            // SAFETY: a vector of one or two rows that are there, as `Bytes8::new` asserts, and its place.
+            // SAFETY: a vector of one or two rows that are there, as asserted, and its place.
             unsafe {
-                let from = rows.codes.as_ptr().add(t * dim + c);
-                let low = s.load_signed(from);
-                let high = if both { s.load_signed(from.add(dim)) } else { s.izero() };
+                let from = codes.as_ptr().add(t * dim + c);
+                let (low, high) = (s.load_signed(from), s.load_signed(from.add(second)));
                 let pairs = s.or(s.and(low, s.isplat(0xffff)), s.shl(high, 16));
-                let to = out.as_mut_ptr().add(t / 2 * dim + c).cast();
-                if rows.groups > 1 {
-                    let by = [rows.part(t, c), if both { rows.part(t + 1, c) } else { 0 }];
-                    let by = i32::from(by[0]) | i32::from(by[1]) << 16;
-                    s.istore(to, s.mul16(pairs, s.isplat(by)));
-                } else {
-                    s.istore(to, pairs);
-                }
+                let pairs = times(s, s.and(pairs, s.isplat(mask)), groups, parts, c);
+                s.istore(out.as_mut_ptr().add(t / 2 * dim + c).cast(), pairs);
             }
         }
     }

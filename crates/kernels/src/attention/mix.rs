@@ -13,8 +13,8 @@ use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};
 pub(super) enum Values<'a> {
     /// As they are stored, `[tokens, dim]`, `dim` in whole vectors. Bytes to fetch meanwhile.
     Stored(&'a [f16], &'a [u8]),
-    /// In words, `[tokens / depth, stride]`, in whole vectors.
-    Tile(&'a [f32], usize),
+    /// In words, `[tokens / depth, stride]`, in whole vectors; the stride, and bytes to fetch meanwhile.
+    Tile(&'a [f32], usize, &'a [u8]),
 }
 
 by_numbers! {
@@ -48,8 +48,7 @@ fn mix_body<S: Lanes>(
     match values {
         Values::Stored(values, next) => {
             assert!(dim.is_multiple_of(LANES) && values.len() >= to * dim);
-            let tiles = (dim / LANES).div_ceil(tile::at_once::<S>(n).min(4));
-            let mut next = Fetch::new(next, (range.1 - range.0) * tiles);
+            let mut next = Fetch::new(next, (range.1 - range.0) * tiles_of::<S>(n, dim));
             // SAFETY: the asserts cover tokens `from .. to` of NV vectors, and rows `first .. first + R` of weights and
             // sums.
             tiles!(S, n, dim / LANES, |R, first, NV, v| unsafe {
@@ -61,7 +60,8 @@ fn mix_body<S: Lanes>(
                 tile::store(s, end(s, kind, of, at, stride, by(first)), at, stride);
             });
         }
-        Values::Tile(values, step) => {
+        Values::Tile(values, step, next) => {
+            let mut next = Fetch::new(next, (range.1 - range.0) * tiles_of::<S>(n, dim));
             assert!(step >= dim.next_multiple_of(LANES) && values.len() >= range.1 * step);
             let values = |v: usize| {
                 let from = values.as_ptr().wrapping_add(v * LANES);
@@ -72,7 +72,7 @@ fn mix_body<S: Lanes>(
                 let at = sums.add(first * stride + v * LANES);
                 let begin = begin::<S, _, R, NV>(s, kind, at, stride, by(first));
                 let weights = (weights(first).0, tokens, 1);
-                let of = accumulate((s, kind), values(v), range, weights, &mut (), begin);
+                let of = accumulate((s, kind), values(v), range, weights, &mut next, begin);
                 tile::store(s, end(s, kind, of, at, stride, by(first)), at, stride);
             });
             let (whole, left) = (dim / LANES, dim % LANES);
@@ -89,6 +89,12 @@ fn mix_body<S: Lanes>(
             }
         }
     }
+}
+
+/// Tiles that cover the channels.
+#[inline(always)]
+fn tiles_of<S: Lanes>(rows: usize, dim: usize) -> usize {
+    (dim / LANES).div_ceil(tile::at_once::<S>(rows).min(4)).max(1)
 }
 
 /// What R rows of NV vectors of products are added to: sums so far times their factors, or, as integers, nothing.

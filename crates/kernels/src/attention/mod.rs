@@ -26,7 +26,6 @@ use crate::elementwise::{scale_in_place, soft_cap};
 use crate::isa::Isa;
 use crate::lines::Lines;
 use crate::simd::LANES;
-use crate::simd::tile::Meanwhile;
 use crate::softmax::OnlineSoftmax;
 
 mod columns;
@@ -41,7 +40,7 @@ mod tile;
 mod weigh;
 
 pub use columns::add_columns;
-use fetch::Fetch;
+use fetch::fetch;
 use kind::Numbers;
 pub use many::{ManyRows, QueryLanes};
 pub use merge::merge_rows;
@@ -229,13 +228,17 @@ fn attend_block_on(
     assert!(states.len() >= rows);
     let BlockScratch { values, worth, passes: scratch } = scratch;
     let plan = Plan::new(isa, queries, block);
-    let values = tile::values(isa, &plan, block, values, worth);
+    let ahead = plan.ahead(block);
+    let values = tile::values(isa, &plan, block, values, worth, &ahead);
     let worth = worth.worth();
     passes(isa, &plan, queries, block, scratch, |Pass { first, part, visible, scores }| {
         let n = part.n;
         let (mut factors, mut shares) = ([1.0; ROWS], [0.0; ROWS]);
         let states = &mut states[first..first + n];
         let to = (&mut factors, &mut shares);
+        if first == 0 {
+            fetch(ahead.weigh);
+        }
         weigh::weigh(isa, plan.numbers, &part, visible, worth, scores, states, to);
         let sums = &mut sums[first * stride..(first + n) * stride];
         if stride > value_dim {
@@ -248,6 +251,7 @@ fn attend_block_on(
         let by = (&factors, &shares);
         mix::mix(isa, plan.numbers, &part, scores, by, values, &mut sums[at..], stride);
     });
+    fetch(ahead.end);
 }
 
 /// Some rows' scores of a block, on their way.
@@ -274,11 +278,13 @@ fn passes(
     let PassScratch { keys, worth, queries: turned, scores } = scratch;
     turned.resize(ROWS * dim);
     scores.resize(ROWS * tokens);
-    let keys = tile::keys(isa, plan, block, dim, keys, worth);
+    let ahead = plan.ahead(block);
+    let keys = tile::keys(isa, plan, block, dim, keys, worth, &ahead);
     let worth = worth.worth();
     if !plan.fetches() {
-        block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
+        block.next.into_iter().for_each(fetch);
     }
+    fetch(ahead.turn);
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
         let visible = queries.visible(first, n, filled);

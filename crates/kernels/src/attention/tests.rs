@@ -300,7 +300,7 @@ fn pairs_are_alike_on_all_sets() {
         tile::widen(isa, true, rows_of, shape, &mut mixed);
         let (keys, mixed) = match stored {
             true => (score::Keys::Stored(&halves, &[]), mix::Values::Stored(&halves, &[])),
-            false => (score::Keys::Tile(&keys), mix::Values::Tile(&mixed, dim)),
+            false => (score::Keys::Tile(&keys), mix::Values::Tile(&mixed, dim, &[])),
         };
         let mut scores = vec![0.0; n * tokens];
         score::score(isa, Numbers::Pairs, &part, keys, (&[], &factors), &turned, &mut scores);
@@ -432,7 +432,10 @@ fn speed() {
             &stored[at..at + capacity * dim]
         };
         let mut best = f64::MAX;
-        for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000) * if many { 30 } else { 1 } {
+        for _ in 0..(200_000 / blocks / tokens).clamp(60, 2000)
+            * if many { 30 } else { 1 }
+            * if some.is_some() { 100 } else { 1 }
+        {
             let clock = std::time::Instant::now();
             for i in 0..blocks {
                 let next = (i + 1) % blocks;

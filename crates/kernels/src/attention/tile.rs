@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::fetch::Ahead;
 use super::integers::{self, Worths};
 use super::kind::{Element, Numbers, Tiled};
 use super::mix::Values;
@@ -50,6 +51,12 @@ pub(super) fn check_rows(numbers: Numbers, block: &KvBlock<'_>) {
 }
 
 impl Plan {
+    /// What stages fetch; nothing if all is fetched at once.
+    pub(super) fn ahead<'a>(&self, block: &KvBlock<'a>) -> Ahead<'a> {
+        let whole = self.numbers == Numbers::Integers;
+        if self.fetches() { Ahead::new(block.next, whole) } else { Ahead::default() }
+    }
+
     /// Whether what is read next is fetched on the way.
     pub(super) fn fetches(&self) -> bool {
         self.keys_in_registers || self.numbers == Numbers::Integers
@@ -74,15 +81,16 @@ pub(super) fn keys<'a>(
     dim: usize,
     scratch: &'a mut Lines,
     worth: &mut WorthLines,
+    ahead: &Ahead<'a>,
 ) -> Keys<'a> {
     let tokens = block.filled.next_multiple_of(LANES);
     if plan.numbers == Numbers::Integers {
-        key_integers(isa, block, dim, scratch, worth, block.next[0]);
-        return Keys::Stored(&scratch.as_halves()[..tokens * dim], &[]);
+        key_integers(isa, block, dim, scratch, worth, ahead.whole[0]);
+        return Keys::Stored(&scratch.as_halves()[..tokens * dim], ahead.keys);
     }
     match block.keys {
         StoredRows::F16(rows) if plan.keys_in_registers => {
-            return Keys::Stored(&rows[..tokens * dim], block.next[0]);
+            return Keys::Stored(&rows[..tokens * dim], ahead.keys);
         }
         rows => {
             scratch.resize(tokens * dim);
@@ -100,20 +108,18 @@ pub(super) fn values<'a>(
     block: &KvBlock<'a>,
     scratch: &'a mut Lines,
     worth: &mut WorthLines,
+    ahead: &Ahead<'a>,
 ) -> Values<'a> {
     if plan.numbers == Numbers::Integers {
-        value_integers(isa, block, scratch, worth, block.next[1]);
-        return Values::Tile(scratch.as_slice(), block.value_dim);
+        value_integers(isa, block, scratch, worth, ahead.whole[1]);
+        return Values::Tile(scratch.as_slice(), block.value_dim, ahead.values);
     }
     match block.values {
-        StoredRows::F16(rows) if plan.values_in_registers => {
-            let next = if plan.keys_in_registers { block.next[1] } else { &[] };
-            Values::Stored(rows, next)
-        }
+        StoredRows::F16(rows) if plan.values_in_registers => Values::Stored(rows, ahead.values),
         _ => {
             let pairs = plan.numbers == Numbers::Pairs;
             let (words, stride) = value_words(isa, pairs, block, scratch);
-            Values::Tile(words, stride)
+            Values::Tile(words, stride, ahead.values)
         }
     }
 }

@@ -9,9 +9,10 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
+use super::fetch::fetch;
 use super::kind::Numbers;
 use super::tile::WorthLines;
-use super::{Fetch, KvBlock, LANES, Meanwhile, QueryRows, integers, tile};
+use super::{KvBlock, LANES, QueryRows, integers, tile};
 use crate::isa::Isa;
 use crate::lines::Lines;
 use crate::simd::{Lanes, compiled};
@@ -179,7 +180,7 @@ impl ManyRows {
         assert!(filled <= block.values.len() / dim, "{filled} tokens of values");
         let numbers = Numbers::of(isa, queries.products, true);
         tile::check_rows(numbers, block);
-        block.next.into_iter().for_each(|bytes| Fetch::new(bytes, 1).step());
+        block.next.into_iter().for_each(fetch);
         self.angles.resize(tokens.div_ceil(LANES) * LANES * dim);
         self.queries.resize(dim * WIDTH);
         self.scores.resize(filled * WIDTH);
