@@ -6,10 +6,10 @@ use crate::simd::tile::Meanwhile;
 const BURST: usize = 10;
 
 /// What is read next, by the stage that fetches it. Memory answers slowly and many at a time, so each stage asks for a part: loops line
-/// by line, others for a burst before they begin.
+/// by line, others for a burst before they begin. What is needed first is asked for first.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ahead<'a> {
-    /// While keys and values become integers.
+    /// While keys, and values before them, become integers.
     pub(super) whole: [&'a [u8]; 2],
     /// Before queries are turned.
     pub(super) turn: &'a [u8],
@@ -27,13 +27,19 @@ impl<'a> Ahead<'a> {
     /// Keys and values that are read next, for a block whose keys and values are made integers first, or are not.
     pub(super) fn new([keys, values]: [&'a [u8]; 2], whole: bool) -> Self {
         let part = |bytes: &'a [u8], lines: usize| bytes.split_at(bytes.len().min(64 * lines));
-        let quarter = |bytes: &[u8]| if whole { bytes.len().div_ceil(4 * 64) } else { 0 };
-        let (whole_keys, keys) = part(keys, quarter(keys));
-        let (whole_values, values) = part(values, quarter(values));
+        if whole {
+            // Values are looked at first.
+            let (first, values) = part(values, values.len().div_ceil(64) * 2 / 5);
+            let (turn, second) = part(values, values.len().div_ceil(64) / 3);
+            let (weigh, keys) = part(keys, BURST);
+            let (end, keys) = part(keys, BURST / 2);
+            let (score, mix) = part(keys, keys.len().div_ceil(64) / 2);
+            return Self { whole: [second, first], turn, keys: score, weigh, values: mix, end };
+        }
         let (turn, keys) = part(keys, BURST);
-        let (end, keys) = part(keys, BURST);
         let (weigh, values) = part(values, BURST);
-        Self { whole: [whole_keys, whole_values], turn, keys, weigh, values, end }
+        let (end, values) = part(values, BURST);
+        Self { whole: [&[]; 2], turn, keys, weigh, values, end }
     }
 }
 
