@@ -8,7 +8,7 @@ use kvasir_kernels::coded::{
 use kvasir_kernels::trellis::{Boosts, Layout};
 use kvasir_kernels::{
     BlockScratch, KvBlock, ManyRows, OnlineSoftmax, Product, Products, QueryLanes, QueryRows,
-    StoredRows, attend_block, expand_bytes, f32_to_f16,
+    StoredRows, attend_block, expand_bytes, f32_to_f16, has_integers,
 };
 
 use super::{Bench, Work, numbers};
@@ -28,7 +28,7 @@ const BITS: [u8; 12] = [5, 4, 4, 4, 3, 3, 3, 3, 3, 2, 2, 2];
 
 pub(super) fn measure(bench: &mut Bench<'_>) {
     for (what, tokens) in [("decode", 1), ("prompt", PROMPT_TOKENS)] {
-        for products in [Products::Integers, Products::Bf16, Products::F32] {
+        for products in [Products::Bf16, Products::F32, Products::Integers] {
             plain(bench, what, tokens, products);
         }
     }
@@ -39,10 +39,16 @@ pub(super) fn measure(bench: &mut Bench<'_>) {
     coded(bench);
 }
 
-/// A context in f16.
+/// A context in f16, or in bytes for products of integers.
 fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
+    let in_bytes = products == Products::Integers;
+    if in_bytes && !has_integers(DIM) {
+        return;
+    }
     let mut stored = vec![f16::ZERO; 2 * BLOCKS * TOKENS * DIM];
     f32_to_f16(&numbers(stored.len()), &mut stored);
+    let scales = f16::from_f32(0.01).to_le_bytes().repeat(TOKENS);
+    let codes: Vec<u8> = (0..stored.len()).map(|i| (i * 151 % 251) as u8).collect();
     let rows = numbers(tokens * GROUP * DIM);
     let (cos, sin) = (numbers(tokens * DIM / 2), numbers(tokens * DIM / 2));
     let mut states = vec![OnlineSoftmax::default(); tokens * GROUP];
@@ -62,27 +68,38 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
         products,
     };
     let name = match products {
-        Products::Integers => "what is fastest",
+        Products::Integers => "integers",
         Products::Bf16 => "bf16 where it is fast",
         Products::F32 => "f32",
     };
     let work = Work {
         rows: tokens * GROUP,
         operations: (4 * tokens * GROUP * TOKENS * BLOCKS * DIM) as f64,
-        bytes: (2 * stored.len()) as f64,
-        product: Some(match products {
-            Products::Bf16 | Products::Integers if bench.peak.bf16 > bench.peak.f32 => {
-                Product::Bf16
-            }
-            _ => Product::F32,
-        }),
+        bytes: if in_bytes {
+            (codes.len() + 2 * BLOCKS * scales.len()) as f64
+        } else {
+            (2 * stored.len()) as f64
+        },
+        product: match products {
+            Products::Integers => None,
+            Products::Bf16 if bench.peak.bf16 > bench.peak.f32 => Some(Product::Bf16),
+            Products::Bf16 | Products::F32 => Some(Product::F32),
+        },
     };
-    bench.time(&format!("attention over f16 ({what}), products of {name}"), &work, &mut || {
-        for block in stored.chunks_exact(2 * TOKENS * DIM) {
-            let (keys, values) = block.split_at(TOKENS * DIM);
+    let stored_as = if in_bytes { "int8" } else { "f16" };
+    let what = format!("attention over {stored_as} ({what}), products of {name}");
+    let part = |at: usize| {
+        let part = at * TOKENS * DIM..(at + 1) * TOKENS * DIM;
+        match in_bytes {
+            true => StoredRows::Bytes { codes: &codes[part], scales: &scales },
+            false => StoredRows::F16(&stored[part]),
+        }
+    };
+    bench.time(&what, &work, &mut || {
+        for block in 0..BLOCKS {
             let block = KvBlock {
-                keys: StoredRows::F16(keys),
-                values: StoredRows::F16(values),
+                keys: part(2 * block),
+                values: part(2 * block + 1),
                 value_dim: DIM,
                 at: 0,
                 filled: TOKENS,

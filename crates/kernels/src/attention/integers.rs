@@ -228,8 +228,9 @@ fn value_rows<S: Whole, T: Element>(
 /// What the scales of a row of bytes are of its largest, in 256ths, where it has several: its bytes are multiplied with that.
 type Parts = [i16; MOST_GROUPS];
 
-/// Most scales of a row.
+/// Most scales of a row, and channels.
 const MOST_GROUPS: usize = 8;
+pub(super) const MOST_CHANNELS: usize = MOST_GROUPS * BYTE_GROUP;
 
 /// Those of a row with one scale, which nobody multiplies with.
 const ONE: Parts = [1; MOST_GROUPS];

@@ -3,7 +3,8 @@
 use half::f16;
 
 use super::fetch::Fetch;
-use super::kind::{Kind, StoredValues, by_numbers};
+use super::kind::{Kind, StoredValues};
+use super::numbers::by_numbers;
 use super::{LANES, Part, ROWS};
 use crate::simd::Lanes;
 use crate::simd::tile::{self, Matrix, accumulate, by_rows, tiles};

@@ -35,15 +35,16 @@ mod kind;
 mod many;
 mod merge;
 mod mix;
+mod numbers;
 mod score;
 mod tile;
 mod weigh;
 
 pub use columns::add_columns;
 use fetch::fetch;
-use kind::Numbers;
 pub use many::{ManyRows, QueryLanes};
 pub use merge::merge_rows;
+use numbers::Numbers;
 pub(crate) use score::turned;
 use tile::{Plan, WorthLines};
 
@@ -91,7 +92,9 @@ pub enum Products {
 /// Whether products of integers are there for rows of `dim` channels. Where not, [`Products::Integers`] is refused.
 #[inline]
 pub fn has_integers(dim: usize) -> bool {
-    kind::has_integers(Isa::best()) && dim.is_multiple_of(LANES)
+    numbers::has_integers(Isa::best())
+        && dim.is_multiple_of(LANES)
+        && dim <= integers::MOST_CHANNELS
 }
 
 /// Channels of a row of bytes that share a scale.

@@ -4,8 +4,9 @@ use half::f16;
 
 use super::fetch::Ahead;
 use super::integers::{self, Worths};
-use super::kind::{Element, Numbers, Tiled};
+use super::kind::{Element, Tiled};
 use super::mix::Values;
+use super::numbers::Numbers;
 use super::score::Keys;
 use super::{KvBlock, LANES, QueryRows, StoredRows};
 use crate::isa::{Isa, Set};

@@ -1,7 +1,8 @@
 //! From scores to weights.
 
 use super::integers;
-use super::kind::{Kind, by_numbers, whole};
+use super::kind::{Kind, whole};
+use super::numbers::by_numbers;
 use super::{LANES, Part, ROWS};
 use crate::simd::{Lanes, Portable, compiled};
 use crate::softmax::OnlineSoftmax;

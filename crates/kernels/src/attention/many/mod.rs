@@ -10,7 +10,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::fetch::fetch;
-use super::kind::Numbers;
+use super::numbers::Numbers;
 use super::tile::WorthLines;
 use super::{KvBlock, LANES, QueryRows, integers, tile};
 use crate::isa::Isa;

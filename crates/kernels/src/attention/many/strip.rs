@@ -5,7 +5,8 @@
 
 use super::{STRIP, Shape, WIDTH};
 use crate::attention::integers;
-use crate::attention::kind::{Kind, by_numbers, whole};
+use crate::attention::kind::{Kind, whole};
+use crate::attention::numbers::by_numbers;
 use crate::attention::score::{sized, turned, worth};
 use crate::attention::weigh::{NUMBERS, exp2};
 use crate::elementwise::soft_cap;

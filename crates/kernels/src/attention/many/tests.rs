@@ -1,4 +1,4 @@
-use super::super::kind::has_integers;
+use super::super::numbers::has_integers;
 use super::super::tests::{Rows, Stored};
 use super::super::{BlockScratch, Products, attend_block_on};
 use super::*;
