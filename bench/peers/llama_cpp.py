@@ -81,14 +81,15 @@ def run(args: argparse.Namespace, weights: str, load: str, turn: int) -> float:
     common += ["-ctk", args.cache, "-ctv", args.cache]
     if found := re.fullmatch(r"(pp|tg)(\d+)", load):
         lengths = ["-p", found[2], "-n", "0"] if found[1] == "pp" else ["-p", "0", "-n", found[2]]
-        rows = lines(args, "llama-bench", [*common, *lengths, "-r", "1", "-o", "jsonl"])
+        # ik_llama.cpp, an offspring, has no lines of JSON here.
+        rows = printed(args, "llama-bench", [*common, *lengths, "-r", "1", "-o", "json"], "[")
         return rows[0]["avg_ts"]
     if found := DECODE.fullmatch(load):
         tokens, context, count = (int(n) for n in found.groups())
         shape = ["-npp", str(context), "-ntg", str(tokens), "-npl", str(count)]
         shape += ["-c", str(count * (context + tokens))]
-        rows = lines(args, "llama-batched-bench", [*common, *shape, "--output-format", "jsonl"])
-        return rows[0]["speed_tg"]
+        options = [*common, *shape, "--output-format", "jsonl"]
+        return printed(args, "llama-batched-bench", options, "{")["speed_tg"]
     if found := SERVE.fullmatch(load):
         count, length, output = (int(n) for n in found.groups()[:3])
         slots = min(count, int(found[4]) // (length + output)) if found[4] else count
@@ -96,14 +97,14 @@ def run(args: argparse.Namespace, weights: str, load: str, turn: int) -> float:
     sys.exit(f"no such load: {load}")
 
 
-def lines(args: argparse.Namespace, name: str, options: list[str]) -> list[dict]:
-    """Runs a program of llama.cpp and reads the JSON lines among what it prints."""
+def printed(args: argparse.Namespace, name: str, options: list[str], begin: str):
+    """Runs a program of llama.cpp and reads the first JSON value among what it prints, which begins so."""
     command = [program(args, name), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not rows:
+    at = done.stdout.find(begin)
+    if done.returncode != 0 or at < 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return rows
+    return json.JSONDecoder().raw_decode(done.stdout[at:])[0]
 
 
 def serve(args, common, slots, count, length, output, seed) -> float:
