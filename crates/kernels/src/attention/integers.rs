@@ -225,7 +225,8 @@ fn value_rows<S: Whole, T: Element>(
     }
 }
 
-/// What the scales of a row of bytes are of its largest, in 256ths, where it has several: its bytes are multiplied with that.
+/// What the scales of a row of bytes are of its largest, of which [`MOST`] is all, where it has several: its bytes, 256 times as large, are
+/// multiplied with that and rounded, so that a row with one large channel keeps what its others are.
 type Parts = [i16; MOST_GROUPS];
 
 /// Most scales of a row, and channels.
@@ -233,7 +234,7 @@ const MOST_GROUPS: usize = 8;
 pub(super) const MOST_CHANNELS: usize = MOST_GROUPS * BYTE_GROUP;
 
 /// Those of a row with one scale, which nobody multiplies with.
-const ONE: Parts = [1; MOST_GROUPS];
+const ONE: Parts = [0; MOST_GROUPS];
 
 /// Finds what rows of bytes `[filled, dim]` are worth.
 #[inline(always)]
@@ -259,25 +260,21 @@ fn byte_worths<S: Whole>(
         return groups;
     }
     for (worth, row) in by.worth.iter_mut().zip(halves.chunks_exact(groups)).take(filled) {
-        // A NaN stays the largest.
-        *worth = row.iter().fold(0.0, |most, half| {
-            let scale = f16::from_le_bytes(*half).to_f32();
-            if scale <= most { most } else { scale }
-        });
-        *worth *= 1.0 / PARTS;
+        let scales = row.iter().map(|half| f16::from_le_bytes(*half).to_f32());
+        *worth = scales.fold(0.0, f32::max) / WIDER;
     }
     by.worth[filled..tokens].fill(0.0);
     groups
 }
 
-/// Parts of the largest scale of a row.
-const PARTS: f32 = 256.0;
+/// What bytes are multiplied with before their parts are taken: 8 bits.
+const WIDER: f32 = 256.0;
 
 /// [`Parts`] of row `t`, which is worth `worth`.
 #[inline(always)]
 fn parts(scales: &[u8], t: usize, groups: usize, worth: f32) -> Parts {
     let mut parts = [0; MOST_GROUPS];
-    let inverse = if worth > 0.0 { 1.0 / worth } else { 0.0 };
+    let inverse = if worth > 0.0 { MOST / (WIDER * worth) } else { 0.0 };
     let row = &scales.as_chunks::<2>().0[t * groups..(t + 1) * groups];
     for (part, half) in parts.iter_mut().zip(row) {
         *part = (f16::from_le_bytes(*half).to_f32() * inverse + 0.5) as i16;
@@ -326,7 +323,7 @@ fn times<S: Whole>(s: S, x: S::I, groups: usize, parts: [Parts; 2], c: usize) ->
         return x;
     }
     let [even, odd] = parts.map(|parts| i32::from(parts[c / BYTE_GROUP]));
-    s.mul16(x, s.isplat(even | odd << 16))
+    s.mulhrs16(s.shl16(x, 8), s.isplat(even | odd << 16))
 }
 
 #[inline(always)]

@@ -476,3 +476,49 @@ fn no_sum_of_integers_leaves_32_bits() {
         }
     }
 }
+
+/// A row of bytes with one large scale keeps what its other channels are.
+#[test]
+fn small_scales_of_a_row_of_bytes_stay() {
+    let (dim, tokens) = (4 * BYTE_GROUP, 32);
+    let scales = [1.0, 0.01, 0.001, 0.25].map(f16::from_f32);
+    let bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    let bytes = bytes.repeat(tokens);
+    let codes = vec![100u8; tokens * dim];
+    for isa in Isa::available().into_iter().filter(|isa| numbers::has_integers(*isa)) {
+        for (at, scale) in scales.iter().enumerate() {
+            // It looks at one of the groups.
+            let mut row = vec![0.0; dim];
+            row[at * BYTE_GROUP] = 0.5;
+            let queries = QueryRows {
+                rows: &row,
+                dim,
+                group: 1,
+                turn: None,
+                offset: tokens,
+                window: None,
+                cap: None,
+                products: Products::Integers,
+            };
+            let stored = StoredRows::Bytes { codes: &codes, scales: &bytes };
+            let block = KvBlock {
+                keys: stored,
+                values: stored,
+                value_dim: dim,
+                at: 0,
+                filled: tokens,
+                next: [&[]; 2],
+            };
+            let (mut state, mut sums) = ([OnlineSoftmax::default()], vec![0.0; dim]);
+            let mut scratch = BlockScratch::default();
+            attend_block_on(isa, &queries, &block, &mut state, &mut sums, dim, &mut scratch);
+            let score = 50.0 * scale.to_f32();
+            assert!((state[0].max / score - 1.0).abs() < 0.02, "{isa}: {} {score}", state[0].max);
+            for (sums, scale) in sums.chunks(BYTE_GROUP).zip(&scales) {
+                let value = 100.0 * scale.to_f32();
+                let near = |sum: &f32| (sum / state[0].sum / value - 1.0).abs() < 0.02;
+                assert!(sums.iter().all(near), "{isa}: {sums:?}, not {value}");
+            }
+        }
+    }
+}

@@ -122,7 +122,7 @@ pub(crate) trait Bytes: Simd {
     /// 32 bits with sign to the nearest 16, 16 to the nearest 8: of each quarter of `a`, then of `b`.
     fn pack32(self, a: Self::I, b: Self::I) -> Self::I;
     fn pack16(self, a: Self::I, b: Self::I) -> Self::I;
-    /// 32 bits with sign to the nearest 16: of `a`, then of `b`.
+    /// Numbers of 32 bits that 16 hold as 16 bits: those of `a`, then those of `b`.
     #[inline(always)]
     fn halves_of(self, a: Self::I, b: Self::I) -> Self::I {
         let mut halves = [0u16; 2 * LANES];

@@ -46,6 +46,8 @@ fn all<S: Bytes>(s: S, seed: u32, out: &mut Vec<[i32; LANES]>) {
         put(s.merge(a, b, c));
         put(s.pack32(s.sar(a, 14), s.sar(b, 18)));
         put(s.pack16(s.shr16(a, 7), s.shr16(b, 9)));
+        put(s.halves_of(s.sar(a, 16), s.sar(b, 16)));
+        put(s.load_signed16(x.as_ptr().cast()));
         put(s.zip8::<false>(a, b));
         put(s.zip8::<true>(a, b));
         put(s.zip16::<false>(a, b));
