@@ -187,7 +187,7 @@ impl KvCache {
         let many = tile.many.then(|| {
             let (rows, which) = (if turned { &*absolute } else { &*queries }, usize::from(turned));
             if !std::mem::replace(&mut tile.loaded[which], true) {
-                tile.lanes[which].load(&rows[..work.rows() * dim], dim, group);
+                tile.lanes[which].load(&rows[..work.rows() * dim], dim, group, products);
             }
             (&mut tile.many_rows, &tile.lanes[which])
         });

@@ -55,7 +55,7 @@ fn plain(bench: &mut Bench<'_>, what: &str, tokens: usize, products: Products) {
     let mut sums = vec![0.0; rows.len()];
     let mut scratch = BlockScratch::default();
     let (mut lanes, mut many) = (QueryLanes::default(), ManyRows::default());
-    lanes.load(&rows, DIM, GROUP);
+    lanes.load(&rows, DIM, GROUP, products);
     many.reset(DIM, GROUP, tokens);
     let queries = QueryRows {
         rows: &rows,

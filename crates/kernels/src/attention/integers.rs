@@ -79,9 +79,14 @@ fn query_worths_body<S: Lanes>(
     }
 }
 
+/// What a block's rows become: a query's products are along the channels of a key, a weight's along the tokens of values.
+pub(super) const KEYS: bool = false;
+pub(super) const VALUES: bool = true;
+
 compiled! {
-    /// Keys `[filled, dim]` as integers, in rows, and what they are worth; the worth of tokens behind them, up to a whole vector, is 0.
-    pub(super) fn keys(rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32], by: &mut Worths<'_>, next: &[u8]) = keys_body
+    /// Rows `[filled, dim]` as integers: keys in rows, values two tokens to a word, `[filled / 2, dim]`; and what they are worth. The worth
+    /// of tokens behind them, up to a whole vector, is 0.
+    pub(super) fn integers[const PART: bool][PART](rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32], by: &mut Worths<'_>, next: &[u8]) = integers_body
         for [Avx512, Avx2];
 }
 
@@ -92,7 +97,7 @@ pub(super) struct Worths<'a> {
 }
 
 #[inline(always)]
-fn keys_body<S: Whole>(
+fn integers_body<S: Whole, const PART: bool>(
     s: S,
     rows: StoredRows<'_>,
     shape: (usize, usize),
@@ -101,11 +106,32 @@ fn keys_body<S: Whole>(
     next: &[u8],
 ) {
     match rows {
-        StoredRows::F16(rows) => key_rows(s, rows, shape, out, by, next),
-        StoredRows::F32(rows) => key_rows(s, rows, shape, out, by, next),
+        StoredRows::F16(rows) => of_rows::<S, f16, PART>(s, rows, shape, out, by, next),
+        StoredRows::F32(rows) => of_rows::<S, f32, PART>(s, rows, shape, out, by, next),
         StoredRows::Bytes { codes, scales } => {
-            key_bytes(s, (codes, scales), shape, out, by, next);
+            let groups = byte_worths(s, scales, shape, by);
+            assert!(codes.len() >= shape.0 * shape.1);
+            match PART {
+                KEYS => key_bytes(s, (codes, scales, groups), shape, out, by, next),
+                VALUES => value_bytes(s, (codes, scales, groups), shape, out, by, next),
+            }
         }
+    }
+}
+
+#[inline(always)]
+fn of_rows<S: Whole, T: Element, const PART: bool>(
+    s: S,
+    rows: &[T],
+    shape: (usize, usize),
+    out: &mut [f32],
+    by: &mut Worths<'_>,
+    next: &[u8],
+) {
+    row_worths(s, rows, shape, by);
+    match PART {
+        KEYS => key_rows(s, rows, shape, out, by, next),
+        VALUES => value_rows(s, rows, shape, out, by, next),
     }
 }
 
@@ -119,13 +145,12 @@ fn key_rows<S: Whole, T: Element>(
     next: &[u8],
 ) {
     assert!(out.len() >= filled * dim / 2);
-    row_worths(s, rows, (filled, dim), by);
     let mut next = Fetch::new(next, filled);
     for t in 0..filled {
         next.step();
         let factor = s.splat(by.factors[t]);
         for c in (0..dim).step_by(2 * LANES) {
-            // SAFETY: one or two vectors of a row that is there, as `row_worths` asserts, and their places.
+            // SAFETY: one or two vectors of a row that is there, as [`row_worths`] asserts, and their places.
             unsafe {
                 let from = rows.as_ptr().add(t * dim + c);
                 let to = out.as_mut_ptr().cast::<u16>().add(t * dim + c);
@@ -169,31 +194,6 @@ fn row_worths<S: Whole, T: Element>(
     }
 }
 
-compiled! {
-    /// Values `[filled, dim]` as integers, two tokens to a word, `[filled / 2, dim]`, and what they are worth; the worth of tokens behind
-    /// them, up to a whole vector, is 0.
-    pub(super) fn values(rows: StoredRows<'_>, shape: (usize, usize), out: &mut [f32], by: &mut Worths<'_>, next: &[u8]) = values_body
-        for [Avx512, Avx2];
-}
-
-#[inline(always)]
-fn values_body<S: Whole>(
-    s: S,
-    rows: StoredRows<'_>,
-    shape: (usize, usize),
-    out: &mut [f32],
-    by: &mut Worths<'_>,
-    next: &[u8],
-) {
-    match rows {
-        StoredRows::F16(rows) => value_rows(s, rows, shape, out, by, next),
-        StoredRows::F32(rows) => value_rows(s, rows, shape, out, by, next),
-        StoredRows::Bytes { codes, scales } => {
-            value_bytes(s, (codes, scales), shape, out, by, next);
-        }
-    }
-}
-
 #[inline(always)]
 fn value_rows<S: Whole, T: Element>(
     s: S,
@@ -204,13 +204,12 @@ fn value_rows<S: Whole, T: Element>(
     next: &[u8],
 ) {
     assert!(out.len() >= filled.div_ceil(2) * dim);
-    row_worths(s, rows, (filled, dim), by);
     let mut next = Fetch::new(next, filled.div_ceil(2));
     for t in (0..filled).step_by(2) {
         next.step();
         let factor = [s.splat(by.factors[t]), s.splat(by.factors[t + 1])];
         for c in (0..dim).step_by(LANES) {
-            // SAFETY: a vector of one or two rows that are there, as `row_worths` asserts, and its place.
+            // SAFETY: a vector of one or two rows that are there, as [`row_worths`] asserts, and its place.
             unsafe {
                 let from = rows.as_ptr().add(t * dim + c);
                 let low = s.mul(T::load(s, from), factor[0]);
@@ -236,7 +235,7 @@ pub(super) const MOST_CHANNELS: usize = MOST_GROUPS * BYTE_GROUP;
 /// Those of a row with one scale, which nobody multiplies with.
 const ONE: Parts = [0; MOST_GROUPS];
 
-/// Finds what rows of bytes `[filled, dim]` are worth.
+/// Finds what rows of bytes `[filled, dim]` are worth; returns how many scales they have.
 #[inline(always)]
 fn byte_worths<S: Whole>(
     s: S,
@@ -285,14 +284,13 @@ fn parts(scales: &[u8], t: usize, groups: usize, worth: f32) -> Parts {
 #[inline(always)]
 fn key_bytes<S: Whole>(
     s: S,
-    (codes, scales): (&[u8], &[u8]),
+    (codes, scales, groups): (&[u8], &[u8], usize),
     (filled, dim): (usize, usize),
     out: &mut [f32],
     by: &mut Worths<'_>,
     next: &[u8],
 ) {
-    let groups = byte_worths(s, scales, (filled, dim), by);
-    assert!(codes.len() >= filled * dim && out.len() >= filled * dim / 2);
+    assert!(out.len() >= filled * dim / 2);
     // With one scale a row is like the next.
     let (rows, dim) = if groups == 1 { (1, filled * dim) } else { (filled, dim) };
     let mut next = Fetch::new(next, rows * dim.div_ceil(2 * LANES));
@@ -329,14 +327,13 @@ fn times<S: Whole>(s: S, x: S::I, groups: usize, parts: [Parts; 2], c: usize) ->
 #[inline(always)]
 fn value_bytes<S: Whole>(
     s: S,
-    (codes, scales): (&[u8], &[u8]),
+    (codes, scales, groups): (&[u8], &[u8], usize),
     (filled, dim): (usize, usize),
     out: &mut [f32],
     by: &mut Worths<'_>,
     next: &[u8],
 ) {
-    let groups = byte_worths(s, scales, (filled, dim), by);
-    assert!(codes.len() >= filled * dim && out.len() >= filled.div_ceil(2) * dim);
+    assert!(out.len() >= filled.div_ceil(2) * dim);
     let mut next = Fetch::new(next, filled.div_ceil(2));
     let of = |t: usize| if groups > 1 { parts(scales, t, groups, by.worth[t]) } else { ONE };
     for t in (0..filled).step_by(2) {

@@ -311,6 +311,7 @@ impl<S: Lanes, const NV: usize> Vectors<S, Pairs, NV, 1> for StoredValues {
     }
 }
 
+// Blocks with values of this form are read from tiles; kinds are alike in what they can read.
 impl<S: Bytes, const NV: usize> Vectors<S, Integers, NV, 1> for StoredValues {
     #[inline(always)]
     unsafe fn load(self, s: S, _: Integers, k: usize) -> [[S::I; NV]; 1] {

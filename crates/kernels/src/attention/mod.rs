@@ -231,8 +231,7 @@ fn attend_block_on(
     assert!(states.len() >= rows);
     let BlockScratch { values, worth, passes: scratch } = scratch;
     let plan = Plan::new(isa, queries, block);
-    let ahead = plan.ahead(block);
-    let values = tile::values(isa, &plan, block, values, worth, &ahead);
+    let values = tile::values(isa, &plan, block, values, worth);
     let worth = worth.worth();
     passes(isa, &plan, queries, block, scratch, |Pass { first, part, visible, scores }| {
         let n = part.n;
@@ -240,7 +239,7 @@ fn attend_block_on(
         let states = &mut states[first..first + n];
         let to = (&mut factors, &mut shares);
         if first == 0 {
-            fetch(ahead.weigh);
+            fetch(plan.ahead.weigh);
         }
         weigh::weigh(isa, plan.numbers, &part, visible, worth, scores, states, to);
         let sums = &mut sums[first * stride..(first + n) * stride];
@@ -254,7 +253,7 @@ fn attend_block_on(
         let by = (&factors, &shares);
         mix::mix(isa, plan.numbers, &part, scores, by, values, &mut sums[at..], stride);
     });
-    fetch(ahead.end);
+    fetch(plan.ahead.end);
 }
 
 /// Some rows' scores of a block, on their way.
@@ -269,7 +268,7 @@ struct Pass<'a> {
 /// Computes scores of all rows that see anything of a block, some rows at a time.
 fn passes(
     isa: Isa,
-    plan: &Plan,
+    plan: &Plan<'_>,
     queries: &QueryRows<'_>,
     block: &KvBlock<'_>,
     scratch: &mut PassScratch,
@@ -281,13 +280,12 @@ fn passes(
     let PassScratch { keys, worth, queries: turned, scores } = scratch;
     turned.resize(ROWS * dim);
     scores.resize(ROWS * tokens);
-    let ahead = plan.ahead(block);
-    let keys = tile::keys(isa, plan, block, dim, keys, worth, &ahead);
+    let keys = tile::keys(isa, plan, block, dim, keys, worth);
     let worth = worth.worth();
     if !plan.fetches() {
         block.next.into_iter().for_each(fetch);
     }
-    fetch(ahead.turn);
+    fetch(plan.ahead.turn);
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
         let visible = queries.visible(first, n, filled);

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::fetch::Ahead;
-use super::integers::{self, Worths};
+use super::integers::{self, KEYS, VALUES, Worths};
 use super::kind::{Element, Tiled};
 use super::mix::Values;
 use super::numbers::Numbers;
@@ -15,16 +15,18 @@ use crate::simd::Lanes;
 use crate::simd::tile::by_kind;
 
 /// How a block is read.
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
     pub(super) numbers: Numbers,
     /// Keys are transposed on the way into registers.
     pub(super) keys_in_registers: bool,
     /// Values are widened on the way into registers.
     pub(super) values_in_registers: bool,
+    /// What stages fetch; nothing if all is fetched at once.
+    pub(super) ahead: Ahead<'a>,
 }
 
-impl Plan {
-    pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'_>) -> Self {
+impl<'a> Plan<'a> {
+    pub(super) fn new(isa: Isa, queries: &QueryRows<'_>, block: &KvBlock<'a>) -> Self {
         let capacity = (block.keys.len() / queries.dim).min(block.values.len() / block.value_dim);
         let few = queries.num() <= few_rows(isa);
         let halves = |rows| matches!(rows, StoredRows::F16(_));
@@ -33,14 +35,20 @@ impl Plan {
         let numbers = Numbers::of(isa, queries.products, keys && values);
         let few = few && numbers != Numbers::Integers;
         check_rows(numbers, block);
-        Self {
-            numbers,
-            keys_in_registers: few
-                && halves(block.keys)
-                && keys
-                && block.filled.next_multiple_of(LANES) <= capacity,
-            values_in_registers: few && halves(block.values) && values,
-        }
+        let keys_in_registers =
+            few && halves(block.keys) && keys && block.filled.next_multiple_of(LANES) <= capacity;
+        let integers = numbers == Numbers::Integers;
+        let ahead = match keys_in_registers || integers {
+            true => Ahead::new(block.next, integers),
+            false => Ahead::default(),
+        };
+        let values_in_registers = few && halves(block.values) && values;
+        Self { numbers, keys_in_registers, values_in_registers, ahead }
+    }
+
+    /// Whether what is read next is fetched by stages.
+    pub(super) fn fetches(&self) -> bool {
+        self.keys_in_registers || self.numbers == Numbers::Integers
     }
 }
 
@@ -49,19 +57,6 @@ pub(super) fn check_rows(numbers: Numbers, block: &KvBlock<'_>) {
     let bytes = |rows| matches!(rows, StoredRows::Bytes { .. });
     let any = bytes(block.keys) || bytes(block.values);
     assert!(!any || numbers == Numbers::Integers, "bytes for products of {numbers:?}");
-}
-
-impl Plan {
-    /// What stages fetch; nothing if all is fetched at once.
-    pub(super) fn ahead<'a>(&self, block: &KvBlock<'a>) -> Ahead<'a> {
-        let whole = self.numbers == Numbers::Integers;
-        if self.fetches() { Ahead::new(block.next, whole) } else { Ahead::default() }
-    }
-
-    /// Whether what is read next is fetched on the way.
-    pub(super) fn fetches(&self) -> bool {
-        self.keys_in_registers || self.numbers == Numbers::Integers
-    }
 }
 
 /// Most rows for which f16 is widened in registers, again for every few of them.
@@ -77,21 +72,20 @@ fn few_rows(isa: Isa) -> usize {
 /// Keys of a block for products with rows that pass.
 pub(super) fn keys<'a>(
     isa: Isa,
-    plan: &Plan,
+    plan: &Plan<'a>,
     block: &KvBlock<'a>,
     dim: usize,
     scratch: &'a mut Lines,
     worth: &mut WorthLines,
-    ahead: &Ahead<'a>,
 ) -> Keys<'a> {
     let tokens = block.filled.next_multiple_of(LANES);
     if plan.numbers == Numbers::Integers {
-        key_integers(isa, block, dim, scratch, worth, ahead.whole[0]);
-        return Keys::Stored(&scratch.as_halves()[..tokens * dim], ahead.keys);
+        key_integers(isa, block, dim, scratch, worth, plan.ahead.whole[0]);
+        return Keys::Stored(&scratch.as_halves()[..tokens * dim], plan.ahead.keys);
     }
     match block.keys {
         StoredRows::F16(rows) if plan.keys_in_registers => {
-            return Keys::Stored(&rows[..tokens * dim], ahead.keys);
+            return Keys::Stored(&rows[..tokens * dim], plan.ahead.keys);
         }
         rows => {
             scratch.resize(tokens * dim);
@@ -105,22 +99,23 @@ pub(super) fn keys<'a>(
 /// Values of a block.
 pub(super) fn values<'a>(
     isa: Isa,
-    plan: &Plan,
+    plan: &Plan<'a>,
     block: &KvBlock<'a>,
     scratch: &'a mut Lines,
     worth: &mut WorthLines,
-    ahead: &Ahead<'a>,
 ) -> Values<'a> {
     if plan.numbers == Numbers::Integers {
-        value_integers(isa, block, scratch, worth, ahead.whole[1]);
-        return Values::Tile(scratch.as_slice(), block.value_dim, ahead.values);
+        value_integers(isa, block, scratch, worth, plan.ahead.whole[1]);
+        return Values::Tile(scratch.as_slice(), block.value_dim, plan.ahead.values);
     }
     match block.values {
-        StoredRows::F16(rows) if plan.values_in_registers => Values::Stored(rows, ahead.values),
+        StoredRows::F16(rows) if plan.values_in_registers => {
+            Values::Stored(rows, plan.ahead.values)
+        }
         _ => {
             let pairs = plan.numbers == Numbers::Pairs;
             let (words, stride) = value_words(isa, pairs, block, scratch);
-            Values::Tile(words, stride, ahead.values)
+            Values::Tile(words, stride, plan.ahead.values)
         }
     }
 }
@@ -137,7 +132,7 @@ pub(super) fn key_integers(
     let tokens = block.filled.next_multiple_of(LANES);
     keys.resize(tokens * dim / 2);
     let (shape, mut by) = ((block.filled, dim), worth.of(tokens));
-    integers::keys(isa, block.keys, shape, keys.as_mut_slice(), &mut by, next);
+    integers::integers::<KEYS>(isa, block.keys, shape, keys.as_mut_slice(), &mut by, next);
 }
 
 /// Values of a block as integers, `[filled / 2, value_dim]` words, and their worth.
@@ -151,7 +146,7 @@ pub(super) fn value_integers(
     let shape = (block.filled, block.value_dim);
     values.resize(block.filled.div_ceil(2) * block.value_dim);
     let mut by = worth.of(block.filled.next_multiple_of(LANES));
-    integers::values(isa, block.values, shape, values.as_mut_slice(), &mut by, next);
+    integers::integers::<VALUES>(isa, block.values, shape, values.as_mut_slice(), &mut by, next);
 }
 
 /// Buffers of [`Worths`].

@@ -12,7 +12,7 @@
 use super::fetch::fetch;
 use super::numbers::Numbers;
 use super::tile::WorthLines;
-use super::{KvBlock, LANES, QueryRows, integers, tile};
+use super::{KvBlock, LANES, Products, QueryRows, integers, tile};
 use crate::isa::Isa;
 use crate::lines::Lines;
 use crate::simd::{Lanes, compiled};
@@ -76,21 +76,21 @@ impl QueryLanes {
         dim.is_multiple_of(LANES) && 4 * tokens >= 3 * tokens.next_multiple_of(LANES)
     }
 
-    /// Takes rows `[tokens · group, dim]`, scaled, before rotation. `dim` is a multiple of 16.
-    pub fn load(&mut self, rows: &[f32], dim: usize, group: usize) {
-        self.load_on(Isa::best(), rows, dim, group);
+    /// Takes rows `[tokens · group, dim]`, scaled, before rotation, for such products. `dim` is a multiple of 16.
+    pub fn load(&mut self, rows: &[f32], dim: usize, group: usize, products: Products) {
+        self.load_on(Isa::best(), rows, dim, group, products);
     }
 
-    fn load_on(&mut self, isa: Isa, rows: &[f32], dim: usize, group: usize) {
+    fn load_on(&mut self, isa: Isa, rows: &[f32], dim: usize, group: usize, products: Products) {
         assert!(dim.is_multiple_of(LANES) && rows.len().is_multiple_of(dim * group), "rows");
         self.shape = Shape { dim, group, tokens: rows.len() / dim / group };
         self.rows.resize(self.shape.floats());
         to_lanes(isa, rows, self.shape, self.rows.as_mut_slice());
-        self.load_worths(isa, rows);
+        if products == Products::Integers {
+            self.load_worths(isa, rows);
+        }
     }
-}
 
-impl QueryLanes {
     fn load_worths(&mut self, isa: Isa, rows: &[f32]) {
         let Shape { dim, group, .. } = self.shape;
         let [factors, worth] = &mut self.by_row;

@@ -54,9 +54,10 @@ fn attend_body<S: Lanes>(s: S, kind: impl Kind<S>, call: &mut Call<'_>) {
     let (lanes, depth) = (call.shape.vectors() * LANES, kind.depth());
     assert!(call.rows.len() >= call.shape.floats() && call.sums.len() >= call.shape.floats());
     assert!(call.maxima.len() >= lanes && call.totals.len() >= lanes);
-    assert!(call.factors.len() >= lanes && call.worth.len() >= lanes);
-    let worths = call.key_worth.len().min(call.value_worth.len());
-    assert!(!whole(s, kind) || worths >= call.filled);
+    if whole(s, kind) {
+        assert!(call.factors.len() >= lanes && call.worth.len() >= lanes);
+        assert!(call.key_worth.len().min(call.value_worth.len()) >= call.filled);
+    }
     assert!(call.keys.len() >= call.filled * (dim / depth));
     assert!(call.values.len() >= call.filled.div_ceil(depth) * dim);
     assert!(call.angles.len() >= call.seeing.1.div_ceil(LANES) * LANES * dim);
@@ -149,7 +150,7 @@ unsafe fn strip<S: Lanes, K: Kind<S>, const NV: usize>(
             angles[v] = angles[v].add((u + v) / group * LANES * dim);
         }
         let (mut factors, mut query_worth) = ([s.zero(); NV], [s.zero(); NV]);
-        for v in 0..NV {
+        for v in 0..if K::WHOLE { NV } else { 0 } {
             factors[v] = s.load(call.factors.as_ptr().add((u + v) * LANES));
             query_worth[v] = s.load(call.worth.as_ptr().add((u + v) * LANES));
         }

@@ -39,7 +39,7 @@ fn check(isa: Isa, case: &Case, stored: Stored, products: Products) {
     let mut states = vec![OnlineSoftmax::default(); tokens * group];
     let mut sums = vec![0.0; rows.len()];
     let (mut lanes, mut many) = (QueryLanes::default(), ManyRows::default());
-    lanes.load_on(isa, &rows, dim, group);
+    lanes.load_on(isa, &rows, dim, group, products);
     // What an earlier job left.
     many.sums.resize(shape.floats());
     many.sums.as_mut_slice().fill(f32::NAN);

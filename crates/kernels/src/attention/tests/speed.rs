@@ -9,7 +9,7 @@ fn bytes_of(x: &[f16], form: Stored) -> &[u8] {
     unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), len) }
 }
 
-/// Nanoseconds of one block, at best.
+/// Nanoseconds of one block, at best. `CASE=2` measures the third case alone, for longer, as a profiler wants it.
 #[test]
 #[ignore = "prints times"]
 fn speed() {
@@ -52,7 +52,7 @@ fn speed() {
         let mut sums = vec![0.0; rows.len()];
         let mut scratch = BlockScratch::default();
         let (mut lanes, mut side) = (QueryLanes::default(), ManyRows::default());
-        lanes.load(&rows, dim, group);
+        lanes.load(&rows, dim, group, products);
         side.reset(dim, group, tokens);
         let queries = QueryRows {
             rows: &rows,
