@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 
+use kvasir_kernels::ActivationKind::{Bf16, Bytes};
 use kvasir_kernels::trellis::Layout;
 use kvasir_kernels::{
     ActivationKind, Activations, CodeFormat, GroupCodes, Linear, RopeScaling, RopeTable, argmax,
@@ -18,7 +19,7 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect()
 }
 
-fn linear(format: Option<CodeFormat>, rows: usize) -> Kernel {
+fn linear(kind: ActivationKind, format: Option<CodeFormat>, rows: usize) -> Kernel {
     const INPUTS: usize = 256;
     const OUTPUTS: usize = 128;
     let coded = format.and_then(|format| {
@@ -29,15 +30,15 @@ fn linear(format: Option<CodeFormat>, rows: usize) -> Kernel {
             }
             Ok::<(), ()>(())
         };
-        Linear::from_codes((format, ActivationKind::Bf16), None, INPUTS, OUTPUTS, fill)
+        Linear::from_codes((format, kind), None, INPUTS, OUTPUTS, fill)
             .ok()
             .flatten()
     });
     let linear = coded.unwrap_or_else(|| {
-        Linear::bf16(ActivationKind::Bf16, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS)
+        Linear::bf16(kind, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS)
     });
     let mut x = Activations::default();
-    x.set(ActivationKind::Bf16, &numbers(rows * INPUTS), INPUTS);
+    x.set(kind, &numbers(rows * INPUTS), INPUTS);
     let mut out = vec![0.0; rows * OUTPUTS];
     Box::new(move || linear.forward(&x, black_box(&mut out)))
 }
@@ -56,11 +57,14 @@ fn trellis(decode: bool) -> Option<Kernel> {
     }))
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 12] = [
     "linear q4, 1 row",
     "linear q4, 32 rows",
     "linear q8, 1 row",
     "linear bf16, 32 rows",
+    "linear q4 with bytes, 1 row",
+    "linear q4 with bytes, 32 rows",
+    "linear q8 with bytes, 32 rows",
     "RMS norm of 576",
     "RoPE of 64",
     "argmax of 49152",
@@ -73,15 +77,18 @@ fn kernel(name: &str) -> Option<Kernel> {
     let q8 = Some(CodeFormat { lowest: -128, bits: 8, has_min: false });
     let x = numbers(49152);
     Some(match NAMES.iter().position(|known| *known == name)? {
-        0 => linear(q4, 1),
-        1 => linear(q4, 32),
-        2 => linear(q8, 1),
-        3 => linear(None, 32),
-        4 => {
+        0 => linear(Bf16, q4, 1),
+        1 => linear(Bf16, q4, 32),
+        2 => linear(Bf16, q8, 1),
+        3 => linear(Bf16, None, 32),
+        4 => linear(Bytes, q4, 1),
+        5 => linear(Bytes, q4, 32),
+        6 => linear(Bytes, q8, 32),
+        7 => {
             let mut out = vec![0.0; 576];
             Box::new(move || rms_norm(&x[..576], &x[576..1152], 1e-5, black_box(&mut out)))
         }
-        5 => {
+        8 => {
             let table = RopeTable::new(64, 1e5, &RopeScaling::None, 8);
             let mut row = x[..64].to_vec();
             Box::new(move || {
@@ -89,10 +96,10 @@ fn kernel(name: &str) -> Option<Kernel> {
                 rotate(black_box(&mut row), cos, sin);
             })
         }
-        6 => Box::new(move || {
+        9 => Box::new(move || {
             black_box(argmax(black_box(&x)));
         }),
-        7 => trellis(false)?,
+        10 => trellis(false)?,
         _ => trellis(true)?,
     })
 }

@@ -227,7 +227,7 @@ unsafe fn block<
                 }
             } else {
                 // Compilers that know how many there are look so far ahead that they keep more than there are registers for.
-                let known = S::WIDE && S::SUMS_AS_STORED;
+                let known = if S::WIDE { S::SUMS_AS_STORED } else { R == 1 };
                 let pairs = (0, if known { STEP_QUADS / 2 } else { rows.step_quads / 2 });
                 first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pairs, first);
                 last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pairs, last);
