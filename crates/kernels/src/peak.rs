@@ -104,7 +104,11 @@ compiled! {
 #[inline(always)]
 fn products_body<S: Simd>(s: S, product: Product, rounds: usize) {
     // As many sums as hide an instruction's latency, and leave registers for operands.
-    if S::WIDE { chains::<S, 12>(s, product, rounds) } else { chains::<S, 4>(s, product, rounds) }
+    match S::REGISTERS {
+        32 => chains::<S, 12>(s, product, rounds),
+        8 => chains::<S, 6>(s, product, rounds),
+        _ => chains::<S, 3>(s, product, rounds),
+    }
 }
 
 /// Chains of products over `N` sums, with operands that the compiler does not know, a new one for each sum: it would compute what

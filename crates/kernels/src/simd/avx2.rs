@@ -98,7 +98,7 @@ macro_rules! registers {
         }
 
         impl Simd for $set {
-            const WIDE: bool = false;
+            const REGISTERS: usize = 8;
             type F = F;
             type I = I;
             /// Lanes of ones or of zeros.

@@ -38,7 +38,7 @@ macro_rules! registers {
         }
 
         impl Simd for $set {
-            const WIDE: bool = true;
+            const REGISTERS: usize = 32;
             type F = __m512;
             type I = __m512i;
             type M = __mmask16;

@@ -75,8 +75,10 @@ pub(crate) const LANES: usize = 16;
 
 /// Vectors of an instruction set. Having the value means that the processor has the instructions.
 pub(crate) trait Simd: Copy {
-    /// Whether there are 32 vectors; 8 otherwise.
-    const WIDE: bool;
+    /// Vectors that registers hold: 32, 8 or 4.
+    const REGISTERS: usize;
+    /// Whether they are 32.
+    const WIDE: bool = Self::REGISTERS == 32;
     /// 16 numbers.
     type F: Copy;
     /// 64 bytes of integers, of 8, 16 or 32 bits.

@@ -74,7 +74,7 @@ fn fold<T: Copy>(v: [T; LANES], op: impl Fn(T, T) -> T) -> T {
 }
 
 impl Simd for Portable {
-    const WIDE: bool = false;
+    const REGISTERS: usize = 4;
     type F = F;
     type I = I;
     type M = [bool; LANES];

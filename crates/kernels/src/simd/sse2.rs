@@ -109,7 +109,7 @@ impl Sse2 {
 }
 
 impl Simd for Sse2 {
-    const WIDE: bool = false;
+    const REGISTERS: usize = 4;
     type F = F;
     type I = I;
     /// Lanes of ones or of zeros.
