@@ -1,6 +1,6 @@
 //! Where tensors come from: the seam between file formats and architectures.
 
-use crate::dequant::CodedTensor;
+use crate::dequant::{CodedTensor, KTensor};
 use crate::error::{ModelError, Result};
 
 /// A set of named tensors that can be read as f32. GGUF files and safetensors folders implement it.
@@ -14,6 +14,11 @@ pub trait TensorSource: Send + Sync {
 
     /// A matrix's rows as the codes it is stored in, if its type has codes in groups of 32.
     fn codes(&self, _name: &str) -> Option<CodedTensor<'_>> {
+        None
+    }
+
+    /// The same of a K type, with scales and minimums as they are.
+    fn k_codes(&self, _name: &str) -> Option<KTensor<'_>> {
         None
     }
 

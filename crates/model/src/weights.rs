@@ -1,6 +1,6 @@
 //! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
 
-use kvasir_kernels::{ActivationKind, GROUP, Linear};
+use kvasir_kernels::{ActivationKind, GROUP, Linear, SUPERBLOCK};
 use rayon::prelude::*;
 
 use crate::arch::DecoderSpec;
@@ -10,9 +10,8 @@ use crate::source::TensorSource;
 /// In what form weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
-    /// As the file has them: 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
-    /// (Scales of Q4_K and Q5_K are rounded to f16; Q2_K, Q3_K and Q6_K, whose groups are smaller, become
-    /// bf16, and so do f16 and f32.) Inputs are what the processor multiplies fastest: of layers with codes bytes with a step
+    /// As the file has them: K types and 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
+    /// (With AMX scales of Q4_K and Q5_K are rounded to f16, and layers in Q2_K, Q3_K and Q6_K become bf16.) Inputs are what the processor multiplies fastest: of layers with codes bytes with a step
     /// for 16, of others bf16 where products of it are faster than those of f32, else f32.
     #[default]
     Auto,
@@ -323,14 +322,23 @@ impl Reader<'_> {
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
         let dim = self.spec.head_dim;
+        let stored = |row| if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
+        let tiles = form.codes == Some(ActivationKind::Tiles);
+        let k_codes = self.source.k_codes(name).filter(|_| inputs.is_multiple_of(SUPERBLOCK));
+        if let (Some(tensor), Some(kind), false) = (k_codes, form.codes, tiles) {
+            let format = (tensor.format, kind);
+            return Linear::from_k(format, bias, inputs, outputs, |row, out| {
+                tensor.row(stored(row), out);
+                Ok(())
+            });
+        }
         let coded = self.source.codes(name).filter(|_| inputs.is_multiple_of(GROUP));
         if let (Some(coded), Some(kind)) = (coded, form.codes) {
             // Without products with bytes it is like other weights.
             let kind = if coded.format.takes(kind) { kind } else { form.others };
             let format = (coded.format, kind);
             let linear = Linear::from_codes(format, bias.clone(), inputs, outputs, |row, out| {
-                let row = if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
-                coded.row(row, out);
+                coded.row(stored(row), out);
                 Ok::<(), ModelError>(())
             })?;
             if let Some(linear) = linear {

@@ -9,6 +9,9 @@
 
 mod activations;
 mod bytes;
+mod k_packed;
+mod k_quads;
+mod k_source;
 mod operands;
 mod packed;
 mod pairs;
@@ -23,6 +26,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 pub use activations::{ActivationKind, Activations};
+pub use k_packed::{KBlock, KFormat, KGroup, SUPERBLOCK};
 pub use packed::{CodeFormat, GROUP, GroupCodes};
 
 use crate::activation::{Activation, gated};
@@ -121,6 +125,29 @@ impl Linear {
             .map(|weight| Self { weight, bias: None, in_features, out_features }.with_bias(bias)))
     }
 
+    /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `blocks(row, out)` fills
+    /// the `in_features / SUPERBLOCK` superblocks of a row. With inputs in bytes nothing but inputs is rounded; with others weights of formats with
+    /// a scale for 16 are rounded to bf16 when they are multiplied.
+    ///
+    /// # Errors
+    /// What `blocks` returns.
+    ///
+    /// # Panics
+    /// If `in_features` is not whole superblocks, inputs are tiles, or a bias has another length than `out_features`.
+    pub fn from_k<E>(
+        (format, inputs): (KFormat, ActivationKind),
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+        blocks: impl FnMut(usize, &mut [KBlock]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let whole = in_features.is_multiple_of(SUPERBLOCK);
+        assert!(whole, "{in_features} inputs in superblocks of {SUPERBLOCK}");
+        assert!(inputs != ActivationKind::Tiles, "codes of a K type with tiles");
+        let weight = Packed::from_k(format, inputs, (in_features, out_features), blocks)?;
+        Ok(Self { weight, bias: None, in_features, out_features }.with_bias(bias))
+    }
+
     fn with_bias(self, bias: Option<Vec<f32>>) -> Self {
         assert!(bias.as_ref().is_none_or(|b| b.len() == self.out_features), "bias length");
         Self { bias, ..self }
@@ -149,7 +176,7 @@ impl Linear {
     /// What is multiplied with what, in words: `codes × bytes`.
     pub fn form(&self) -> String {
         let weights = match self.weight.stored {
-            Stored::Codes(_) => "codes",
+            Stored::Codes(_) | Stored::K(_) => "codes",
             Stored::Bf16 => "bf16",
             Stored::F32 => "f32",
         };

@@ -24,6 +24,7 @@
 use half::{bf16, f16};
 
 use super::ActivationKind;
+use super::k_packed::{KBlock, KFormat, SUPERBLOCK};
 
 use crate::{AlignedBytes, Arena};
 
@@ -88,17 +89,20 @@ impl CodeFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     Codes(CodeFormat),
+    /// Superblocks of codes, laid out as `k_packed.rs` says.
+    K(KFormat),
     Bf16,
     F32,
 }
 
 impl Stored {
-    /// Bytes of a group of a tile.
-    fn group_bytes(self) -> usize {
+    /// Bytes of a tile of so many groups.
+    fn tile_bytes(self, groups: usize) -> usize {
         match self {
-            Self::Codes(format) => format.group_bytes(),
-            Self::Bf16 => 2 * TILE * GROUP,
-            Self::F32 => 4 * TILE * GROUP,
+            Self::Codes(format) => groups * format.group_bytes(),
+            Self::K(format) => format.tile_bytes(groups),
+            Self::Bf16 => groups * 2 * TILE * GROUP,
+            Self::F32 => groups * 4 * TILE * GROUP,
         }
     }
 }
@@ -125,7 +129,7 @@ impl Packed {
     ) -> Self {
         let num_groups = in_features.div_ceil(GROUP);
         let tiles = out_features.div_ceil(TILE);
-        let bytes = WEIGHTS.zeroed(tiles * num_groups * stored.group_bytes());
+        let bytes = WEIGHTS.zeroed(tiles * stored.tile_bytes(num_groups));
         Self { bytes, stored, inputs, num_groups }
     }
 
@@ -180,8 +184,28 @@ impl Packed {
         Ok(Some(packed))
     }
 
+    /// Takes codes of a K type as they are. `blocks(row, out)` fills a row's superblocks.
+    pub(super) fn from_k<E>(
+        format: KFormat,
+        inputs: ActivationKind,
+        (in_features, out_features): (usize, usize),
+        mut blocks: impl FnMut(usize, &mut [KBlock]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut packed = Self::new(Stored::K(format), inputs, (in_features, out_features));
+        let tile_bytes = packed.tile_bytes();
+        let mut row_blocks = vec![KBlock::default(); in_features / SUPERBLOCK];
+        for row in 0..out_features {
+            blocks(row, &mut row_blocks)?;
+            let (tile, f) = (row / TILE, row % TILE);
+            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
+            let to = tile.chunks_exact_mut(format.superblock_bytes());
+            row_blocks.iter().zip(to).for_each(|(block, to)| format.put(to, f, block));
+        }
+        Ok(packed)
+    }
+
     pub(super) fn tile_bytes(&self) -> usize {
-        self.num_groups * self.stored.group_bytes()
+        self.stored.tile_bytes(self.num_groups)
     }
 
     /// One tile.
@@ -195,6 +219,7 @@ impl Packed {
         let (tile, f) = (self.tile(row / TILE), row % TILE);
         let format = match self.stored {
             Stored::Codes(format) => format,
+            Stored::K(format) => return format.row_into(tile, f, out),
             Stored::Bf16 => {
                 for (k, out) in out.iter_mut().enumerate() {
                     let at = bf16_at(self.inputs, f, k);

@@ -9,6 +9,7 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
+use super::k_source::{Format, StoredK, by_k_format};
 use super::operands::{
     Floats, Product, Source, StoredCodes, StoredFloats, StoredWords, Turned, Words,
 };
@@ -247,6 +248,14 @@ fn multiply_body<S: Simd, P: Product<S>>(
             Stored::Bf16 => all_groups::<S, P, _, CHAIN>((s, p), StoredWords(at), room, rows, sums),
             Stored::F32 => all_groups::<S, P, _, SUM>((s, p), StoredFloats(at), room, rows, sums),
             Stored::Codes(format) => codes_body(s, p, format, at, room, rows, sums),
+            Stored::K(format) => by_k_format!(format, |F| {
+                let source = StoredK::<F>::new(at);
+                if F::SCALES == 1 {
+                    all_groups::<S, P, _, MIN>((s, p), source, room, rows, sums);
+                } else {
+                    all_groups::<S, P, _, CHAIN>((s, p), source, room, rows, sums);
+                }
+            }),
         }
         for row in 0..rows.num_rows {
             let from = sums.add(row * TILE);

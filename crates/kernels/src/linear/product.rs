@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::activations::{ActivationKind, Activations};
 use super::bytes::GroupHeader;
 use super::packed::{GROUP, HALF, Packed, Stored, TILE};
-use super::{pairs, quads, tiles};
+use super::{k_quads, pairs, quads, tiles};
 use crate::AlignedBytes;
 use crate::isa::{Isa, Set};
 use crate::simd::Simd;
@@ -211,6 +211,14 @@ pub(super) unsafe fn multiply_tile(
                 quads::multiply_turned(isa, format, tile, room, &rows, target);
             } else {
                 quads::multiply_stored(isa, format, tile, &rows, target);
+            }
+        }
+        (ActivationKind::Bytes, Stored::K(format)) => {
+            if rows.num_rows > quads::ROWS {
+                let room = room.of(k_quads::turned_room(format, matrix.num_groups));
+                k_quads::multiply_turned(isa, format, tile, room, &rows, target);
+            } else {
+                k_quads::multiply_stored(isa, format, tile, &rows, target);
             }
         }
         // Only codes take bytes.

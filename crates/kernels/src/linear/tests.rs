@@ -45,6 +45,65 @@ fn coded(
     (linear, rows)
 }
 
+/// A matrix of random codes of a K type with the largest scales that it may have, and its weights as f32.
+fn k_coded(
+    (format, inputs): (KFormat, ActivationKind),
+    k: usize,
+    n: usize,
+    seed: u64,
+) -> (Linear, Vec<f32>) {
+    let random = values(n * k, seed);
+    let numbers = values(n * k / 16, seed + 1);
+    // From -1 to 1, to an integer from `low` on.
+    let integer = |unit: f32, low: i32, span: i32| {
+        (low + ((unit + 1.0) / 2.0 * span as f32).min(span as f32 - 1.0) as i32) as i8
+    };
+    let blocks = |row: usize, out: &mut [KBlock]| {
+        for (b, block) in out.iter_mut().enumerate() {
+            let at = (row * k + b * SUPERBLOCK) / 16;
+            block.d = f16::from_f32(numbers[at] * 0.001);
+            block.min = f16::from_f32(if format.has_min() { numbers[at + 1] * 0.01 } else { 0.0 });
+            for (g, group) in block.groups.iter_mut().enumerate() {
+                let (low, span) = match format {
+                    KFormat::Q2 => (0, 16),
+                    KFormat::Q3 => (-32, 64),
+                    KFormat::Q4 | KFormat::Q5 => (0, 64),
+                    KFormat::Q6 => (-128, 256),
+                };
+                let number = |i: usize| numbers[at + (2 * g + i) % 16];
+                group.scales = [0, 1].map(|i| integer(number(i), low, span));
+                group.mins = [2, 3].map(|i| integer(number(i), low, span));
+                if format.scales() == 1 {
+                    (group.scales[1], group.mins[1]) = (0, 0);
+                }
+                for (i, code) in group.codes.iter_mut().enumerate() {
+                    let unit = random[row * k + b * SUPERBLOCK + g * GROUP + i];
+                    *code = integer(unit, i32::from(format.lowest()), 1 << format.bits());
+                }
+            }
+        }
+        Ok::<(), ()>(())
+    };
+    let linear = Linear::from_k((format, inputs), None, k, n, blocks).unwrap();
+    let mut rows = vec![0.0; n * k];
+    for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
+        let mut row_blocks = vec![KBlock::default(); k / SUPERBLOCK];
+        blocks(row, &mut row_blocks).unwrap();
+        for (block, weights) in row_blocks.iter().zip(weights.chunks_exact_mut(SUPERBLOCK)) {
+            for (i, weight) in weights.iter_mut().enumerate() {
+                let group = &block.groups[i / GROUP];
+                let which = if format.scales() == 1 { 0 } else { i % GROUP / 16 };
+                let scale = block.d.to_f32() * f32::from(group.scales[which]);
+                *weight = scale * f32::from(group.codes[i % GROUP]);
+                if format.has_min() {
+                    *weight += block.min.to_f32() * f32::from(group.mins[which]);
+                }
+            }
+        }
+    }
+    (linear, rows)
+}
+
 const FORMATS: [CodeFormat; 4] = [
     CodeFormat { lowest: 0, bits: 4, has_min: true },
     CodeFormat { lowest: -8, bits: 4, has_min: false },
@@ -75,6 +134,12 @@ fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
         for inputs in KINDS {
             let formats = FORMATS.iter().zip(1..);
             layers.extend(formats.map(|(format, seed)| coded((*format, inputs), k, n, seed)));
+        }
+    }
+    if k.is_multiple_of(SUPERBLOCK) {
+        for inputs in KINDS.into_iter().filter(|kind| *kind != ActivationKind::Tiles) {
+            let formats = KFormat::ALL.into_iter().zip(20..);
+            layers.extend(formats.map(|(format, seed)| k_coded((format, inputs), k, n, seed)));
         }
     }
     layers
@@ -127,14 +192,19 @@ fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> 
         .map(|(j, w)| {
             let tiles = inputs.is(ActivationKind::Tiles);
             let codes = matches!(linear.weight.stored, Stored::Codes(_));
-            let weight = |w| if tiles && codes { near(w) } else { w };
+            let two_scales = matches!(linear.weight.stored, Stored::K(k) if k.scales() == 2);
+            let weight = |w| match (tiles && codes, two_scales && !bytes) {
+                (true, _) => near(w),
+                (_, true) => bf16::from_f32(w).to_f32(),
+                _ => w,
+            };
             let products = w.iter().zip(&x).map(|(w, x)| x * f64::from(weight(*w)));
             let bias = linear.bias.as_ref().map_or(0.0, |b| f64::from(b[j]));
             let (sum, size) =
                 products.fold((bias, bias.abs()), |(sum, size), p| (sum + p, size + p.abs()));
             // Minimums (at most 1 here) and the sums they are multiplied with are rounded to bf16.
             let sums = x.chunks(GROUP).map(|group| group.iter().sum::<f64>().abs());
-            let mins = if bytes { sums.sum::<f64>() / 250.0 } else { 0.0 };
+            let mins = if bytes && codes { sums.sum::<f64>() / 250.0 } else { 0.0 };
             (sum, 1e-5 * size + mins)
         })
         .collect()
@@ -142,7 +212,7 @@ fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> 
 
 #[test]
 fn rows_are_what_was_packed() {
-    for (k, n) in [(64, 70), (37, 5), (96, 32)] {
+    for (k, n) in [(64, 70), (37, 5), (96, 32), (512, 35)] {
         for (linear, weights) in layers(k, n) {
             let mut row = vec![0.0; k];
             for j in [0, n / 2, n - 1] {
@@ -155,7 +225,7 @@ fn rows_are_what_was_packed() {
 
 #[test]
 fn every_path_gives_the_definition() {
-    for (k, n, tokens) in [(64, 70, 1), (64, 33, 3), (96, 64, 7), (160, 96, 200), (37, 40, 8)] {
+    for (k, n, tokens) in [(64, 70, 1), (64, 33, 3), (96, 64, 7), (160, 96, 200), (37, 40, 8), (256, 70, 1), (512, 40, 3), (256, 33, 9)] {
         let x = values(tokens * k, 7);
         for (linear, weights) in layers(k, n) {
             for path in Isa::available() {
@@ -186,7 +256,7 @@ fn every_path_gives_the_definition() {
 
 #[test]
 fn a_row_does_not_depend_on_the_batch_or_the_threads() {
-    let (k, n, tokens) = (128, 96, 395);
+    let (k, n, tokens) = (256, 96, 395);
     let x = values(tokens * k, 3);
     let threads = Threads::new(3).unwrap();
     for (linear, _) in layers(k, n) {

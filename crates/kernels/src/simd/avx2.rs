@@ -150,6 +150,10 @@ macro_rules! registers {
                     _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())),
                     _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())),
                 ];
+                load_signed(from: *const u8) -> I = [
+                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())),
+                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast())),
+                ];
             }
             methods! {
                 zero() -> F = [_mm256_setzero_ps(); 2];
@@ -262,9 +266,12 @@ macro_rules! products {
                     _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
                 })
             };
-            // Eight sums of products of 15 and 127 stay below 2^15.
+            // Eight sums of products of 31 and 127 stay below 2^15, and four of 63 and 127.
             dot_codes(sums: I, codes: I, bytes: I) -> I =
                 both!(|sums, codes, bytes| _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, bytes)));
+            add_codes(sums: I, codes: I) -> I = both!(|sums, codes| {
+                _mm256_add_epi32(sums, _mm256_madd_epi16(codes, _mm256_set1_epi16(1)))
+            });
             join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
                 let [even, odd] = steps.each;
                 let (even, odd) = (_mm256_set1_epi16(even as i16), _mm256_set1_epi16(odd as i16));
@@ -287,6 +294,7 @@ macro_rules! products {
             dot_bytes(sums: I, a: I, b: I) -> I = both!(|sums, a, b| _mm256_dpbusd_avx_epi32(sums, a, b));
             dot_codes(sums: I, codes: I, bytes: I) -> I =
                 both!(|sums, codes, bytes| _mm256_dpbusd_avx_epi32(sums, codes, bytes));
+            add_codes(sums: I, codes: I) -> I = both!(|sums, codes| _mm256_add_epi32(sums, codes));
             // Sums of half a group of codes fit 16 bits.
             join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
                 let steps = _mm256_set1_epi32(steps.both);

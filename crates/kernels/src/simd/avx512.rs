@@ -59,6 +59,7 @@ macro_rules! registers {
                     _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(v));
                 load_halves(from: *const u16) -> __m512i =
                     _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                load_signed(from: *const u8) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
             }
             methods! {
                 zero() -> __m512 = _mm512_setzero_ps();
@@ -153,9 +154,11 @@ macro_rules! products {
                 let pairs = _mm512_maddubs_epi16(a.0, b);
                 _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
             };
-            // Eight sums of products of 15 and 127 stay below 2^15.
+            // Eight sums of products of 31 and 127 stay below 2^15, and four of 63 and 127.
             dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
                 _mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, bytes));
+            add_codes(sums: __m512i, codes: __m512i) -> __m512i =
+                _mm512_add_epi32(sums, _mm512_madd_epi16(codes, _mm512_set1_epi16(1)));
             join_codes(first: __m512i, last: __m512i, steps: &Steps, begin: __m512i) -> __m512i = {
                 let [even, odd] = steps.each;
                 let (even, odd) = (_mm512_set1_epi16(even as i16), _mm512_set1_epi16(odd as i16));
@@ -199,6 +202,7 @@ macro_rules! vnni {
             dot_bytes(sums: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, a, b);
             dot_codes(sums: __m512i, codes: __m512i, bytes: __m512i) -> __m512i =
                 _mm512_dpbusd_epi32(sums, codes, bytes);
+            add_codes(sums: __m512i, codes: __m512i) -> __m512i = _mm512_add_epi32(sums, codes);
         }
     };
 }

@@ -174,6 +174,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load_halves(self, from: *const u16) -> Self::I;
+    /// 16 bytes with sign as 32 bits each.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_signed(self, from: *const u8) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn xor(self, a: Self::I, b: Self::I) -> Self::I;
@@ -213,9 +218,11 @@ pub(crate) trait Simd: Copy {
     /// `sums + a · b`, summed over the four bytes of each lane. Exact.
     fn dot_bytes(self, sums: Self::I, a: Self::Bytes, b: Self::I) -> Self::I;
 
-    /// Products of codes of four bits (0 to 15) with bytes (-127 to 127), over half a group: 32-bit sums, or pairs of
-    /// 16-bit ones. Begins with zeros; takes up to 4 quads.
+    /// Products of codes of at most five bits (0 to 31) with bytes (-127 to 127), over half a group: 32-bit sums, or pairs of
+    /// 16-bit ones. Begins with zeros; takes up to 4 quads, or 2 of codes of six bits.
     fn dot_codes(self, sums: Self::I, codes: Self::I, bytes: Self::I) -> Self::I;
+    /// 32-bit sums with such sums added.
+    fn add_codes(self, sums: Self::I, codes: Self::I) -> Self::I;
     /// `begin + first · step₀ + last · step₁` of two such sums. Wraps.
     fn join_codes(self, first: Self::I, last: Self::I, steps: &Steps, begin: Self::I) -> Self::I;
 

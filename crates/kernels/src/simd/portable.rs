@@ -109,6 +109,10 @@ impl Simd for Portable {
             let v = from.cast::<[u16; LANES]>().read_unaligned();
             lanes!(|l| i32 = i32::from(v[l]))
         };
+        load_signed(from: *const u8) -> I = {
+            let v = from.cast::<[i8; LANES]>().read_unaligned();
+            lanes!(|l| i32 = i32::from(v[l]))
+        };
     }
     methods! {
         zero() -> F = [0.0; LANES];
@@ -176,6 +180,7 @@ impl Simd for Portable {
             sums[l].wrapping_add(product(0) + product(1) + product(2) + product(3))
         });
         dot_codes(sums: I, codes: I, bytes: I) -> I = Portable.dot_quads(sums, codes, bytes);
+        add_codes(sums: I, codes: I) -> I = Portable.iadd(sums, codes);
         join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = lanes!(|l| i32 = {
             let [a, b] = steps.each;
             begin[l].wrapping_add(first[l].wrapping_mul(a)).wrapping_add(last[l].wrapping_mul(b))

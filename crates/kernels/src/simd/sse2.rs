@@ -168,6 +168,12 @@ impl Simd for Sse2 {
             let zero = _mm_setzero_si128();
             [_mm_unpacklo_epi16(a, zero), _mm_unpackhi_epi16(a, zero), _mm_unpacklo_epi16(b, zero), _mm_unpackhi_epi16(b, zero)]
         };
+        load_signed(from: *const u8) -> I = {
+            let v = _mm_loadu_si128(from.cast());
+            let (a, b) = (_mm_unpacklo_epi8(v, v), _mm_unpackhi_epi8(v, v));
+            let fours = [_mm_unpacklo_epi16(a, a), _mm_unpackhi_epi16(a, a), _mm_unpacklo_epi16(b, b), _mm_unpackhi_epi16(b, b)];
+            all!(|fours| _mm_srai_epi32::<24>(fours))
+        };
     }
     methods! {
         zero() -> F = [_mm_setzero_ps(); 4];
@@ -268,6 +274,7 @@ impl Simd for Sse2 {
                 _mm_add_epi32(even, odd)
             })
         };
+        add_codes(sums: I, codes: I) -> I = all!(|sums, codes| _mm_add_epi32(sums, codes));
         // Sums of half a group of codes fit 16 bits.
         join_codes(first: I, last: I, steps: &Steps, begin: I) -> I = {
             let steps = _mm_set1_epi32(steps.both);

@@ -134,6 +134,16 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
             }
             put(s.join_codes(sums, sums, &Steps::new([32767, 16384]), s.isplat(seed as i32)));
         }
+        // And with codes of five and of six bits.
+        for (code, quads) in [(31, 4), (63, 2)] {
+            for byte in [127, -127i8] {
+                let mut sums = s.izero();
+                for _ in 0..quads {
+                    sums = s.dot_codes(sums, s.isplat(code * 0x0101_0101), s.isplat(i32::from_le_bytes([byte as u8; 4])));
+                }
+                put(s.add_codes(iy, sums));
+            }
+        }
         let mut bytes = [0u8; LANES];
         s.store_low_bytes(bytes.as_mut_ptr(), ix);
         ints.push(bytes.map(i32::from));
@@ -141,6 +151,8 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         ints.push(halves.map(i32::from));
         let mut out = [0; LANES];
         s.istore(out.as_mut_ptr().cast(), s.load_halves(halves.as_ptr()));
+        ints.push(out);
+        s.istore(out.as_mut_ptr().cast(), s.load_signed(bytes.as_ptr()));
         ints.push(out);
     }
 }

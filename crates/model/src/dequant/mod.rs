@@ -6,6 +6,7 @@
 
 mod codes;
 mod float;
+mod k_codes;
 mod k_scales;
 mod q2_k;
 mod q3_k;
@@ -22,6 +23,7 @@ use crate::error::{ModelError, Result};
 use crate::gguf::GgmlType;
 
 pub use codes::CodedTensor;
+pub use k_codes::KTensor;
 
 /// Decodes whole blocks: `(bytes, out)`. What does not fill a block on either side is left alone.
 pub(crate) type BlockDecoder = fn(&[u8], &mut [f32]);

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::header::{Header, parse};
 use super::metadata::Metadata;
 use super::tensor_info::TensorInfo;
-use crate::dequant::{self, CodedTensor};
+use crate::dequant::{self, CodedTensor, KTensor};
 use crate::error::{ModelError, Result};
 use crate::file_bytes::FileBytes;
 use crate::source::TensorSource;
@@ -114,5 +114,10 @@ impl TensorSource for GgufFile {
     fn codes(&self, name: &str) -> Option<CodedTensor<'_>> {
         let tensor = self.tensor(name)?;
         CodedTensor::new(tensor.ty, self.tensor_bytes(name).ok()?, *tensor.shape.last()?)
+    }
+
+    fn k_codes(&self, name: &str) -> Option<KTensor<'_>> {
+        let tensor = self.tensor(name)?;
+        KTensor::new(tensor.ty, self.tensor_bytes(name).ok()?, *tensor.shape.last()?)
     }
 }

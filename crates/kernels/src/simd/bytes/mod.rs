@@ -155,11 +155,6 @@ pub(crate) trait Bytes: Simd {
     /// # Safety
     /// All four are writable.
     unsafe fn store_quarters(self, to: *mut u8, stride: usize, v: Self::I);
-    /// 16 bytes with sign as 32 bits each.
-    ///
-    /// # Safety
-    /// They are readable.
-    unsafe fn load_signed(self, from: *const u8) -> Self::I;
     /// 32 bytes with sign as 16 bits each.
     ///
     /// # Safety

@@ -308,12 +308,6 @@ impl Bytes for Portable {
             unsafe { to.add(i * stride).cast::<[u8; 16]>().write_unaligned(*quarter) };
         }
     }
-    #[inline(always)]
-    unsafe fn load_signed(self, from: *const u8) -> I {
-        // SAFETY: by contract.
-        let v = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
-        each!(i32, |l| i32::from(v[l]))
-    }
 }
 
 #[cfg(test)]

@@ -203,7 +203,6 @@ macro_rules! avx512 {
                 };
                 load_signed16(from: *const u8) -> __m512i =
                     _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast()));
-                load_signed(from: *const u8) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
             }
         }
     };
@@ -359,10 +358,6 @@ macro_rules! avx2 {
                 load_signed16(from: *const u8) -> I = [
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())),
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16).cast())),
-                ];
-                load_signed(from: *const u8) -> I = [
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())),
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast())),
                 ];
             }
 

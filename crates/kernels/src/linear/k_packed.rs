@@ -1,0 +1,231 @@
+//! Codes of ggml's K types as they are: integers of 2 to 6 bits, a byte that scales each 16 or 32 of them, a number for 256.
+//!
+//! Nothing is rounded: a weight is `(d · scale) · code + (min · min_scale)`, as the file has it. A tile of [`TILE`] features lies superblock after
+//! superblock of 256 inputs, whatever its inputs are:
+//!
+//! | | bytes |
+//! |---|---|
+//! | `d`, then `min` if there is one, f16 | 64 each |
+//! | 8 groups of 32 inputs, of each: | |
+//! | 4 bits of codes of 4, 5 and 6 bits: 4 registers × 2 halves; nibble s of register z is quad `2 z + s` | 512 |
+//! | the 2 upper bits of 6, or all or the lower 2 of 2 and 3: 2 registers × 2 halves; bits `2 s` of register z are quad `4 z + s` | 256 |
+//! | the upper bit of 3 and 5: 1 register × 2 halves; bit s is quad s | 128 |
+//! | scales of the group, or of its first 16 inputs, then of its last 16 | 32 each |
+//! | the same of minimums, if there are any | 32 each |
+//!
+//! A register is a quad of inputs of 16 features, as in `packed.rs`.
+
+use half::f16;
+
+use super::packed::{GROUP, HALF, QUADS, TILE};
+
+/// Inputs of a superblock.
+pub const SUPERBLOCK: usize = 256;
+/// Groups of a superblock.
+pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
+/// Bytes of a register.
+const REGISTER: usize = 64;
+
+/// What the codes of a matrix of a K type are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KFormat {
+    /// Codes 0 to 3, scales and minimums for 16.
+    Q2,
+    /// Codes −4 to 3, scales for 16.
+    Q3,
+    /// Codes 0 to 15, scales and minimums for 32.
+    Q4,
+    /// Codes 0 to 31, scales and minimums for 32.
+    Q5,
+    /// Codes −32 to 31, scales for 16.
+    Q6,
+}
+
+impl KFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Q2, Self::Q3, Self::Q4, Self::Q5, Self::Q6];
+
+    /// Bits of a code.
+    #[inline(always)]
+    pub fn bits(self) -> usize {
+        match self {
+            Self::Q2 => 2,
+            Self::Q3 => 3,
+            Self::Q4 => 4,
+            Self::Q5 => 5,
+            Self::Q6 => 6,
+        }
+    }
+
+    /// The smallest code.
+    pub fn lowest(self) -> i8 {
+        match self {
+            Self::Q3 => -4,
+            Self::Q6 => -32,
+            _ => 0,
+        }
+    }
+
+    /// Whether there are minimums.
+    #[inline(always)]
+    pub fn has_min(self) -> bool {
+        matches!(self, Self::Q2 | Self::Q4 | Self::Q5)
+    }
+
+    /// Scales of a group of 32.
+    #[inline(always)]
+    pub fn scales(self) -> usize {
+        if matches!(self, Self::Q4 | Self::Q5) { 1 } else { 2 }
+    }
+
+    /// Bytes before the groups of a superblock.
+    #[inline(always)]
+    pub(super) fn header_bytes(self) -> usize {
+        2 * TILE * (1 + usize::from(self.has_min()))
+    }
+
+    /// Bytes of the codes of a group of a tile.
+    #[inline(always)]
+    pub(super) fn code_bytes(self) -> usize {
+        TILE * GROUP * self.bits() / 8
+    }
+
+    /// Bytes of a group of a tile.
+    #[inline(always)]
+    pub(super) fn group_bytes(self) -> usize {
+        self.code_bytes() + TILE * self.scales() * (1 + usize::from(self.has_min()))
+    }
+
+    /// Bytes of a superblock of a tile.
+    #[inline(always)]
+    pub(super) fn superblock_bytes(self) -> usize {
+        self.header_bytes() + GROUPS * self.group_bytes()
+    }
+
+    /// Bytes of a tile.
+    pub(super) fn tile_bytes(self, groups: usize) -> usize {
+        groups / GROUPS * self.superblock_bytes()
+    }
+
+    /// Where a group begins in a tile.
+    #[inline(always)]
+    pub(super) fn group_at(self, group: usize) -> usize {
+        group / GROUPS * self.superblock_bytes()
+            + self.header_bytes()
+            + group % GROUPS * self.group_bytes()
+    }
+
+    /// Bits of the first plane of codes; what is left is in the second.
+    fn low_bits(self) -> usize {
+        if self.bits() < 4 { 2 } else { 4 }
+    }
+
+    /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's planes of so many bits, which begin at 0.
+    fn place(bits: usize, f: usize, k: usize) -> (usize, usize) {
+        let (half, quad, lane) = (f / HALF, k / 4, 4 * (f % HALF) + k % 4);
+        let in_register = 8 / bits;
+        debug_assert!(QUADS.is_multiple_of(in_register));
+        let register = 2 * (quad / in_register) + half;
+        (REGISTER * register + lane, bits * (quad % in_register))
+    }
+
+    /// The planes of codes: bytes before each, its bits, and bits below them.
+    fn planes(self) -> [(usize, usize, usize); 2] {
+        let low = self.low_bits();
+        [(0, low, 0), (TILE * GROUP * low / 8, self.bits() - low, low)]
+    }
+
+    fn put_code(self, bytes: &mut [u8], (f, k): (usize, usize), code: i8) {
+        let code = code.wrapping_sub(self.lowest()) as u8;
+        for (start, bits, below) in self.planes() {
+            if bits > 0 {
+                let (at, shift) = Self::place(bits, f, k);
+                bytes[start + at] |= ((code >> below) & ((1 << bits) - 1)) << shift;
+            }
+        }
+    }
+
+    fn code(self, bytes: &[u8], f: usize, k: usize) -> i8 {
+        let mut code = 0;
+        for (start, bits, below) in self.planes() {
+            if bits > 0 {
+                let (at, shift) = Self::place(bits, f, k);
+                code |= ((bytes[start + at] >> shift) & ((1 << bits) - 1)) << below;
+            }
+        }
+        (code as i8).wrapping_add(self.lowest())
+    }
+
+    /// Puts a superblock of feature `f` into that of its tile, which has been zeros.
+    pub(super) fn put(self, bytes: &mut [u8], f: usize, block: &KBlock) {
+        bytes[2 * f..2 * f + 2].copy_from_slice(&block.d.to_le_bytes());
+        if self.has_min() {
+            let at = 2 * (TILE + f);
+            bytes[at..at + 2].copy_from_slice(&block.min.to_le_bytes());
+        }
+        let groups = bytes[self.header_bytes()..].chunks_exact_mut(self.group_bytes());
+        for (group, bytes) in block.groups.iter().zip(groups) {
+            for (k, code) in group.codes.iter().enumerate() {
+                self.put_code(bytes, (f, k), *code);
+            }
+            let (scales, n) = (&mut bytes[self.code_bytes()..], self.scales());
+            for which in 0..n {
+                scales[which * TILE + f] = group.scales[which] as u8;
+                if self.has_min() {
+                    scales[(n + which) * TILE + f] = group.mins[which] as u8;
+                }
+            }
+        }
+    }
+
+    /// Row `f` of a tile as f32.
+    pub(super) fn row_into(self, tile: &[u8], f: usize, out: &mut [f32]) {
+        let blocks = tile.chunks_exact(self.superblock_bytes());
+        for (block, out) in blocks.zip(out.chunks_mut(SUPERBLOCK)) {
+            let number = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+            let d = number(2 * f);
+            let min = if self.has_min() { number(2 * (TILE + f)) } else { 0.0 };
+            let groups = block[self.header_bytes()..].chunks_exact(self.group_bytes());
+            for (group, out) in groups.zip(out.chunks_mut(GROUP)) {
+                let byte = |at: usize| f32::from(group[self.code_bytes() + at * TILE + f] as i8);
+                for (k, out) in out.iter_mut().enumerate() {
+                    let which = if self.scales() == 1 { 0 } else { k / HALF };
+                    let scaled = d * byte(which) * f32::from(self.code(group, f, k));
+                    *out = match self.has_min() {
+                        true => scaled + min * byte(self.scales() + which),
+                        false => scaled,
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Codes of a group of 32 weights of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KGroup {
+    /// Integers within the format's range.
+    pub codes: [i8; GROUP],
+    /// Of the group, or of its first and its last 16 weights.
+    pub scales: [i8; 2],
+    /// The same of minimums.
+    pub mins: [i8; 2],
+}
+
+/// 256 weights of a row: weight i of a group is `(d · scales[..]) · codes[i] + min · mins[..]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KBlock {
+    /// Factor of the scales.
+    pub d: f16,
+    /// Factor of the minimums; formats without have none.
+    pub min: f16,
+    /// Groups of 32.
+    pub groups: [KGroup; GROUPS],
+}
+
+impl Default for KBlock {
+    fn default() -> Self {
+        let group = KGroup { codes: [0; GROUP], scales: [0; 2], mins: [0; 2] };
+        Self { d: f16::ZERO, min: f16::ZERO, groups: [group; GROUPS] }
+    }
+}

@@ -1,0 +1,192 @@
+//! K types as the codes, scales and minimums that they are, for layers that keep them.
+
+use half::f16;
+use kvasir_kernels::{KBlock, KFormat, SUPERBLOCK};
+
+use super::k_scales::{packed_scales, scale_and_min};
+use crate::gguf::GgmlType;
+
+/// A tensor's bytes as superblocks.
+#[derive(Clone, Copy)]
+pub struct KTensor<'a> {
+    /// What the codes are like.
+    pub format: KFormat,
+    decode: fn(&[u8], &mut [KBlock]),
+    row_bytes: usize,
+    bytes: &'a [u8],
+}
+
+impl std::fmt::Debug for KTensor<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KTensor").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl<'a> KTensor<'a> {
+    /// `None` for another type, or rows that are not whole superblocks.
+    pub(crate) fn new(ty: GgmlType, bytes: &'a [u8], row_elements: usize) -> Option<Self> {
+        type Decode = fn(&[u8], &mut [KBlock]);
+        let (format, decode): (_, Decode) = match ty {
+            GgmlType::Q2_K => (KFormat::Q2, |bytes, out| blocks(bytes, out, q2_k)),
+            GgmlType::Q3_K => (KFormat::Q3, |bytes, out| blocks(bytes, out, q3_k)),
+            GgmlType::Q4_K => (KFormat::Q4, |bytes, out| blocks(bytes, out, q4_k)),
+            GgmlType::Q5_K => (KFormat::Q5, |bytes, out| blocks(bytes, out, q5_k)),
+            GgmlType::Q6_K => (KFormat::Q6, |bytes, out| blocks(bytes, out, q6_k)),
+            _ => return None,
+        };
+        let whole = row_elements.is_multiple_of(SUPERBLOCK);
+        let row_bytes = row_elements / SUPERBLOCK * ty.block_bytes();
+        (whole && row_bytes > 0).then_some(Self { format, decode, row_bytes, bytes })
+    }
+
+    /// The superblocks of a row; nothing if there is no such row. `out`: a row's superblocks.
+    pub fn row(&self, row: usize, out: &mut [KBlock]) {
+        if let Some(bytes) = self.bytes.chunks_exact(self.row_bytes).nth(row) {
+            (self.decode)(bytes, out);
+        }
+    }
+}
+
+fn blocks<const BYTES: usize>(
+    bytes: &[u8],
+    out: &mut [KBlock],
+    decode: impl Fn(&[u8; BYTES], &mut KBlock),
+) {
+    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out) {
+        decode(block, out);
+    }
+}
+
+fn f16_at(block: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([block[at], block[at + 1]])
+}
+
+/// See `q2_k.rs`.
+fn q2_k(block: &[u8; 84], out: &mut KBlock) {
+    (out.d, out.min) = (f16_at(block, 80), -f16_at(block, 82));
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        let scales = [block[2 * g], block[2 * g + 1]];
+        group.scales = scales.map(|scale| (scale & 15) as i8);
+        group.mins = scales.map(|scale| (scale >> 4) as i8);
+        let (quants, shift) = (&block[16 + g / 4 * 32..][..32], g % 4 * 2);
+        group.codes = std::array::from_fn(|j| ((quants[j] >> shift) & 3) as i8);
+    }
+}
+
+/// See `q3_k.rs`.
+fn q3_k(block: &[u8; 110], out: &mut KBlock) {
+    out.d = f16_at(block, 108);
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        group.scales = [2 * g, 2 * g + 1].map(|at| {
+            let low = block[96 + at % 8] >> (at / 8 * 4) & 15;
+            let high = block[104 + at % 4] >> (at / 4 * 2) & 3;
+            (low | high << 4) as i8 - 32
+        });
+        let (quants, shift) = (&block[32 + g / 4 * 32..][..32], g % 4 * 2);
+        group.codes = std::array::from_fn(|j| {
+            let third = (block[j] >> g) & 1;
+            ((quants[j] >> shift) & 3 | third << 2) as i8 - 4
+        });
+    }
+}
+
+/// What Q4_K and Q5_K share.
+fn scaled<const BYTES: usize>(block: &[u8; BYTES], out: &mut KBlock) {
+    (out.d, out.min) = (f16_at(block, 0), -f16_at(block, 2));
+    let packed = packed_scales(block);
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        let (scale, min) = scale_and_min(&packed, g);
+        (group.scales, group.mins) = ([scale as i8, 0], [min as i8, 0]);
+    }
+}
+
+/// See `q4_k.rs`.
+fn q4_k(block: &[u8; 144], out: &mut KBlock) {
+    scaled(block, out);
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        let quants = &block[16 + g / 2 * 32..][..32];
+        group.codes = std::array::from_fn(|j| ((quants[j] >> (g % 2 * 4)) & 15) as i8);
+    }
+}
+
+/// See `q5_k.rs`.
+fn q5_k(block: &[u8; 176], out: &mut KBlock) {
+    scaled(block, out);
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        let quants = &block[48 + g / 2 * 32..][..32];
+        group.codes = std::array::from_fn(|j| {
+            let fifth = (block[16 + j] >> g) & 1;
+            (((quants[j] >> (g % 2 * 4)) & 15) | fifth << 4) as i8
+        });
+    }
+}
+
+/// See `q6_k.rs`.
+fn q6_k(block: &[u8; 210], out: &mut KBlock) {
+    out.d = f16_at(block, 208);
+    for (g, group) in out.groups.iter_mut().enumerate() {
+        let (half, run) = (g / 4, g % 4);
+        group.scales = [block[192 + 2 * g] as i8, block[193 + 2 * g] as i8];
+        let low = &block[half * 64 + run % 2 * 32..][..32];
+        let high = &block[128 + half * 32..][..32];
+        group.codes = std::array::from_fn(|j| {
+            let low = (low[j] >> (run / 2 * 4)) & 15;
+            let high = (high[j] >> (run * 2)) & 3;
+            (low | high << 4) as i8 - 32
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvasir_kernels::{ActivationKind, Linear};
+
+    use super::*;
+    use crate::dequant::dequantize;
+
+    /// Any bytes are codes and scales; only the numbers must be some.
+    #[test]
+    fn packed_rows_are_what_dequantisation_reads() {
+        let types = [
+            (GgmlType::Q2_K, 80),
+            (GgmlType::Q3_K, 108),
+            (GgmlType::Q4_K, 0),
+            (GgmlType::Q5_K, 0),
+            (GgmlType::Q6_K, 208),
+        ];
+        for (ty, numbers) in types {
+            let (rows, width) = (37, 512);
+            let mut bytes = vec![0u8; rows * width / SUPERBLOCK * ty.block_bytes()];
+            let mut state = 7u32;
+            for byte in &mut bytes {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *byte = (state >> 24) as u8;
+            }
+            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                block[numbers + 1] = 0x2c;
+                if let Some(min) = block.get_mut(numbers + 3).filter(|_| ty != GgmlType::Q3_K) {
+                    *min = 0x28;
+                }
+            }
+            let exact = dequantize("t", ty, &bytes).unwrap();
+            let tensor = KTensor::new(ty, &bytes, width).unwrap();
+            let packed = Linear::from_k(
+                (tensor.format, ActivationKind::Bytes),
+                None,
+                width,
+                rows,
+                |row, out| Ok::<(), ()>(tensor.row(row, out)),
+            );
+            let (packed, mut found) = (packed.unwrap(), vec![0.0; width]);
+            for (row, exact) in exact.chunks_exact(width).enumerate() {
+                packed.row_into(row, &mut found);
+                assert_eq!(found, exact, "row {row} of {ty}");
+            }
+            let in_file = bytes.len() * rows.next_multiple_of(32) / rows;
+            let bound = in_file as f64 * 1.05;
+            assert!(packed.num_bytes() as f64 <= bound, "{ty}: {} {bound}", packed.num_bytes());
+        }
+        assert!(KTensor::new(GgmlType::Q8_0, &[0; 272], 256).is_none());
+        assert!(KTensor::new(GgmlType::Q6_K, &[0; 210], 128).is_none());
+    }
+}
