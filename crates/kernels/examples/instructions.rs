@@ -30,13 +30,10 @@ fn linear(kind: ActivationKind, format: Option<CodeFormat>, rows: usize) -> Kern
             }
             Ok::<(), ()>(())
         };
-        Linear::from_codes((format, kind), None, INPUTS, OUTPUTS, fill)
-            .ok()
-            .flatten()
+        Linear::from_codes((format, kind), None, INPUTS, OUTPUTS, fill).ok().flatten()
     });
-    let linear = coded.unwrap_or_else(|| {
-        Linear::bf16(kind, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS)
-    });
+    let linear = coded
+        .unwrap_or_else(|| Linear::bf16(kind, &numbers(INPUTS * OUTPUTS), None, INPUTS, OUTPUTS));
     let mut x = Activations::default();
     x.set(kind, &numbers(rows * INPUTS), INPUTS);
     let mut out = vec![0.0; rows * OUTPUTS];

@@ -1,6 +1,6 @@
 //! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
 
-use kvasir_kernels::{ActivationKind, GROUP, Linear, SUPERBLOCK};
+use kvasir_kernels::{ActivationKind, GROUP, Linear};
 use rayon::prelude::*;
 
 use crate::arch::DecoderSpec;
@@ -324,7 +324,7 @@ impl Reader<'_> {
         let dim = self.spec.head_dim;
         let stored = |row| if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
         let tiles = form.codes == Some(ActivationKind::Tiles);
-        let k_codes = self.source.k_codes(name).filter(|_| inputs.is_multiple_of(SUPERBLOCK));
+        let k_codes = self.source.k_codes(name);
         if let (Some(tensor), Some(kind), false) = (k_codes, form.codes, tiles) {
             let format = (tensor.format, kind);
             return Linear::from_k(format, bias, inputs, outputs, |row, out| {

@@ -1,7 +1,8 @@
-//! Codes of ggml's K types as they are: integers of 2 to 6 bits, a byte that scales each 16 or 32 of them, a number for 256.
+//! Codes of 2 to 6 bits as they are: ggml's K types, integers with a byte that scales each 16 or 32 of them and a number for 256, and Q5_0
+//! and Q5_1, with a number for 32.
 //!
 //! Nothing is rounded: a weight is `(d · scale) · code + (min · min_scale)`, as the file has it. A tile of [`TILE`] features lies superblock after
-//! superblock of 256 inputs, whatever its inputs are:
+//! superblock of 256 inputs (or group after group, of types without), whatever its inputs are:
 //!
 //! | | bytes |
 //! |---|---|
@@ -13,7 +14,7 @@
 //! | scales of the group, or of its first 16 inputs, then of its last 16 | 32 each |
 //! | the same of minimums, if there are any | 32 each |
 //!
-//! A register is a quad of inputs of 16 features, as in `packed.rs`.
+//! Q5_0 and Q5_1 have `d` and `min` in place of a group's scales and minimums. A register is a quad of inputs of 16 features, as in `packed.rs`.
 
 use half::f16;
 
@@ -39,11 +40,16 @@ pub enum KFormat {
     Q5,
     /// Codes −32 to 31, scales for 16.
     Q6,
+    /// Codes −16 to 15, a number for 32.
+    Q5_0,
+    /// Codes 0 to 31, a number and a minimum for 32.
+    Q5_1,
 }
 
 impl KFormat {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Q2, Self::Q3, Self::Q4, Self::Q5, Self::Q6];
+    pub const ALL: [Self; 7] =
+        [Self::Q2, Self::Q3, Self::Q4, Self::Q5, Self::Q6, Self::Q5_0, Self::Q5_1];
 
     /// Bits of a code.
     #[inline(always)]
@@ -52,7 +58,7 @@ impl KFormat {
             Self::Q2 => 2,
             Self::Q3 => 3,
             Self::Q4 => 4,
-            Self::Q5 => 5,
+            Self::Q5 | Self::Q5_0 | Self::Q5_1 => 5,
             Self::Q6 => 6,
         }
     }
@@ -62,6 +68,7 @@ impl KFormat {
         match self {
             Self::Q3 => -4,
             Self::Q6 => -32,
+            Self::Q5_0 => -16,
             _ => 0,
         }
     }
@@ -69,19 +76,36 @@ impl KFormat {
     /// Whether there are minimums.
     #[inline(always)]
     pub fn has_min(self) -> bool {
-        matches!(self, Self::Q2 | Self::Q4 | Self::Q5)
+        matches!(self, Self::Q2 | Self::Q4 | Self::Q5 | Self::Q5_1)
     }
 
     /// Scales of a group of 32.
     #[inline(always)]
     pub fn scales(self) -> usize {
-        if matches!(self, Self::Q4 | Self::Q5) { 1 } else { 2 }
+        if matches!(self, Self::Q2 | Self::Q3 | Self::Q6) { 2 } else { 1 }
+    }
+
+    /// Whether groups have numbers of their own, and no superblock.
+    #[inline(always)]
+    pub(super) fn is_plain(self) -> bool {
+        matches!(self, Self::Q5_0 | Self::Q5_1)
+    }
+
+    /// Inputs of what a row is a whole number of.
+    pub fn block_inputs(self) -> usize {
+        if self.is_plain() { GROUP } else { SUPERBLOCK }
+    }
+
+    /// Bytes of numbers.
+    #[inline(always)]
+    fn number_bytes(self) -> usize {
+        2 * TILE * (1 + usize::from(self.has_min()))
     }
 
     /// Bytes before the groups of a superblock.
     #[inline(always)]
     pub(super) fn header_bytes(self) -> usize {
-        2 * TILE * (1 + usize::from(self.has_min()))
+        if self.is_plain() { 0 } else { self.number_bytes() }
     }
 
     /// Bytes of the codes of a group of a tile.
@@ -93,26 +117,25 @@ impl KFormat {
     /// Bytes of a group of a tile.
     #[inline(always)]
     pub(super) fn group_bytes(self) -> usize {
-        self.code_bytes() + TILE * self.scales() * (1 + usize::from(self.has_min()))
+        let scales = TILE * self.scales() * (1 + usize::from(self.has_min()));
+        self.code_bytes() + if self.is_plain() { self.number_bytes() } else { scales }
     }
 
-    /// Bytes of a superblock of a tile.
+    /// Bytes of the superblocks before a group of a tile.
     #[inline(always)]
-    pub(super) fn superblock_bytes(self) -> usize {
-        self.header_bytes() + GROUPS * self.group_bytes()
+    pub(super) fn superblock_at(self, group: usize) -> usize {
+        group / GROUPS * (self.header_bytes() + GROUPS * self.group_bytes())
     }
 
     /// Bytes of a tile.
     pub(super) fn tile_bytes(self, groups: usize) -> usize {
-        groups / GROUPS * self.superblock_bytes()
+        groups.div_ceil(GROUPS) * self.header_bytes() + groups * self.group_bytes()
     }
 
     /// Where a group begins in a tile.
     #[inline(always)]
     pub(super) fn group_at(self, group: usize) -> usize {
-        group / GROUPS * self.superblock_bytes()
-            + self.header_bytes()
-            + group % GROUPS * self.group_bytes()
+        self.superblock_at(group) + self.header_bytes() + group % GROUPS * self.group_bytes()
     }
 
     /// Bits of the first plane of codes; what is left is in the second.
@@ -156,76 +179,82 @@ impl KFormat {
         (code as i8).wrapping_add(self.lowest())
     }
 
-    /// Puts a superblock of feature `f` into that of its tile, which has been zeros.
-    pub(super) fn put(self, bytes: &mut [u8], f: usize, block: &KBlock) {
-        bytes[2 * f..2 * f + 2].copy_from_slice(&block.d.to_le_bytes());
-        if self.has_min() {
-            let at = 2 * (TILE + f);
-            bytes[at..at + 2].copy_from_slice(&block.min.to_le_bytes());
+    /// Puts group `g` of feature `f` into a tile, which has been zeros.
+    pub(super) fn put(self, tile: &mut [u8], (f, g): (usize, usize), group: &KGroup) {
+        let at = self.group_at(g);
+        let numbers = self.numbers_at(g);
+        for (what, number) in [group.d, group.min].iter().enumerate() {
+            if what == 0 || self.has_min() {
+                let at = numbers + 2 * (what * TILE + f);
+                tile[at..at + 2].copy_from_slice(&number.to_le_bytes());
+            }
         }
-        let groups = bytes[self.header_bytes()..].chunks_exact_mut(self.group_bytes());
-        for (group, bytes) in block.groups.iter().zip(groups) {
-            for (k, code) in group.codes.iter().enumerate() {
-                self.put_code(bytes, (f, k), *code);
+        let bytes = &mut tile[at..at + self.group_bytes()];
+        for (k, code) in group.codes.iter().enumerate() {
+            self.put_code(bytes, (f, k), *code);
+        }
+        if self.is_plain() {
+            return;
+        }
+        let (scales, n) = (&mut bytes[self.code_bytes()..], self.scales());
+        for which in 0..n {
+            scales[which * TILE + f] = group.scales[which] as u8;
+            if self.has_min() {
+                scales[(n + which) * TILE + f] = group.mins[which] as u8;
             }
-            let (scales, n) = (&mut bytes[self.code_bytes()..], self.scales());
-            for which in 0..n {
-                scales[which * TILE + f] = group.scales[which] as u8;
-                if self.has_min() {
-                    scales[(n + which) * TILE + f] = group.mins[which] as u8;
-                }
-            }
+        }
+    }
+
+    /// Where the numbers of a group begin in a tile.
+    fn numbers_at(self, group: usize) -> usize {
+        match self.is_plain() {
+            true => self.group_at(group) + self.code_bytes(),
+            false => self.superblock_at(group),
         }
     }
 
     /// Row `f` of a tile as f32.
     pub(super) fn row_into(self, tile: &[u8], f: usize, out: &mut [f32]) {
-        let blocks = tile.chunks_exact(self.superblock_bytes());
-        for (block, out) in blocks.zip(out.chunks_mut(SUPERBLOCK)) {
-            let number = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-            let d = number(2 * f);
-            let min = if self.has_min() { number(2 * (TILE + f)) } else { 0.0 };
-            let groups = block[self.header_bytes()..].chunks_exact(self.group_bytes());
-            for (group, out) in groups.zip(out.chunks_mut(GROUP)) {
-                let byte = |at: usize| f32::from(group[self.code_bytes() + at * TILE + f] as i8);
-                for (k, out) in out.iter_mut().enumerate() {
-                    let which = if self.scales() == 1 { 0 } else { k / HALF };
-                    let scaled = d * byte(which) * f32::from(self.code(group, f, k));
-                    *out = match self.has_min() {
-                        true => scaled + min * byte(self.scales() + which),
-                        false => scaled,
-                    };
+        for (g, out) in out.chunks_mut(GROUP).enumerate() {
+            let (group, numbers) = (&tile[self.group_at(g)..], &tile[self.numbers_at(g)..]);
+            let number = |what: usize| {
+                let at = 2 * (what * TILE + f);
+                f16::from_le_bytes([numbers[at], numbers[at + 1]]).to_f32()
+            };
+            // Scale or minimum, times its number.
+            let scaled = |what: usize, which: usize| {
+                let at = self.code_bytes() + (what * self.scales() + which) * TILE + f;
+                let by = if self.is_plain() { 1.0 } else { f32::from(group[at] as i8) };
+                number(what) * by
+            };
+            for (k, out) in out.iter_mut().enumerate() {
+                let which = if self.scales() == 1 { 0 } else { k / HALF };
+                *out = scaled(0, which) * f32::from(self.code(group, f, k));
+                if self.has_min() {
+                    *out += scaled(1, which);
                 }
             }
         }
     }
 }
 
-/// Codes of a group of 32 weights of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// 32 weights of a row: weight i is `(d · scales[..]) · codes[i] + min · mins[..]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KGroup {
+    /// Factor of the scales, the same in all groups of a superblock.
+    pub d: f16,
+    /// Factor of the minimums, the same; formats without have none.
+    pub min: f16,
     /// Integers within the format's range.
     pub codes: [i8; GROUP],
-    /// Of the group, or of its first and its last 16 weights.
+    /// Of the group, or of its first and its last 16 weights; Q5_0 and Q5_1 have none.
     pub scales: [i8; 2],
     /// The same of minimums.
     pub mins: [i8; 2],
 }
 
-/// 256 weights of a row: weight i of a group is `(d · scales[..]) · codes[i] + min · mins[..]`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct KBlock {
-    /// Factor of the scales.
-    pub d: f16,
-    /// Factor of the minimums; formats without have none.
-    pub min: f16,
-    /// Groups of 32.
-    pub groups: [KGroup; GROUPS],
-}
-
-impl Default for KBlock {
+impl Default for KGroup {
     fn default() -> Self {
-        let group = KGroup { codes: [0; GROUP], scales: [0; 2], mins: [0; 2] };
-        Self { d: f16::ZERO, min: f16::ZERO, groups: [group; GROUPS] }
+        Self { d: f16::ZERO, min: f16::ZERO, codes: [0; GROUP], scales: [1; 2], mins: [1; 2] }
     }
 }

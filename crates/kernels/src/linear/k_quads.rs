@@ -293,7 +293,10 @@ fn turned_body<S: Simd>(
         for g in 0..groups {
             for h in 0..2 {
                 for quad in 0..QUADS {
-                    s.istore(codes.add(((g * QUADS + quad) * 2 + h) * 64), stored.quad(s, g, quad, h));
+                    s.istore(
+                        codes.add(((g * QUADS + quad) * 2 + h) * 64),
+                        stored.quad(s, g, quad, h),
+                    );
                 }
                 for n in 0..numbers_of::<F>() {
                     let of = (n / F::SCALES, n % F::SCALES);

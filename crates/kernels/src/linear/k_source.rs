@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::k_packed::{GROUPS, KFormat};
+use super::k_packed::KFormat;
 use super::operands::{Product, Source};
 use super::packed::{GROUP, HALF, PAIRS, TILE};
 use crate::simd::{L2, Simd, prefetch};
@@ -41,12 +41,14 @@ formats! {
     Q4: 4 bits, 1 scales, true, 0;
     Q5: 5 bits, 1 scales, true, 0;
     Q6: 6 bits, 2 scales, false, 5;
+    Q5_0: 5 bits, 1 scales, false, 4;
+    Q5_1: 5 bits, 1 scales, true, 0;
 }
 
 /// Evaluates `$body` with the format as the type `$F`.
 macro_rules! by_k_format {
     ($format:expr, |$F:ident| $body:expr) => {
-        by_k_format!(@ $format, $F, $body, Q2 Q3 Q4 Q5 Q6)
+        by_k_format!(@ $format, $F, $body, Q2 Q3 Q4 Q5 Q6 Q5_0 Q5_1)
     };
     (@ $format:expr, $F:ident, $body:expr, $($name:ident)*) => {
         match $format {
@@ -130,10 +132,15 @@ impl<F: Format> StoredK<F> {
         (what, which): (usize, usize),
         half: usize,
     ) -> S::F {
-        // SAFETY: numbers of a superblock are before its groups, bytes of a group after its codes.
+        let number = 2 * (what * TILE + HALF * half);
+        // SAFETY: numbers of a superblock are before its groups, bytes or numbers of a group after its codes.
         unsafe {
-            let block = self.tile.add(group / GROUPS * F::FORMAT.superblock_bytes());
-            let by = s.load_f16(block.add(2 * (what * TILE + HALF * half)).cast());
+            if F::FORMAT.is_plain() {
+                let at = F::FORMAT.code_bytes() + number;
+                return s.load_f16(self.group(group).add(at).cast());
+            }
+            let block = self.tile.add(F::FORMAT.superblock_at(group));
+            let by = s.load_f16(block.add(number).cast());
             let at = F::FORMAT.code_bytes() + (what * F::SCALES + which) * TILE + HALF * half;
             s.mul(s.from_int(s.load_signed(self.group(group).add(at))), by)
         }
@@ -142,10 +149,7 @@ impl<F: Format> StoredK<F> {
     /// Fetches what will be needed some groups later.
     #[inline(always)]
     pub(super) fn fetch_group(self, group: usize) {
-        prefetch::<L2>(
-            self.tile.wrapping_add(F::FORMAT.group_at(group)),
-            F::FORMAT.group_bytes(),
-        );
+        prefetch::<L2>(self.tile.wrapping_add(F::FORMAT.group_at(group)), F::FORMAT.group_bytes());
     }
 }
 
@@ -160,20 +164,20 @@ impl<S: Simd, P: Product<S>, F: Format> Source<S, P> for StoredK<F> {
             let byte = s.isplat(255);
             let first = s.and(s.shr(quad, shift), byte);
             let second = s.and(s.shr(quad, shift + 8), byte);
+            let minus = s.isplat(if F::SHIFT > 0 { 1 << F::SHIFT } else { 0 });
+            let first = s.from_int(s.isub(first, minus));
+            let second = s.from_int(s.isub(second, minus));
             if F::SCALES == 1 {
-                return p.of_numbers(s, s.from_int(second), s.from_int(first));
+                return p.of_numbers(s, second, first);
             }
             let which = pair / (PAIRS / 2);
             let scale = self.number(s, group, (0, which), half);
-            let lowest = s.isplat(if F::SHIFT > 0 { 1 << F::SHIFT } else { 0 });
-            let mut weights = [first, second].map(|codes| s.isub(codes, lowest));
-            let min = if F::MIN { self.number(s, group, (1, which), half) } else { s.zero() };
-            for weight in &mut weights {
-                let scaled = s.mul(scale, s.from_int(*weight));
-                *weight = s.round_bf16(if F::MIN { s.add(scaled, min) } else { scaled });
+            let (mut first, mut second) = (s.mul(scale, first), s.mul(scale, second));
+            if F::MIN {
+                let min = self.number(s, group, (1, which), half);
+                (first, second) = (s.add(first, min), s.add(second, min));
             }
-            let [first, second] = weights;
-            p.of_words(s, s.or(first, s.shl(second, 16)))
+            p.of_words(s, s.or(s.round_bf16(first), s.shl(s.round_bf16(second), 16)))
         }
     }
 

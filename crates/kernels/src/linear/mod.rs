@@ -26,7 +26,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 pub use activations::{ActivationKind, Activations};
-pub use k_packed::{KBlock, KFormat, KGroup, SUPERBLOCK};
+pub use k_packed::{KFormat, KGroup, SUPERBLOCK};
 pub use packed::{CodeFormat, GROUP, GroupCodes};
 
 use crate::activation::{Activation, gated};
@@ -125,26 +125,26 @@ impl Linear {
             .map(|weight| Self { weight, bias: None, in_features, out_features }.with_bias(bias)))
     }
 
-    /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `blocks(row, out)` fills
-    /// the `in_features / SUPERBLOCK` superblocks of a row. With inputs in bytes nothing but inputs is rounded; with others weights of formats with
+    /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `groups(row, out)` fills
+    /// the `in_features / GROUP` groups of a row. With inputs in bytes nothing but inputs is rounded; with others weights of formats with
     /// a scale for 16 are rounded to bf16 when they are multiplied.
     ///
     /// # Errors
-    /// What `blocks` returns.
+    /// What `groups` returns.
     ///
     /// # Panics
-    /// If `in_features` is not whole superblocks, inputs are tiles, or a bias has another length than `out_features`.
+    /// If `in_features` is not whole blocks of the format, inputs are tiles, or a bias has another length than `out_features`.
     pub fn from_k<E>(
         (format, inputs): (KFormat, ActivationKind),
         bias: Option<Vec<f32>>,
         in_features: usize,
         out_features: usize,
-        blocks: impl FnMut(usize, &mut [KBlock]) -> Result<(), E>,
+        groups: impl FnMut(usize, &mut [KGroup]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let whole = in_features.is_multiple_of(SUPERBLOCK);
-        assert!(whole, "{in_features} inputs in superblocks of {SUPERBLOCK}");
+        let block = format.block_inputs();
+        assert!(in_features.is_multiple_of(block), "{in_features} inputs in blocks of {block}");
         assert!(inputs != ActivationKind::Tiles, "codes of a K type with tiles");
-        let weight = Packed::from_k(format, inputs, (in_features, out_features), blocks)?;
+        let weight = Packed::from_k(format, inputs, (in_features, out_features), groups)?;
         Ok(Self { weight, bias: None, in_features, out_features }.with_bias(bias))
     }
 

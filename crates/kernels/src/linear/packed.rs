@@ -24,7 +24,7 @@
 use half::{bf16, f16};
 
 use super::ActivationKind;
-use super::k_packed::{KBlock, KFormat, SUPERBLOCK};
+use super::k_packed::{KFormat, KGroup};
 
 use crate::{AlignedBytes, Arena};
 
@@ -184,22 +184,21 @@ impl Packed {
         Ok(Some(packed))
     }
 
-    /// Takes codes of a K type as they are. `blocks(row, out)` fills a row's superblocks.
+    /// Takes codes of a K type as they are. `groups(row, out)` fills a row's.
     pub(super) fn from_k<E>(
         format: KFormat,
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
-        mut blocks: impl FnMut(usize, &mut [KBlock]) -> Result<(), E>,
+        mut groups: impl FnMut(usize, &mut [KGroup]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let mut packed = Self::new(Stored::K(format), inputs, (in_features, out_features));
         let tile_bytes = packed.tile_bytes();
-        let mut row_blocks = vec![KBlock::default(); in_features / SUPERBLOCK];
+        let mut row_groups = vec![KGroup::default(); packed.num_groups];
         for row in 0..out_features {
-            blocks(row, &mut row_blocks)?;
+            groups(row, &mut row_groups)?;
             let (tile, f) = (row / TILE, row % TILE);
             let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
-            let to = tile.chunks_exact_mut(format.superblock_bytes());
-            row_blocks.iter().zip(to).for_each(|(block, to)| format.put(to, f, block));
+            row_groups.iter().enumerate().for_each(|(g, group)| format.put(tile, (f, g), group));
         }
         Ok(packed)
     }

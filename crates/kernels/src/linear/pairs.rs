@@ -250,10 +250,10 @@ fn multiply_body<S: Simd, P: Product<S>>(
             Stored::Codes(format) => codes_body(s, p, format, at, room, rows, sums),
             Stored::K(format) => by_k_format!(format, |F| {
                 let source = StoredK::<F>::new(at);
-                if F::SCALES == 1 {
-                    all_groups::<S, P, _, MIN>((s, p), source, room, rows, sums);
-                } else {
-                    all_groups::<S, P, _, CHAIN>((s, p), source, room, rows, sums);
+                match (F::SCALES, F::MIN) {
+                    (1, true) => all_groups::<S, P, _, MIN>((s, p), source, room, rows, sums),
+                    (1, false) => all_groups::<S, P, _, SCALE>((s, p), source, room, rows, sums),
+                    _ => all_groups::<S, P, _, CHAIN>((s, p), source, room, rows, sums),
                 }
             }),
         }

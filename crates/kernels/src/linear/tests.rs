@@ -58,45 +58,43 @@ fn k_coded(
     let integer = |unit: f32, low: i32, span: i32| {
         (low + ((unit + 1.0) / 2.0 * span as f32).min(span as f32 - 1.0) as i32) as i8
     };
-    let blocks = |row: usize, out: &mut [KBlock]| {
-        for (b, block) in out.iter_mut().enumerate() {
-            let at = (row * k + b * SUPERBLOCK) / 16;
-            block.d = f16::from_f32(numbers[at] * 0.001);
-            block.min = f16::from_f32(if format.has_min() { numbers[at + 1] * 0.01 } else { 0.0 });
-            for (g, group) in block.groups.iter_mut().enumerate() {
-                let (low, span) = match format {
-                    KFormat::Q2 => (0, 16),
-                    KFormat::Q3 => (-32, 64),
-                    KFormat::Q4 | KFormat::Q5 => (0, 64),
-                    KFormat::Q6 => (-128, 256),
-                };
-                let number = |i: usize| numbers[at + (2 * g + i) % 16];
-                group.scales = [0, 1].map(|i| integer(number(i), low, span));
-                group.mins = [2, 3].map(|i| integer(number(i), low, span));
-                if format.scales() == 1 {
-                    (group.scales[1], group.mins[1]) = (0, 0);
-                }
-                for (i, code) in group.codes.iter_mut().enumerate() {
-                    let unit = random[row * k + b * SUPERBLOCK + g * GROUP + i];
-                    *code = integer(unit, i32::from(format.lowest()), 1 << format.bits());
-                }
+    let groups = |row: usize, out: &mut [KGroup]| {
+        for (g, group) in out.iter_mut().enumerate() {
+            let block = format.block_inputs();
+            // The same in all of a superblock.
+            let first = (row * k + g * GROUP / block * block) / 16;
+            group.d = f16::from_f32(numbers[first] * 0.001);
+            group.min =
+                f16::from_f32(if format.has_min() { numbers[first + 1] * 0.01 } else { 0.0 });
+            let (low, span) = match format {
+                KFormat::Q2 => (0, 16),
+                KFormat::Q3 => (-32, 64),
+                KFormat::Q4 | KFormat::Q5 => (0, 64),
+                KFormat::Q6 => (-128, 256),
+                KFormat::Q5_0 | KFormat::Q5_1 => (1, 1),
+            };
+            let number = |i: usize| numbers[(row * k / 16 + 2 * g + i) % numbers.len()];
+            group.scales = [0, 1].map(|i| integer(number(i), low, span));
+            group.mins = [2, 3].map(|i| integer(number(i), low, span));
+            for (i, code) in group.codes.iter_mut().enumerate() {
+                let unit = random[row * k + g * GROUP + i];
+                *code = integer(unit, i32::from(format.lowest()), 1 << format.bits());
             }
         }
         Ok::<(), ()>(())
     };
-    let linear = Linear::from_k((format, inputs), None, k, n, blocks).unwrap();
+    let linear = Linear::from_k((format, inputs), None, k, n, groups).unwrap();
     let mut rows = vec![0.0; n * k];
     for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
-        let mut row_blocks = vec![KBlock::default(); k / SUPERBLOCK];
-        blocks(row, &mut row_blocks).unwrap();
-        for (block, weights) in row_blocks.iter().zip(weights.chunks_exact_mut(SUPERBLOCK)) {
+        let mut row_groups = vec![KGroup::default(); k / GROUP];
+        groups(row, &mut row_groups).unwrap();
+        for (group, weights) in row_groups.iter().zip(weights.chunks_exact_mut(GROUP)) {
             for (i, weight) in weights.iter_mut().enumerate() {
-                let group = &block.groups[i / GROUP];
-                let which = if format.scales() == 1 { 0 } else { i % GROUP / 16 };
-                let scale = block.d.to_f32() * f32::from(group.scales[which]);
-                *weight = scale * f32::from(group.codes[i % GROUP]);
+                let which = if format.scales() == 1 { 0 } else { i / 16 };
+                let scale = group.d.to_f32() * f32::from(group.scales[which]);
+                *weight = scale * f32::from(group.codes[i]);
                 if format.has_min() {
-                    *weight += block.min.to_f32() * f32::from(group.mins[which]);
+                    *weight += group.min.to_f32() * f32::from(group.mins[which]);
                 }
             }
         }
@@ -136,11 +134,10 @@ fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
             layers.extend(formats.map(|(format, seed)| coded((*format, inputs), k, n, seed)));
         }
     }
-    if k.is_multiple_of(SUPERBLOCK) {
-        for inputs in KINDS.into_iter().filter(|kind| *kind != ActivationKind::Tiles) {
-            let formats = KFormat::ALL.into_iter().zip(20..);
-            layers.extend(formats.map(|(format, seed)| k_coded((format, inputs), k, n, seed)));
-        }
+    for inputs in KINDS.into_iter().filter(|kind| *kind != ActivationKind::Tiles) {
+        let formats = KFormat::ALL.into_iter().zip(20..);
+        let formats = formats.filter(|(format, _)| k.is_multiple_of(format.block_inputs()));
+        layers.extend(formats.map(|(format, seed)| k_coded((format, inputs), k, n, seed)));
     }
     layers
 }
@@ -225,7 +222,16 @@ fn rows_are_what_was_packed() {
 
 #[test]
 fn every_path_gives_the_definition() {
-    for (k, n, tokens) in [(64, 70, 1), (64, 33, 3), (96, 64, 7), (160, 96, 200), (37, 40, 8), (256, 70, 1), (512, 40, 3), (256, 33, 9)] {
+    for (k, n, tokens) in [
+        (64, 70, 1),
+        (64, 33, 3),
+        (96, 64, 7),
+        (160, 96, 200),
+        (37, 40, 8),
+        (256, 70, 1),
+        (512, 40, 3),
+        (256, 33, 9),
+    ] {
         let x = values(tokens * k, 7);
         for (linear, weights) in layers(k, n) {
             for path in Isa::available() {

@@ -139,7 +139,11 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
             for byte in [127, -127i8] {
                 let mut sums = s.izero();
                 for _ in 0..quads {
-                    sums = s.dot_codes(sums, s.isplat(code * 0x0101_0101), s.isplat(i32::from_le_bytes([byte as u8; 4])));
+                    sums = s.dot_codes(
+                        sums,
+                        s.isplat(code * 0x0101_0101),
+                        s.isplat(i32::from_le_bytes([byte as u8; 4])),
+                    );
                 }
                 put(s.add_codes(iy, sums));
             }

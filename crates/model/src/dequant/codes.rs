@@ -71,14 +71,14 @@ fn blocks<const BYTES: usize, const GROUPS: usize>(
 }
 
 /// Elements 0–15 are the low halves of 16 bytes, 16–31 the high ones.
-fn halves(quants: &[u8], add: impl Fn(usize, u8) -> i8) -> [i8; 32] {
+pub(super) fn halves(quants: &[u8], add: impl Fn(usize, u8) -> i8) -> [i8; 32] {
     std::array::from_fn(|j| {
         let byte = quants[j % 16];
         add(j, if j < 16 { byte & 15 } else { byte >> 4 })
     })
 }
 
-fn high_bits(block: &[u8], at: usize) -> u32 {
+pub(super) fn high_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 

@@ -1,17 +1,19 @@
-//! K types as the codes, scales and minimums that they are, for layers that keep them.
+//! K types, Q5_0 and Q5_1 as the codes, scales and minimums that they are, for layers that keep them.
 
 use half::f16;
-use kvasir_kernels::{KBlock, KFormat, SUPERBLOCK};
+use kvasir_kernels::{KFormat, KGroup};
 
+use super::codes::{halves, high_bits};
 use super::k_scales::{packed_scales, scale_and_min};
+use super::q5::fifth_bit;
 use crate::gguf::GgmlType;
 
-/// A tensor's bytes as superblocks.
+/// A tensor's bytes as groups of 32.
 #[derive(Clone, Copy)]
 pub struct KTensor<'a> {
     /// What the codes are like.
     pub format: KFormat,
-    decode: fn(&[u8], &mut [KBlock]),
+    decode: fn(&[u8], &mut [KGroup]),
     row_bytes: usize,
     bytes: &'a [u8],
 }
@@ -23,36 +25,39 @@ impl std::fmt::Debug for KTensor<'_> {
 }
 
 impl<'a> KTensor<'a> {
-    /// `None` for another type, or rows that are not whole superblocks.
+    /// `None` for another type, or rows that are not whole blocks.
     pub(crate) fn new(ty: GgmlType, bytes: &'a [u8], row_elements: usize) -> Option<Self> {
-        type Decode = fn(&[u8], &mut [KBlock]);
+        type Decode = fn(&[u8], &mut [KGroup]);
         let (format, decode): (_, Decode) = match ty {
             GgmlType::Q2_K => (KFormat::Q2, |bytes, out| blocks(bytes, out, q2_k)),
             GgmlType::Q3_K => (KFormat::Q3, |bytes, out| blocks(bytes, out, q3_k)),
             GgmlType::Q4_K => (KFormat::Q4, |bytes, out| blocks(bytes, out, q4_k)),
             GgmlType::Q5_K => (KFormat::Q5, |bytes, out| blocks(bytes, out, q5_k)),
             GgmlType::Q6_K => (KFormat::Q6, |bytes, out| blocks(bytes, out, q6_k)),
+            GgmlType::Q5_0 => (KFormat::Q5_0, |bytes, out| blocks(bytes, out, q5_0)),
+            GgmlType::Q5_1 => (KFormat::Q5_1, |bytes, out| blocks(bytes, out, q5_1)),
             _ => return None,
         };
-        let whole = row_elements.is_multiple_of(SUPERBLOCK);
-        let row_bytes = row_elements / SUPERBLOCK * ty.block_bytes();
+        let whole = row_elements.is_multiple_of(ty.block_elements());
+        let row_bytes = row_elements / ty.block_elements() * ty.block_bytes();
         (whole && row_bytes > 0).then_some(Self { format, decode, row_bytes, bytes })
     }
 
-    /// The superblocks of a row; nothing if there is no such row. `out`: a row's superblocks.
-    pub fn row(&self, row: usize, out: &mut [KBlock]) {
+    /// The groups of a row; nothing if there is no such row. `out`: a row's groups.
+    pub fn row(&self, row: usize, out: &mut [KGroup]) {
         if let Some(bytes) = self.bytes.chunks_exact(self.row_bytes).nth(row) {
             (self.decode)(bytes, out);
         }
     }
 }
 
-fn blocks<const BYTES: usize>(
+fn blocks<const BYTES: usize, const GROUPS: usize>(
     bytes: &[u8],
-    out: &mut [KBlock],
-    decode: impl Fn(&[u8; BYTES], &mut KBlock),
+    out: &mut [KGroup],
+    decode: impl Fn(&[u8; BYTES], &mut [KGroup; GROUPS]),
 ) {
-    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out) {
+    let (blocks, _) = bytes.as_chunks::<BYTES>();
+    for (block, out) in blocks.iter().zip(out.as_chunks_mut::<GROUPS>().0) {
         decode(block, out);
     }
 }
@@ -62,9 +67,9 @@ fn f16_at(block: &[u8], at: usize) -> f16 {
 }
 
 /// See `q2_k.rs`.
-fn q2_k(block: &[u8; 84], out: &mut KBlock) {
-    (out.d, out.min) = (f16_at(block, 80), -f16_at(block, 82));
-    for (g, group) in out.groups.iter_mut().enumerate() {
+fn q2_k(block: &[u8; 84], out: &mut [KGroup; 8]) {
+    for (g, group) in out.iter_mut().enumerate() {
+        (group.d, group.min) = (f16_at(block, 80), -f16_at(block, 82));
         let scales = [block[2 * g], block[2 * g + 1]];
         group.scales = scales.map(|scale| (scale & 15) as i8);
         group.mins = scales.map(|scale| (scale >> 4) as i8);
@@ -74,9 +79,9 @@ fn q2_k(block: &[u8; 84], out: &mut KBlock) {
 }
 
 /// See `q3_k.rs`.
-fn q3_k(block: &[u8; 110], out: &mut KBlock) {
-    out.d = f16_at(block, 108);
-    for (g, group) in out.groups.iter_mut().enumerate() {
+fn q3_k(block: &[u8; 110], out: &mut [KGroup; 8]) {
+    for (g, group) in out.iter_mut().enumerate() {
+        group.d = f16_at(block, 108);
         group.scales = [2 * g, 2 * g + 1].map(|at| {
             let low = block[96 + at % 8] >> (at / 8 * 4) & 15;
             let high = block[104 + at % 4] >> (at / 4 * 2) & 3;
@@ -91,28 +96,28 @@ fn q3_k(block: &[u8; 110], out: &mut KBlock) {
 }
 
 /// What Q4_K and Q5_K share.
-fn scaled<const BYTES: usize>(block: &[u8; BYTES], out: &mut KBlock) {
-    (out.d, out.min) = (f16_at(block, 0), -f16_at(block, 2));
+fn scaled<const BYTES: usize>(block: &[u8; BYTES], out: &mut [KGroup; 8]) {
     let packed = packed_scales(block);
-    for (g, group) in out.groups.iter_mut().enumerate() {
+    for (g, group) in out.iter_mut().enumerate() {
+        (group.d, group.min) = (f16_at(block, 0), -f16_at(block, 2));
         let (scale, min) = scale_and_min(&packed, g);
         (group.scales, group.mins) = ([scale as i8, 0], [min as i8, 0]);
     }
 }
 
 /// See `q4_k.rs`.
-fn q4_k(block: &[u8; 144], out: &mut KBlock) {
+fn q4_k(block: &[u8; 144], out: &mut [KGroup; 8]) {
     scaled(block, out);
-    for (g, group) in out.groups.iter_mut().enumerate() {
+    for (g, group) in out.iter_mut().enumerate() {
         let quants = &block[16 + g / 2 * 32..][..32];
         group.codes = std::array::from_fn(|j| ((quants[j] >> (g % 2 * 4)) & 15) as i8);
     }
 }
 
 /// See `q5_k.rs`.
-fn q5_k(block: &[u8; 176], out: &mut KBlock) {
+fn q5_k(block: &[u8; 176], out: &mut [KGroup; 8]) {
     scaled(block, out);
-    for (g, group) in out.groups.iter_mut().enumerate() {
+    for (g, group) in out.iter_mut().enumerate() {
         let quants = &block[48 + g / 2 * 32..][..32];
         group.codes = std::array::from_fn(|j| {
             let fifth = (block[16 + j] >> g) & 1;
@@ -122,9 +127,9 @@ fn q5_k(block: &[u8; 176], out: &mut KBlock) {
 }
 
 /// See `q6_k.rs`.
-fn q6_k(block: &[u8; 210], out: &mut KBlock) {
-    out.d = f16_at(block, 208);
-    for (g, group) in out.groups.iter_mut().enumerate() {
+fn q6_k(block: &[u8; 210], out: &mut [KGroup; 8]) {
+    for (g, group) in out.iter_mut().enumerate() {
+        group.d = f16_at(block, 208);
         let (half, run) = (g / 4, g % 4);
         group.scales = [block[192 + 2 * g] as i8, block[193 + 2 * g] as i8];
         let low = &block[half * 64 + run % 2 * 32..][..32];
@@ -135,6 +140,20 @@ fn q6_k(block: &[u8; 210], out: &mut KBlock) {
             (low | high << 4) as i8 - 32
         });
     }
+}
+
+/// See `q5.rs`.
+fn q5_0(block: &[u8; 22], [out]: &mut [KGroup; 1]) {
+    out.d = f16_at(block, 0);
+    let high = high_bits(block, 2);
+    out.codes = halves(&block[6..], |j, quant| (quant as i8 | fifth_bit(high, j) as i8) - 16);
+}
+
+/// See `q5.rs`.
+fn q5_1(block: &[u8; 24], [out]: &mut [KGroup; 1]) {
+    (out.d, out.min) = (f16_at(block, 0), f16_at(block, 2));
+    let high = high_bits(block, 4);
+    out.codes = halves(&block[8..], |j, quant| quant as i8 | fifth_bit(high, j) as i8);
 }
 
 #[cfg(test)]
@@ -153,10 +172,12 @@ mod tests {
             (GgmlType::Q4_K, 0),
             (GgmlType::Q5_K, 0),
             (GgmlType::Q6_K, 208),
+            (GgmlType::Q5_0, 0),
+            (GgmlType::Q5_1, 0),
         ];
         for (ty, numbers) in types {
             let (rows, width) = (37, 512);
-            let mut bytes = vec![0u8; rows * width / SUPERBLOCK * ty.block_bytes()];
+            let mut bytes = vec![0u8; rows * width / ty.block_elements() * ty.block_bytes()];
             let mut state = 7u32;
             for byte in &mut bytes {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -164,7 +185,10 @@ mod tests {
             }
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 block[numbers + 1] = 0x2c;
-                if let Some(min) = block.get_mut(numbers + 3).filter(|_| ty != GgmlType::Q3_K) {
+                if let Some(min) = block
+                    .get_mut(numbers + 3)
+                    .filter(|_| !matches!(ty, GgmlType::Q3_K | GgmlType::Q5_0))
+                {
                     *min = 0x28;
                 }
             }
