@@ -33,14 +33,16 @@ def main() -> None:
     parser.add_argument("--loads", default=DEFAULT)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kv-cache", default="f16")
+    parser.add_argument("--model", default="smollm2", help="a known name or a .gguf file")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    common = ["--kv-cache", args.kv_cache, "--threads", str(args.threads)]
+    common = ["--kv-cache", args.kv_cache, "--threads", str(args.threads), "--model", args.model]
     for load in args.loads.split(","):
         runs = measure(args, load, common)
         name = "kvasir" if args.kv_cache == "f16" else f"kvasir {args.kv_cache}"
         unit = "s" if load == "start" else "tokens/s"
-        shared.report(name, "Q4_1", load, unit, runs, os.environ.get("KVASIR_ISA") or "best")
+        weights = "Q4_1" if args.model == "smollm2" else args.model
+        shared.report(name, weights, load, unit, runs, os.environ.get("KVASIR_ISA") or "best")
 
 
 def measure(args: argparse.Namespace, load: str, common: list[str]) -> list[float]:

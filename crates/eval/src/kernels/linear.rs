@@ -1,6 +1,8 @@
 //! Linear layers, by the form of weights and of inputs.
 
-use kvasir_kernels::{ActivationKind, Activations, CodeFormat, GroupCodes, Linear, Product};
+use kvasir_kernels::{
+    ActivationKind, Activations, CodeFormat, GroupCodes, KFormat, KGroup, Linear, Product,
+};
 
 use super::{Bench, Work, numbers};
 
@@ -13,6 +15,7 @@ const MOST_LOGIT_ROWS: usize = 32;
 #[derive(Clone, Copy)]
 enum Weights {
     Codes(CodeFormat),
+    K(KFormat),
     Bf16,
     F32,
 }
@@ -33,6 +36,13 @@ pub(super) fn measure(bench: &mut Bench<'_>) {
                 layer_of(bench, layer, (weights, name), *kind, ROWS[3]);
             }
         }
+    }
+    let k_types = [(KFormat::Q4, "Q4_K"), (KFormat::Q5, "Q5_K"), (KFormat::Q6, "Q6_K")];
+    for (format, name) in k_types {
+        // Whole superblocks.
+        let inputs = sizes.hidden.next_multiple_of(format.block_inputs());
+        let layer = ("gate, up", inputs, 2 * sizes.ffn);
+        layer_of(bench, layer, (Weights::K(format), name), bytes, ROWS[3]);
     }
     if bench.peak.tiles > 0.0 {
         layer_of(bench, gates, (Weights::Bf16, "bf16"), tiles, ROWS[3]);
@@ -55,7 +65,8 @@ fn layer_of(
 ) {
     let linear = linear(weights, kind, inputs, outputs);
     let product = match (kind, weights) {
-        (ActivationKind::Bytes, Weights::Codes(CodeFormat { bits: 4, .. })) => Product::Codes,
+        (ActivationKind::Bytes, Weights::Codes(CodeFormat { bits: 4, .. }))
+        | (ActivationKind::Bytes, Weights::K(_)) => Product::Codes,
         (ActivationKind::Bytes, _) => Product::Bytes,
         (ActivationKind::Tiles, _) => Product::Tiles,
         // Where there are no products of bf16, they are of f32.
@@ -80,6 +91,19 @@ fn layer_of(
 fn linear(weights: Weights, kind: ActivationKind, inputs: usize, outputs: usize) -> Linear {
     let format = match weights {
         Weights::Codes(format) => format,
+        Weights::K(format) => {
+            let fill = |row: usize, groups: &mut [KGroup]| {
+                for (g, group) in groups.iter_mut().enumerate() {
+                    (group.d, group.min) = (half::f16::from_f32(0.001), half::f16::from_f32(-0.01));
+                    (group.scales, group.mins) = ([10; 2], [8; 2]);
+                    group.codes =
+                        std::array::from_fn(|i| ((row + g + i) % 16) as i8 + format.lowest());
+                }
+                Ok::<(), std::convert::Infallible>(())
+            };
+            let Ok(linear) = Linear::from_k((format, kind), None, inputs, outputs, fill);
+            return linear;
+        }
         Weights::Bf16 => {
             return Linear::bf16(kind, &numbers(inputs * outputs), None, inputs, outputs);
         }

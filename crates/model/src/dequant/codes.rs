@@ -1,5 +1,6 @@
 //! Stored types whose elements are small integers in groups of 32 with a scale: these integers, for layers
-//! that keep them. Types with groups of 16 (Q2_K, Q3_K, Q6_K) have none: their layers take bf16.
+//! that keep them. For AMX, which has no products with codes as `k_codes.rs` has them, K types are here too, as far as they have groups of
+//! 32, and Q5_0 and Q5_1.
 
 use kvasir_kernels::{CodeFormat, GroupCodes};
 
