@@ -65,8 +65,9 @@ fn layer_of(
 ) {
     let linear = linear(weights, kind, inputs, outputs);
     let product = match (kind, weights) {
-        (ActivationKind::Bytes, Weights::Codes(CodeFormat { bits: 4, .. }))
-        | (ActivationKind::Bytes, Weights::K(_)) => Product::Codes,
+        (ActivationKind::Bytes, Weights::Codes(CodeFormat { bits: 4, .. }) | Weights::K(_)) => {
+            Product::Codes
+        }
         (ActivationKind::Bytes, _) => Product::Bytes,
         (ActivationKind::Tiles, _) => Product::Tiles,
         // Where there are no products of bf16, they are of f32.

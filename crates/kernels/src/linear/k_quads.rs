@@ -7,7 +7,6 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
-use super::bytes::STEPS;
 use super::k_packed::KFormat;
 use super::k_source::{Format, StoredK, by_k_format};
 use super::packed::{GROUP, HALF, QUADS, TILE};
@@ -298,10 +297,12 @@ fn turned_body<S: Simd>(
                         stored.quad(s, g, quad, h),
                     );
                 }
-                for n in 0..numbers_of::<F>() {
-                    let of = (n / F::SCALES, n % F::SCALES);
-                    let at = (g * numbers_of::<F>() + n) * TILE + HALF * h;
-                    s.store(numbers.add(at), stored.number(s, g, of, h));
+                for what in 0..if F::MIN { 2 } else { 1 } {
+                    for which in 0..F::SCALES {
+                        let n = g * numbers_of::<F>() + what * F::SCALES + which;
+                        let to = numbers.add(n * TILE + HALF * h);
+                        s.store(to, stored.number(s, g, (what, which), h));
+                    }
                 }
             }
         }
@@ -314,4 +315,3 @@ compiled! {
     pub(super) fn multiply_turned(format: KFormat, tile: &[u8], room: (&mut [u8], &mut [f32]), rows: &Rows<'_>, out: &Target<'_>) = turned_body
         for [Avx512Bf16, Avx512Vnni, Avx512, AvxVnni, Avx2, Sse2];
 }
-const _: () = assert!(STEPS == 2);

@@ -199,7 +199,10 @@ mod tests {
                 None,
                 width,
                 rows,
-                |row, out| Ok::<(), ()>(tensor.row(row, out)),
+                |row, out| {
+                    tensor.row(row, out);
+                    Ok::<(), ()>(())
+                },
             );
             let (packed, mut found) = (packed.unwrap(), vec![0.0; width]);
             for (row, exact) in exact.chunks_exact(width).enumerate() {
