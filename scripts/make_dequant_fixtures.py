@@ -23,7 +23,10 @@ SEED = 20250714
 F16_FIELDS = {
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
     T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.IQ4_NL: [0], T.IQ4_XS: [0], T.MXFP4: [],
 }  # fmt: skip
+# What the package cannot quantise to.
+READ_ONLY = [T.IQ4_NL, T.IQ4_XS, T.MXFP4]
 SPECIAL = [0.0, -0.0, 1.0, -2.0, 65504.0, 6e-8, -6.1e-5, 0.333]
 
 
@@ -40,7 +43,10 @@ def stored_blocks(ty: T, rng: np.random.Generator) -> np.ndarray:
             # One subnormal scale in each type; the others of both signs and usual size.
             scale = 3e-7 if i == 1 else rng.normal() * 0.05
             blocks[i, field : field + 2] = np.array([scale], np.float16).view(np.uint8)
-    if elements == 32:
+        if ty == T.MXFP4:
+            # Powers of two: the smallest, which are no normal numbers, and usual ones.
+            blocks[i, 0] = [0, 1, 118, 127][i]
+    if elements == 32 and ty not in READ_ONLY:
         sample = rng.normal(size=(1, 64)).astype(np.float32)
         blocks = np.concatenate([blocks, quantize(sample, ty).reshape(2, size)])
     return blocks

@@ -12,7 +12,7 @@
 //! | the 2 upper bits of 6, or all or the lower 2 of 2 and 3: 2 registers × 2 halves; bits `2 s` of register z are quad `4 z + s` | 256 |
 //! | the upper bit of 3 and 5: 1 register × 2 halves; bit s is quad s | 128 |
 //! | scales of the group, or of its first 16 inputs, then of its last 16 | 32 each |
-//! | the same of minimums, if there are any | 32 each |
+//! | the same of minimums, if there are any (of Q2, where both have four bits, they are the high half of the scale's byte) | 32 each |
 //!
 //! Q5_0 and Q5_1 have `d` and `min` in place of a group's scales and minimums. A register is a quad of inputs of 16 features, as in `packed.rs`.
 
@@ -91,6 +91,12 @@ impl KFormat {
         matches!(self, Self::Q5_0 | Self::Q5_1)
     }
 
+    /// Whether a scale and a minimum share a byte.
+    #[inline(always)]
+    pub(super) fn has_nibbles(self) -> bool {
+        self == Self::Q2
+    }
+
     /// Inputs of what a row is a whole number of.
     pub fn block_inputs(self) -> usize {
         if self.is_plain() { GROUP } else { SUPERBLOCK }
@@ -117,7 +123,8 @@ impl KFormat {
     /// Bytes of a group of a tile.
     #[inline(always)]
     pub(super) fn group_bytes(self) -> usize {
-        let scales = TILE * self.scales() * (1 + usize::from(self.has_min()));
+        let of_mins = self.has_min() && !self.has_nibbles();
+        let scales = TILE * self.scales() * (1 + usize::from(of_mins));
         self.code_bytes() + if self.is_plain() { self.number_bytes() } else { scales }
     }
 
@@ -199,7 +206,9 @@ impl KFormat {
         let (scales, n) = (&mut bytes[self.code_bytes()..], self.scales());
         for which in 0..n {
             scales[which * TILE + f] = group.scales[which] as u8;
-            if self.has_min() {
+            if self.has_nibbles() {
+                scales[which * TILE + f] |= (group.mins[which] as u8) << 4;
+            } else if self.has_min() {
                 scales[(n + which) * TILE + f] = group.mins[which] as u8;
             }
         }
@@ -223,8 +232,14 @@ impl KFormat {
             };
             // Scale or minimum, times its number.
             let scaled = |what: usize, which: usize| {
-                let at = self.code_bytes() + (what * self.scales() + which) * TILE + f;
-                let by = if self.is_plain() { 1.0 } else { f32::from(group[at] as i8) };
+                let byte = |at: usize| group[self.code_bytes() + at * TILE + f];
+                let by = if self.is_plain() {
+                    1.0
+                } else if self.has_nibbles() {
+                    f32::from((byte(which) >> (4 * what)) & 15)
+                } else {
+                    f32::from(byte(what * self.scales() + which) as i8)
+                };
                 number(what) * by
             };
             for (k, out) in out.iter_mut().enumerate() {

@@ -141,8 +141,14 @@ impl<F: Format> StoredK<F> {
             }
             let block = self.tile.add(F::FORMAT.superblock_at(group));
             let by = s.load_f16(block.add(number).cast());
-            let at = F::FORMAT.code_bytes() + (what * F::SCALES + which) * TILE + HALF * half;
-            s.mul(s.from_int(s.load_signed(self.group(group).add(at))), by)
+            let nibbles = F::FORMAT.has_nibbles();
+            let place = if nibbles { which } else { what * F::SCALES + which };
+            let at = F::FORMAT.code_bytes() + place * TILE + HALF * half;
+            let mut bytes = s.load_signed(self.group(group).add(at));
+            if nibbles {
+                bytes = s.and(s.shr(bytes, 4 * what as u32), s.isplat(15));
+            }
+            s.mul(s.from_int(bytes), by)
         }
     }
 

@@ -7,6 +7,7 @@ use kvasir_kernels::{CodeFormat, GroupCodes};
 use super::f16_at;
 use super::k_scales::{packed_scales, scale_and_min};
 use super::q5::fifth_bit;
+use super::{iq4, mxfp4};
 use crate::gguf::GgmlType;
 
 /// Turns the bytes of a row into its groups.
@@ -44,6 +45,8 @@ impl<'a> CodedTensor<'a> {
             GgmlType::Q8_0 => (Q8, |bytes, out| blocks::<34, 1>(bytes, out, q8_0)),
             GgmlType::Q4_K => (Q4_MIN, |bytes, out| blocks::<144, 8>(bytes, out, q4_k)),
             GgmlType::Q5_K => (Q8_MIN, |bytes, out| blocks::<176, 8>(bytes, out, q5_k)),
+            GgmlType::IQ4_NL => (Q8, |bytes, out| blocks::<18, 1>(bytes, out, iq4_nl)),
+            GgmlType::MXFP4 => (Q8, |bytes, out| blocks::<17, 1>(bytes, out, mxfp4)),
             _ => return None,
         };
         let whole = row_elements.is_multiple_of(ty.block_elements());
@@ -136,6 +139,17 @@ fn q5_k(block: &[u8; 176], out: &mut [GroupCodes; 8]) {
     }
 }
 
+fn iq4_nl(block: &[u8; 18], [out]: &mut [GroupCodes; 1]) {
+    out.scale = f16_at(block[0], block[1]);
+    out.codes = halves(&block[2..], |_, quant| iq4::LEVELS[usize::from(quant)]);
+}
+
+/// Scales that f16 has not are left to layers in bf16, which holds such weights exactly.
+fn mxfp4(block: &[u8; 17], [out]: &mut [GroupCodes; 1]) {
+    out.scale = mxfp4::half_of_power(block[0]);
+    out.codes = halves(&block[1..], |_, quant| mxfp4::LEVELS[usize::from(quant)]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +165,8 @@ mod tests {
             GgmlType::Q8_0,
             GgmlType::Q4_K,
             GgmlType::Q5_K,
+            GgmlType::IQ4_NL,
+            GgmlType::MXFP4,
         ];
         for ty in types {
             let (rows, width) = (3, 512);
@@ -163,6 +179,9 @@ mod tests {
             // Scales that are numbers.
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 (block[1], block[3]) = (0x2c, 0x28);
+                if ty == GgmlType::MXFP4 {
+                    block[0] = 120;
+                }
             }
             let exact = dequantize("t", ty, &bytes).unwrap();
             let coded = CodedTensor::new(ty, &bytes, width).unwrap();

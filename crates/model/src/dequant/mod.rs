@@ -6,8 +6,10 @@
 
 mod codes;
 mod float;
+mod iq4;
 mod k_codes;
 mod k_scales;
+mod mxfp4;
 mod q2_k;
 mod q3_k;
 mod q4;
@@ -44,6 +46,9 @@ pub(crate) fn block_decoder(ty: GgmlType) -> Option<BlockDecoder> {
         GgmlType::Q4_K => |bytes, out| blocks(bytes, out, q4_k::q4_k),
         GgmlType::Q5_K => |bytes, out| blocks(bytes, out, q5_k::q5_k),
         GgmlType::Q6_K => |bytes, out| blocks(bytes, out, q6_k::q6_k),
+        GgmlType::IQ4_NL => |bytes, out| blocks(bytes, out, iq4::iq4_nl),
+        GgmlType::IQ4_XS => |bytes, out| blocks(bytes, out, iq4::iq4_xs),
+        GgmlType::MXFP4 => |bytes, out| blocks(bytes, out, mxfp4::mxfp4),
         _ => return None,
     })
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::gguf::GgufFile;
 use crate::source::TensorSource;
 
-const READABLE: [GgmlType; 13] = [
+const READABLE: [GgmlType; 16] = [
     GgmlType::F32,
     GgmlType::F16,
     GgmlType::BF16,
@@ -20,6 +20,9 @@ const READABLE: [GgmlType; 13] = [
     GgmlType::Q4_K,
     GgmlType::Q5_K,
     GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
+    GgmlType::MXFP4,
 ];
 
 fn fixture() -> GgufFile {
@@ -71,10 +74,10 @@ fn f16_of_any_length_and_alignment() {
 
 #[test]
 fn errors_name_tensor_and_type() {
-    let error = dequantize("blk.0.attn_q.weight", GgmlType::IQ4_NL, &[0; 18]).unwrap_err();
+    let error = dequantize("blk.0.attn_q.weight", GgmlType::IQ2_S, &[0; 82]).unwrap_err();
     assert!(matches!(error, ModelError::TensorType { .. }));
     let message = error.to_string();
-    assert!(message.contains("blk.0.attn_q.weight") && message.contains("IQ4_NL"), "{message}");
+    assert!(message.contains("blk.0.attn_q.weight") && message.contains("IQ2_S"), "{message}");
 
     let error = dequantize("x", GgmlType::Q4_K, &[0; 143]).unwrap_err();
     assert!(error.to_string().contains("143 bytes"), "{error}");
