@@ -15,13 +15,13 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 fn coded(format: CodeFormat) -> Option<Linear> {
-    let fill = |row: usize, groups: &mut [GroupCodes]| {
+    let fill = |row: usize, _: usize, groups: &mut [GroupCodes]| {
         for (g, group) in groups.iter_mut().enumerate() {
             group.scale = 0.01;
             group.codes = std::array::from_fn(|i| ((row + g + i) % 16) as i8 + format.lowest);
         }
-        Ok::<(), ()>(())
     };
+    let fill = |_: std::ops::Range<usize>| Ok::<_, ()>(fill);
     Linear::from_codes((format, ActivationKind::Bf16), None, INPUTS, OUTPUTS, fill).ok().flatten()
 }
 

@@ -23,13 +23,13 @@ fn linear(kind: ActivationKind, format: Option<CodeFormat>, rows: usize) -> Kern
     const INPUTS: usize = 256;
     const OUTPUTS: usize = 128;
     let coded = format.and_then(|format| {
-        let fill = |row: usize, groups: &mut [GroupCodes]| {
+        let fill = |row: usize, _: usize, groups: &mut [GroupCodes]| {
             for group in groups {
                 group.scale = 0.01;
                 group.codes = std::array::from_fn(|i| ((row + i) % 16) as i8 + format.lowest);
             }
-            Ok::<(), ()>(())
         };
+        let fill = |_: std::ops::Range<usize>| Ok::<_, ()>(fill);
         Linear::from_codes((format, kind), None, INPUTS, OUTPUTS, fill).ok().flatten()
     });
     let linear = coded

@@ -54,6 +54,17 @@ impl AlignedBytes {
         Self { memory: Memory::Piece(piece), len }
     }
 
+    /// Keeps a piece of an arena in memory, with the rest of its mapping; does nothing for other bytes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(crate) fn lock(&self) -> std::io::Result<()> {
+        match &self.memory {
+            Memory::Piece(piece) => piece.lock(),
+            Memory::Lines(_) | Memory::Pages(_) => Ok(()),
+        }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len

@@ -110,6 +110,16 @@ impl Piece {
         unsafe { self.mapping.map.as_mut_ptr().add(self.mapping.start + self.from) }
     }
 
+    /// Keeps its mapping in memory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(crate) fn lock(&self) -> std::io::Result<()> {
+        #[cfg(unix)]
+        self.mapping.map.lock()?;
+        Ok(())
+    }
+
     /// Gives the memory of its `len` bytes back to the system; it is as good as dropped.
     pub(crate) fn release(&self, len: usize) {
         let map = self.mapping.map.as_ptr() as usize;

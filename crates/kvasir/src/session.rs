@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use kvasir_engine::{Engine, EngineConfig};
-use kvasir_model::{Dtype, LoadOptions, Model};
+use kvasir_model::{LoadOptions, Model};
 
 use crate::options::{CacheArgs, ModelArgs};
 use crate::pull::{Progress, resolve_model};
@@ -20,7 +20,7 @@ pub(crate) fn load_engine(
     progress: Progress,
 ) -> Result<(Arc<Model>, Engine)> {
     let path = resolve_model(&model.model)?;
-    let model = load_model(&path, model.dtype.into(), cache.threads(), progress)?;
+    let model = load_model(&path, model.load.load_options(cache.threads()), progress)?;
     let config = with_statistics(cache.engine_config(), &model, &path, cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config)?;
     Ok((model, engine))
@@ -54,8 +54,7 @@ pub(crate) fn with_statistics(
 /// Loads the model at `path`, with a bar for whoever watches.
 pub(crate) fn load_model(
     path: &Path,
-    dtype: Dtype,
-    threads: usize,
+    options: LoadOptions<'_>,
     progress: Progress,
 ) -> Result<Arc<Model>> {
     let bar = progress.steps("loading the model");
@@ -64,8 +63,14 @@ pub(crate) fn load_model(
         // Layers end in any order; a bar that goes back is worse than one that is late.
         bar.set_position(bar.position().max(read as u64));
     };
-    let options = LoadOptions { threads, dtype, progress: Some(&on_layer) };
-    let model = Model::load(path, &options);
+    let model = Model::load(path, &LoadOptions { progress: Some(&on_layer), ..options });
     bar.finish_and_clear();
-    Ok(Arc::new(model?))
+    let model = model?;
+    if options.resident
+        && let Err(error) = model.lock_weights()
+    {
+        progress
+            .note(&format!("--mlock: the weights can be swapped out: {error} (see `ulimit -l`)"));
+    }
+    Ok(Arc::new(model))
 }

@@ -146,7 +146,7 @@ impl Decoder {
                     what: format!("token {token} of a vocabulary of {}", s.vocab_size),
                 });
             }
-            self.weights.embedding.row_into(token, row);
+            self.weights.embed(token, row);
         }
         if s.embedding_scale != 1.0 {
             scale_in_place(hidden, s.embedding_scale);
@@ -325,7 +325,7 @@ impl Decoder {
             between.extend_from_slice(&hidden[row * width..(row + 1) * width]);
         }
         out.resize(rows.len() * s.vocab_size, 0.0);
-        let head = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
+        let head = &self.weights.output;
         let norm = &self.weights.output_norm;
         threads.run(|| {
             inputs.set_normed(head.activation_kind(), between, norm, s.norm_eps);

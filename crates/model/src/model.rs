@@ -12,12 +12,15 @@ use kvasir_kernels::{Products, RopeTable, Threads, log_sum_exp, parallel_zip};
 use crate::arch::{self, Config, DecoderSpec};
 use crate::chat_template::ChatTemplate;
 use crate::decoder::{Decoder, ForwardBatch, Runner};
+use crate::dequant::Quantize;
 use crate::error::{ModelError, Result};
+use crate::file_bytes::Access;
 use crate::gguf::GgufFile;
 use crate::safetensors_dir::SafetensorsDir;
 use crate::source::TensorSource;
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Dtype, Weights};
+use crate::weight_form::Dtype;
+use crate::weights::{ReadOptions, Weights};
 
 /// How to load a model.
 #[derive(Clone, Copy, Default)]
@@ -26,6 +29,12 @@ pub struct LoadOptions<'a> {
     pub threads: usize,
     /// In what form weights are held.
     pub dtype: Dtype,
+    /// What weights become that are floats in the file.
+    pub quantize: Option<Quantize>,
+    /// How tensors come into memory.
+    pub access: Access,
+    /// Whether all weights are to be in memory, none looked up in a mapped file: see [`Model::lock_weights`].
+    pub resident: bool,
     /// Told (layers read, layers) from any thread.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
@@ -35,6 +44,9 @@ impl std::fmt::Debug for LoadOptions<'_> {
         f.debug_struct("LoadOptions")
             .field("threads", &self.threads)
             .field("dtype", &self.dtype)
+            .field("quantize", &self.quantize)
+            .field("access", &self.access)
+            .field("resident", &self.resident)
             .finish_non_exhaustive()
     }
 }
@@ -90,14 +102,14 @@ impl Model {
     /// Any [`ModelError`], naming what in the file is wrong.
     pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Self> {
         if path.is_dir() {
-            let dir = SafetensorsDir::open(path)?;
+            let dir = SafetensorsDir::open_as(path, options.access)?;
             let tokenizer = Tokenizer::from_dir(path)?;
             let config = Config::Hf { json: dir.config(), tensors: &dir };
             let model = Self::build(&config, &dir, tokenizer, options)?;
             dir.release_pages();
             Ok(model)
         } else {
-            let file = GgufFile::open(path)?;
+            let file = GgufFile::open_as(path, options.access)?;
             let model = Self::from_gguf(&file, options)?;
             file.release_pages();
             Ok(model)
@@ -142,8 +154,9 @@ impl Model {
                 progress(done, layers);
             }
         };
-        let weights = threads
-            .install(|| Weights::read(&spec, source, config.is_gguf(), options.dtype, &progress))?;
+        let read = ReadOptions::of(options);
+        let weights =
+            threads.install(|| Weights::read(&spec, source, config.is_gguf(), read, &progress))?;
         Ok(Self {
             decoder: Decoder { spec, weights },
             tokenizer: Arc::new(tokenizer),
@@ -178,6 +191,14 @@ impl Model {
     /// Bytes of the weights as held in memory.
     pub fn weight_bytes(&self) -> usize {
         self.decoder.weights.num_bytes()
+    }
+
+    /// Keeps the weights in memory, whatever else wants it. Of what is looked up in a mapped file nothing is kept ([`LoadOptions::resident`]).
+    ///
+    /// # Errors
+    /// What the operating system says: on Linux mostly that `ulimit -l` is too low.
+    pub fn lock_weights(&self) -> std::io::Result<()> {
+        self.decoder.weights.lock()
     }
 
     pub(crate) fn decoder(&self) -> &Decoder {

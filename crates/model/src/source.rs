@@ -1,7 +1,7 @@
 //! Where tensors come from: the seam between file formats and architectures.
 
-use crate::dequant::{CodedTensor, KTensor};
 use crate::error::{ModelError, Result};
+use crate::stored_tensor::StoredTensor;
 
 /// A set of named tensors that can be read as f32. GGUF files and safetensors folders implement it.
 pub trait TensorSource: Send + Sync {
@@ -12,13 +12,8 @@ pub trait TensorSource: Send + Sync {
     /// Reads and dequantises a tensor into row-major f32. The length is the product of `shape`.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 
-    /// A matrix's rows as the codes it is stored in, if its type has codes in groups of 32.
-    fn codes(&self, _name: &str) -> Option<CodedTensor<'_>> {
-        None
-    }
-
-    /// The same of a K type, with scales and minimums as they are.
-    fn k_codes(&self, _name: &str) -> Option<KTensor<'_>> {
+    /// A matrix as it is stored, if it has whole blocks in each row.
+    fn stored(&self, _name: &str) -> Option<StoredTensor> {
         None
     }
 

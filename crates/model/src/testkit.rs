@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::gguf::testkit::GgufBuilder;
-use crate::gguf::{GgufFile, Value};
+use crate::gguf::{GgufFile, Strings, Value};
 use crate::model::{LoadOptions, Model};
-use crate::weights::Dtype;
+use crate::weight_form::Dtype;
 
 /// Token that ends a sequence: the last of the vocabulary.
 pub const TINY_EOS: u32 = 257;
@@ -77,9 +77,9 @@ fn tiny_gguf_of(seed: u64, layers: u64) -> GgufBuilder {
         .float("llama.rope.freq_base", 10_000.0)
         .string("tokenizer.ggml.model", "gpt2")
         .string("tokenizer.ggml.pre", "gpt-2")
-        .metadata("tokenizer.ggml.tokens", Value::StringArray(tokens))
+        .metadata("tokenizer.ggml.tokens", Value::StringArray(tokens.iter().collect()))
         .metadata("tokenizer.ggml.token_type", Value::UintArray(types))
-        .metadata("tokenizer.ggml.merges", Value::StringArray(Vec::new()))
+        .metadata("tokenizer.ggml.merges", Value::StringArray(Strings::default()))
         .uint("tokenizer.ggml.bos_token_id", 256)
         .uint("tokenizer.ggml.eos_token_id", u64::from(TINY_EOS))
         .tensor_f32(

@@ -1,25 +1,19 @@
 //! A decoder's weights, read from any [`TensorSource`] under either naming scheme.
 
-use kvasir_kernels::{ActivationKind, GROUP, Linear};
-use rayon::prelude::*;
+use std::ops::Range;
+
+use kvasir_kernels::{GROUP, GroupCodes, Linear};
 
 use crate::arch::DecoderSpec;
+use crate::dequant::{Quantize, block_decoder};
+use crate::embedding::Embedding;
 use crate::error::{ModelError, Result};
+use crate::file_bytes::Access;
+use crate::model::LoadOptions;
 use crate::source::TensorSource;
-
-/// In what form weights are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Dtype {
-    /// As the file has them: K types and 4- and 8-bit codes in groups of 32 as they are, all else rounded to bf16.
-    /// (With AMX scales of Q4_K and Q5_K are rounded to f16, and layers in Q2_K, Q3_K and Q6_K become bf16.) Inputs are what the processor multiplies fastest: of layers with codes bytes with a step
-    /// for 16, of others bf16 where products of it are faster than those of f32, else f32.
-    #[default]
-    Auto,
-    /// The same with all inputs in bf16.
-    Bfloat16,
-    /// Weights, inputs and products of attention in f32: slow and large, a control for the others.
-    Float32,
-}
+use crate::stored_tensor::StoredTensor;
+use crate::tensor_names::{Names, names};
+use crate::weight_form::{Dtype, Form, Held};
 
 /// One transformer layer.
 #[derive(Debug)]
@@ -42,131 +36,60 @@ pub(crate) struct LayerWeights {
 /// All weights.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// `[vocab, hidden]`; also the output head where the model ties them.
-    pub(crate) embedding: Linear,
-    pub(crate) output: Option<Linear>,
+    /// `[vocab, hidden]`; `None` where it is the output head too.
+    pub(crate) embedding: Option<Embedding>,
+    /// `[vocab, hidden]`
+    pub(crate) output: Linear,
     pub(crate) output_norm: Vec<f32>,
     pub(crate) layers: Vec<LayerWeights>,
 }
 
-/// Tensor names of one scheme; layer tensors get `blk.3.` or `model.layers.3.` in front.
-pub(crate) struct Names {
-    pub(crate) embedding: &'static str,
-    pub(crate) output: &'static str,
-    output_norm: &'static str,
-    layer: &'static str,
-    attention_norm: &'static str,
-    q: &'static str,
-    k: &'static str,
-    v: &'static str,
-    o: &'static str,
-    q_norm: &'static str,
-    k_norm: &'static str,
-    post_attention_norm: &'static str,
-    ffn_norm: &'static str,
-    /// `ffn_norm` in models with norms after each block.
-    ffn_norm_of_four: &'static str,
-    gate: &'static str,
-    up: &'static str,
-    down: &'static str,
-    post_ffn_norm: &'static str,
+/// How weights are read and held.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ReadOptions {
+    pub(crate) dtype: Dtype,
+    pub(crate) quantize: Option<Quantize>,
+    /// Whether a table that is only looked up stays in a mapped file.
+    pub(crate) keep_mapped: bool,
 }
 
-const GGUF: Names = Names {
-    embedding: "token_embd.weight",
-    output: "output.weight",
-    output_norm: "output_norm.weight",
-    layer: "blk",
-    attention_norm: "attn_norm",
-    q: "attn_q",
-    k: "attn_k",
-    v: "attn_v",
-    o: "attn_output",
-    q_norm: "attn_q_norm",
-    k_norm: "attn_k_norm",
-    post_attention_norm: "post_attention_norm",
-    ffn_norm: "ffn_norm",
-    ffn_norm_of_four: "ffn_norm",
-    gate: "ffn_gate",
-    up: "ffn_up",
-    down: "ffn_down",
-    post_ffn_norm: "post_ffw_norm",
-};
-
-const HF: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    output: "lm_head.weight",
-    output_norm: "model.norm.weight",
-    layer: "model.layers",
-    attention_norm: "input_layernorm",
-    q: "self_attn.q_proj",
-    k: "self_attn.k_proj",
-    v: "self_attn.v_proj",
-    o: "self_attn.o_proj",
-    q_norm: "self_attn.q_norm",
-    k_norm: "self_attn.k_norm",
-    post_attention_norm: "post_attention_layernorm",
-    ffn_norm: "post_attention_layernorm",
-    ffn_norm_of_four: "pre_feedforward_layernorm",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-    post_ffn_norm: "post_feedforward_layernorm",
-};
-
-/// The decoder of a multi-modal model, as transformers 5 and 4 save it.
-const HF_NESTED: [Names; 2] = [
-    Names {
-        embedding: "model.language_model.embed_tokens.weight",
-        output_norm: "model.language_model.norm.weight",
-        layer: "model.language_model.layers",
-        ..HF
-    },
-    Names {
-        embedding: "language_model.model.embed_tokens.weight",
-        output: "language_model.lm_head.weight",
-        output_norm: "language_model.model.norm.weight",
-        layer: "language_model.model.layers",
-        ..HF
-    },
-];
-
-/// The naming scheme of a file.
-pub(crate) fn names(gguf: bool, source: &dyn TensorSource) -> &'static Names {
-    if gguf {
-        return &GGUF;
+impl ReadOptions {
+    pub(crate) fn of(options: &LoadOptions<'_>) -> Self {
+        let LoadOptions { dtype, quantize, .. } = *options;
+        Self { dtype, quantize, keep_mapped: !options.resident }
     }
-    HF_NESTED.iter().find(|names| source.shape(names.embedding).is_some()).unwrap_or(&HF)
+
+    /// Whether a table that is only looked up stays in a file that is accessed in some way.
+    pub(crate) fn keeps_mapped(self, access: Access) -> bool {
+        self.keep_mapped && access == Access::Mapped
+    }
 }
 
 impl Weights {
-    /// Reads everything, layers in parallel on the current rayon pool. `progress` is told after each
-    /// layer, from any thread.
+    /// Reads everything, a matrix at a time, with the threads of the current rayon pool. `progress` is told after each layer.
     pub(crate) fn read(
         spec: &DecoderSpec,
         source: &dyn TensorSource,
         gguf: bool,
-        dtype: Dtype,
+        options: ReadOptions,
         progress: &(dyn Fn() + Sync),
     ) -> Result<Self> {
         let names = names(gguf, source);
-        let form = Form::of(dtype);
+        let form = form(spec, source, names, options);
         let reader = Reader { spec, source, names, form };
-        let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
-        let embedding =
-            reader.linear(names.embedding, None, [vocab, hidden], Rows::AsStored, form.head())?;
-        let output = match source.shape(names.output) {
-            Some(_) => Some(reader.linear(
-                names.output,
-                None,
-                [vocab, hidden],
-                Rows::AsStored,
-                form.head(),
-            )?),
-            None => None,
+        let shape = [spec.vocab_size, spec.hidden_size];
+        let table = |name| reader.linear(name, None, shape, Rows::AsStored, form.head());
+        let tied = source.shape(names.output).is_none();
+        let output = table(if tied { names.embedding } else { names.output })?;
+        let embedding = match tied {
+            true => None,
+            false => Some(match reader.mapped_embedding(options)? {
+                Some(embedding) => embedding,
+                None => Embedding::Held(table(names.embedding)?),
+            }),
         };
-        let output_norm = reader.norm(names.output_norm, hidden)?;
-        let layers = (0..spec.layers.len()).into_par_iter().map(|i| {
+        let output_norm = reader.norm(names.output_norm, spec.hidden_size)?;
+        let layers = (0..spec.layers.len()).map(|i| {
             let layer = reader.layer(i);
             progress();
             layer
@@ -174,12 +97,29 @@ impl Weights {
         Ok(Self { embedding, output, output_norm, layers: layers.collect::<Result<_>>()? })
     }
 
+    /// The row of a token. `out`: `[hidden]`.
+    pub(crate) fn embed(&self, token: usize, out: &mut [f32]) {
+        match &self.embedding {
+            Some(embedding) => embedding.row_into(token, out),
+            None => self.output.row_into(token, out),
+        }
+    }
+
+    /// All matrices of layers, and those beside them that are in memory.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let layers =
+            self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        let embedding = self.embedding.as_ref().and_then(|embedding| match embedding {
+            Embedding::Held(table) => Some(table),
+            Embedding::Mapped(..) => None,
+        });
+        layers.chain([&self.output]).chain(embedding)
+    }
+
     /// What is multiplied with what: every form once.
     pub(crate) fn form(&self) -> String {
         let mut forms: Vec<String> = Vec::new();
-        let layers =
-            self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
-        for linear in layers.chain(self.output.as_ref()).chain([&self.embedding]) {
+        for linear in self.linears() {
             let form = linear.form();
             if !forms.contains(&form) {
                 forms.push(form);
@@ -190,16 +130,29 @@ impl Weights {
 
     /// Bytes held in memory.
     pub(crate) fn num_bytes(&self) -> usize {
-        let layers = self.layers.iter().map(|l| {
-            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
-                .iter()
-                .map(|w| w.num_bytes())
-                .sum::<usize>()
-        });
-        self.embedding.num_bytes()
-            + self.output.as_ref().map_or(0, Linear::num_bytes)
-            + layers.sum::<usize>()
+        self.linears().map(Linear::num_bytes).sum()
     }
+
+    /// Keeps them in memory, whatever else wants it.
+    ///
+    /// # Errors
+    /// What the operating system says, of the first that it refuses.
+    pub(crate) fn lock(&self) -> std::io::Result<()> {
+        self.linears().try_for_each(Linear::lock)
+    }
+}
+
+/// In which form a model's matrices are held.
+pub(crate) fn form(
+    spec: &DecoderSpec,
+    source: &dyn TensorSource,
+    names: &Names,
+    options: ReadOptions,
+) -> Form {
+    let types = (0..spec.layers.len())
+        .flat_map(|layer| names.matrices().map(|matrix| names.weight(layer, matrix)));
+    let types = types.filter_map(|name| Some(source.stored(&name)?.ty()));
+    Form::of(options.dtype, options.quantize, types)
 }
 
 struct Reader<'a> {
@@ -207,46 +160,6 @@ struct Reader<'a> {
     source: &'a dyn TensorSource,
     names: &'a Names,
     form: Form,
-}
-
-/// In which form a matrix is held.
-#[derive(Debug, Clone, Copy)]
-struct Form {
-    /// What codes are multiplied with; `None` if there are none to be.
-    codes: Option<ActivationKind>,
-    /// What other weights are multiplied with, themselves in f32 or rounded to bf16.
-    others: ActivationKind,
-    exact: bool,
-}
-
-impl Form {
-    fn of(dtype: Dtype) -> Self {
-        let (f32, bf16) = (ActivationKind::F32, ActivationKind::Bf16);
-        match dtype {
-            Dtype::Auto => Self {
-                codes: Some(ActivationKind::fastest(true)),
-                others: ActivationKind::fastest(false),
-                exact: false,
-            },
-            Dtype::Bfloat16 => Self { codes: Some(bf16), others: bf16, exact: false },
-            Dtype::Float32 => Self { codes: None, others: f32, exact: true },
-        }
-    }
-
-    /// Of a head, which is read for the last token of a prompt and for each one that is generated, so for few rows: codes that
-    /// layers have as tiles it has for bytes, which then need no turning.
-    fn head(self) -> Self {
-        let codes = self.codes.map(|kind| match kind {
-            ActivationKind::Tiles => ActivationKind::Bytes,
-            kind => kind,
-        });
-        Self { codes, ..self }
-    }
-
-    /// With the same inputs for all weights.
-    fn alike(self) -> Self {
-        Self { codes: self.codes.map(|_| self.others), ..self }
-    }
 }
 
 /// In which order a matrix's rows are taken.
@@ -257,10 +170,40 @@ enum Rows {
     SplitPairs,
 }
 
+/// [`Rows`] of a matrix with heads of `dim` rows.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    rows: Rows,
+    dim: usize,
+}
+
+impl Order {
+    /// Opens what some rows of a layer are in a file. What is returned reads elements of `per` inputs, decoded from their blocks.
+    fn open<T>(
+        self,
+        tensor: &StoredTensor,
+        rows: Range<usize>,
+        per: usize,
+        decode: impl Fn(&[u8], &mut [T]),
+    ) -> Result<impl Fn(usize, usize, &mut [T])> {
+        let split = self.rows == Rows::SplitPairs;
+        // Rows change places within their head.
+        let stored = match split {
+            true => rows.start / self.dim * self.dim..rows.end.next_multiple_of(self.dim),
+            false => rows,
+        };
+        let stored = tensor.open(stored)?;
+        Ok(move |row: usize, first: usize, out: &mut [T]| {
+            let row = if split { paired_row(row, self.dim) } else { row };
+            decode(stored.blocks(row, first * per), out);
+        })
+    }
+}
+
 impl Reader<'_> {
     fn layer(&self, index: usize) -> Result<LayerWeights> {
         let (s, n) = (self.spec, self.names);
-        let weight = |name: &str| format!("{}.{index}.{name}.weight", n.layer);
+        let weight = |name: &str| n.weight(index, name);
         let ffn_norm = if s.post_norms { n.ffn_norm_of_four } else { n.ffn_norm };
         let q_size = s.query_heads * s.head_dim;
         let qkv = |(name, heads, rotated): (&str, usize, bool), form: Form| {
@@ -321,38 +264,54 @@ impl Reader<'_> {
         form: Form,
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
-        let dim = self.spec.head_dim;
-        let stored = |row| if rows == Rows::SplitPairs { paired_row(row, dim) } else { row };
-        let tiles = form.codes == Some(ActivationKind::Tiles);
-        let k_codes = self.source.k_codes(name);
-        if let (Some(tensor), Some(kind), false) = (k_codes, form.codes, tiles) {
-            let format = (tensor.format, kind);
-            return Linear::from_k(format, bias, inputs, outputs, |row, out| {
-                tensor.row(stored(row), out);
-                Ok(())
-            });
-        }
-        let coded = self.source.codes(name).filter(|_| inputs.is_multiple_of(GROUP));
-        if let (Some(coded), Some(kind)) = (coded, form.codes) {
-            // Without products with bytes it is like other weights.
-            let kind = if coded.format.takes(kind) { kind } else { form.others };
-            let format = (coded.format, kind);
-            let linear = Linear::from_codes(format, bias.clone(), inputs, outputs, |row, out| {
-                coded.row(stored(row), out);
-                Ok::<(), ModelError>(())
-            })?;
-            if let Some(linear) = linear {
-                return Ok(linear);
+        let tensor = self.source.stored(name);
+        let tensor = tensor.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+        let order = Order { rows, dim: self.spec.head_dim };
+        let held = form.held(tensor.ty(), inputs).ok_or_else(|| tensor.bad_type())?;
+        let read = |held: Held, bias: Option<Vec<f32>>| match held {
+            Held::K(format, kind, decode) => {
+                let open = |rows| order.open(&tensor, rows, GROUP, decode);
+                Linear::from_k((format, kind), bias, inputs, outputs, open).map(Some)
             }
+            Held::Codes(format, kind, decode) => {
+                let open = |rows| order.open(&tensor, rows, GROUP, decode);
+                Linear::from_codes((format, kind), bias, inputs, outputs, open)
+            }
+            Held::Quantized(quantize, kind, decode) => {
+                let ty = tensor.ty();
+                let groups = move |blocks: &[u8], out: &mut [GroupCodes]| {
+                    let bytes = blocks.chunks_exact(GROUP * ty.block_bytes());
+                    for (bytes, out) in bytes.zip(out) {
+                        let mut weights = [0.0; GROUP];
+                        decode(bytes, &mut weights);
+                        *out = quantize.group(&weights);
+                    }
+                };
+                let open = |rows| order.open(&tensor, rows, GROUP, groups);
+                Linear::from_codes((quantize.format(), kind), bias, inputs, outputs, open)
+            }
+            Held::Floats(format, kind, decode) => {
+                let open = |rows| order.open(&tensor, rows, 1, decode);
+                Linear::from_floats((format, kind), bias, inputs, outputs, open).map(Some)
+            }
+        };
+        if let Some(linear) = read(held, bias.clone())? {
+            return Ok(linear);
         }
-        let mut weight = self.read(name, &[outputs, inputs])?;
-        if rows == Rows::SplitPairs {
-            weight = split_pairs(&weight, dim, inputs);
-        }
-        Ok(match form.exact {
-            true => Linear::new(&weight, bias, inputs, outputs),
-            false => Linear::bf16(form.others, &weight, bias, inputs, outputs),
-        })
+        // Scales that f16 has not.
+        let decode = block_decoder(tensor.ty()).ok_or_else(|| tensor.bad_type())?;
+        let linear = read(form.floats(tensor.ty(), decode), bias)?;
+        linear.ok_or_else(|| tensor.bad_type())
+    }
+
+    /// The embedding table where it lies, if that is wanted and the file stays mapped.
+    fn mapped_embedding(&self, options: ReadOptions) -> Result<Option<Embedding>> {
+        let name = self.names.embedding;
+        self.source.check_shape(name, &[self.spec.vocab_size, self.spec.hidden_size])?;
+        let tensor = self.source.stored(name).filter(|t| options.keep_mapped && t.stays_mapped());
+        let Some(tensor) = tensor else { return Ok(None) };
+        let decode = block_decoder(tensor.ty()).ok_or_else(|| tensor.bad_type())?;
+        Ok(Some(Embedding::Mapped(tensor, decode)))
     }
 
     /// A layer's linear with its bias if the file has one.

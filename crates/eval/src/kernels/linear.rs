@@ -93,15 +93,15 @@ fn linear(weights: Weights, kind: ActivationKind, inputs: usize, outputs: usize)
     let format = match weights {
         Weights::Codes(format) => format,
         Weights::K(format) => {
-            let fill = |row: usize, groups: &mut [KGroup]| {
+            let fill = |row: usize, _: usize, groups: &mut [KGroup]| {
                 for (g, group) in groups.iter_mut().enumerate() {
                     (group.d, group.min) = (half::f16::from_f32(0.001), half::f16::from_f32(-0.01));
                     (group.scales, group.mins) = ([10; 2], [8; 2]);
                     group.codes =
                         std::array::from_fn(|i| ((row + g + i) % 16) as i8 + format.lowest());
                 }
-                Ok::<(), std::convert::Infallible>(())
             };
+            let fill = |_: std::ops::Range<usize>| Ok::<_, std::convert::Infallible>(fill);
             let Ok(linear) = Linear::from_k((format, kind), None, inputs, outputs, fill);
             return linear;
         }
@@ -110,13 +110,13 @@ fn linear(weights: Weights, kind: ActivationKind, inputs: usize, outputs: usize)
         }
         Weights::F32 => return Linear::new(&numbers(inputs * outputs), None, inputs, outputs),
     };
-    let fill = |row: usize, groups: &mut [GroupCodes]| {
+    let fill = |row: usize, _: usize, groups: &mut [GroupCodes]| {
         for (g, group) in groups.iter_mut().enumerate() {
             (group.scale, group.min) = (0.01, if format.has_min { -0.08 } else { 0.0 });
             group.codes = std::array::from_fn(|i| ((row + g + i) % 16) as i8 + format.lowest);
         }
-        Ok::<(), ()>(())
     };
+    let fill = |_: std::ops::Range<usize>| Ok::<_, ()>(fill);
     let coded = Linear::from_codes((format, kind), None, inputs, outputs, fill).ok().flatten();
     coded.unwrap_or_else(|| Linear::bf16(kind, &numbers(inputs * outputs), None, inputs, outputs))
 }

@@ -18,14 +18,13 @@
 
 use half::f16;
 
-use super::packed::{GROUP, HALF, QUADS, TILE};
+use super::pack::{put_plane, read_plane};
+use super::packed::{GROUP, HALF, TILE};
 
 /// Inputs of a superblock.
 pub const SUPERBLOCK: usize = 256;
 /// Groups of a superblock.
 pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
-/// Bytes of a register.
-const REGISTER: usize = 64;
 
 /// What the codes of a matrix of a K type are like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +63,7 @@ impl KFormat {
     }
 
     /// The smallest code.
+    #[inline(always)]
     pub fn lowest(self) -> i8 {
         match self {
             Self::Q3 => -4,
@@ -146,47 +146,46 @@ impl KFormat {
     }
 
     /// Bits of the first plane of codes; what is left is in the second.
+    #[inline(always)]
     fn low_bits(self) -> usize {
         if self.bits() < 4 { 2 } else { 4 }
     }
 
-    /// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's planes of so many bits, which begin at 0.
-    fn place(bits: usize, f: usize, k: usize) -> (usize, usize) {
-        let (half, quad, lane) = (f / HALF, k / 4, 4 * (f % HALF) + k % 4);
-        let in_register = 8 / bits;
-        debug_assert!(QUADS.is_multiple_of(in_register));
-        let register = 2 * (quad / in_register) + half;
-        (REGISTER * register + lane, bits * (quad % in_register))
-    }
-
     /// The planes of codes: bytes before each, its bits, and bits below them.
+    #[inline(always)]
     fn planes(self) -> [(usize, usize, usize); 2] {
         let low = self.low_bits();
         [(0, low, 0), (TILE * GROUP * low / 8, self.bits() - low, low)]
     }
 
-    fn put_code(self, bytes: &mut [u8], (f, k): (usize, usize), code: i8) {
-        let code = code.wrapping_sub(self.lowest()) as u8;
+    #[inline(always)]
+    fn put_codes(self, bytes: &mut [u8], f: usize, codes: &[i8; GROUP]) {
+        let codes = codes.map(|code| code.wrapping_sub(self.lowest()) as u8);
         for (start, bits, below) in self.planes() {
-            if bits > 0 {
-                let (at, shift) = Self::place(bits, f, k);
-                bytes[start + at] |= ((code >> below) & ((1 << bits) - 1)) << shift;
+            match bits {
+                1 => put_plane::<1>(&mut bytes[start..], f, &codes, below),
+                2 => put_plane::<2>(&mut bytes[start..], f, &codes, below),
+                4 => put_plane::<4>(&mut bytes[start..], f, &codes, below),
+                _ => {}
             }
         }
     }
 
-    fn code(self, bytes: &[u8], f: usize, k: usize) -> i8 {
-        let mut code = 0;
+    fn codes(self, bytes: &[u8], f: usize) -> [i8; GROUP] {
+        let mut codes = [0; GROUP];
         for (start, bits, below) in self.planes() {
-            if bits > 0 {
-                let (at, shift) = Self::place(bits, f, k);
-                code |= ((bytes[start + at] >> shift) & ((1 << bits) - 1)) << below;
+            match bits {
+                1 => read_plane::<1>(&bytes[start..], f, &mut codes, below),
+                2 => read_plane::<2>(&bytes[start..], f, &mut codes, below),
+                4 => read_plane::<4>(&bytes[start..], f, &mut codes, below),
+                _ => {}
             }
         }
-        (code as i8).wrapping_add(self.lowest())
+        codes.map(|code| (code as i8).wrapping_add(self.lowest()))
     }
 
     /// Puts group `g` of feature `f` into a tile, which has been zeros.
+    #[inline(always)]
     pub(super) fn put(self, tile: &mut [u8], (f, g): (usize, usize), group: &KGroup) {
         let at = self.group_at(g);
         let numbers = self.numbers_at(g);
@@ -197,9 +196,7 @@ impl KFormat {
             }
         }
         let bytes = &mut tile[at..at + self.group_bytes()];
-        for (k, code) in group.codes.iter().enumerate() {
-            self.put_code(bytes, (f, k), *code);
-        }
+        self.put_codes(bytes, f, &group.codes);
         if self.is_plain() {
             return;
         }
@@ -215,6 +212,7 @@ impl KFormat {
     }
 
     /// Where the numbers of a group begin in a tile.
+    #[inline(always)]
     fn numbers_at(self, group: usize) -> usize {
         match self.is_plain() {
             true => self.group_at(group) + self.code_bytes(),
@@ -242,11 +240,13 @@ impl KFormat {
                 };
                 number(what) * by
             };
-            for (k, out) in out.iter_mut().enumerate() {
-                let which = if self.scales() == 1 { 0 } else { k / HALF };
-                *out = scaled(0, which) * f32::from(self.code(group, f, k));
-                if self.has_min() {
-                    *out += scaled(1, which);
+            let codes = self.codes(group, f);
+            let halves = out.chunks_mut(HALF).zip(codes.chunks(HALF));
+            for (which, (out, codes)) in halves.enumerate() {
+                let which = if self.scales() == 1 { 0 } else { which };
+                let (scale, min) = (scaled(0, which), self.has_min().then(|| scaled(1, which)));
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = scale * f32::from(*code) + min.unwrap_or(0.0);
                 }
             }
         }

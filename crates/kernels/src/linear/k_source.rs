@@ -159,7 +159,7 @@ impl<F: Format> StoredK<F> {
     }
 }
 
-/// For inputs in bf16 or f32. Formats with one scale for 32 are multiplied as codes; of the others weights are rounded to bf16.
+/// For inputs in bf16 or f32. Formats with one scale for 32 are multiplied as codes; of the others weights are, with inputs in bf16 rounded to it.
 impl<S: Simd, P: Product<S>, F: Format> Source<S, P> for StoredK<F> {
     #[inline(always)]
     unsafe fn pair(self, s: S, p: P, group: usize, pair: usize, half: usize) -> P::Weights {
@@ -183,7 +183,7 @@ impl<S: Simd, P: Product<S>, F: Format> Source<S, P> for StoredK<F> {
                 let min = self.number(s, group, (1, which), half);
                 (first, second) = (s.add(first, min), s.add(second, min));
             }
-            p.of_words(s, s.or(s.round_bf16(first), s.shl(s.round_bf16(second), 16)))
+            p.of_any(s, second, first)
         }
     }
 

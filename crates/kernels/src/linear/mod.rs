@@ -13,6 +13,7 @@ mod k_packed;
 mod k_quads;
 mod k_source;
 mod operands;
+mod pack;
 mod packed;
 mod pairs;
 mod product;
@@ -23,6 +24,7 @@ mod tiles;
 mod tests;
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ops::Range;
 
 pub use activations::{ActivationKind, Activations};
@@ -54,6 +56,36 @@ pub struct Linear {
     out_features: usize,
 }
 
+/// What weights that are numbers are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatFormat {
+    /// With inputs in f32 not rounded again; with inputs in bf16 rounded to it when they are multiplied.
+    F16,
+    /// With inputs in bf16, f32 or tiles.
+    Bf16,
+    /// With inputs in f32.
+    F32,
+}
+
+impl FloatFormat {
+    /// Whether there are products with inputs of a kind.
+    pub fn takes(self, inputs: ActivationKind) -> bool {
+        match self {
+            Self::F16 => matches!(inputs, ActivationKind::F32 | ActivationKind::Bf16),
+            Self::Bf16 => inputs != ActivationKind::Bytes,
+            Self::F32 => inputs == ActivationKind::F32,
+        }
+    }
+
+    fn stored(self) -> Stored {
+        match self {
+            Self::F16 => Stored::F16,
+            Self::Bf16 => Stored::Bf16,
+            Self::F32 => Stored::F32,
+        }
+    }
+}
+
 /// What becomes of the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Put {
@@ -62,6 +94,26 @@ enum Put {
 }
 
 impl Linear {
+    /// Weights as numbers, used as they are or rounded to what they are held in. `open(rows)` makes some rows readable, which it is asked for from any thread of
+    /// the current rayon pool; `read(row, first, out)` then reads weights of a row from input `first` on.
+    ///
+    /// # Errors
+    /// What `open` returns.
+    ///
+    /// # Panics
+    /// If inputs are bytes, of which there are no products with numbers, or tiles with weights that are not bf16; or a bias has another length than `out_features`.
+    pub fn from_floats<E: Send, R: Fn(usize, usize, &mut [f32])>(
+        (held, inputs): (FloatFormat, ActivationKind),
+        bias: Option<Vec<f32>>,
+        in_features: usize,
+        out_features: usize,
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
+    ) -> Result<Self, E> {
+        assert!(held.takes(inputs), "{held:?} with inputs as {inputs}");
+        let weight = Packed::from_floats(held.stored(), inputs, (in_features, out_features), open)?;
+        Ok(Self { weight, bias: None, in_features, out_features }.with_bias(bias))
+    }
+
     /// Weights in f32, used as they are. `weight`: `[out_features, in_features]`; `bias`: `[out_features]`.
     ///
     /// # Panics
@@ -72,8 +124,8 @@ impl Linear {
         in_features: usize,
         out_features: usize,
     ) -> Self {
-        let form = (Stored::F32, ActivationKind::F32);
-        Self::from_rows(form, weight, bias, (in_features, out_features))
+        let form = (FloatFormat::F32, ActivationKind::F32);
+        Self::of_slice(form, weight, bias, (in_features, out_features))
     }
 
     /// Weights rounded to bf16, for inputs in bf16 or f32. As [`Self::new`] otherwise.
@@ -88,63 +140,73 @@ impl Linear {
         out_features: usize,
     ) -> Self {
         let inputs = if inputs == ActivationKind::Bytes { ActivationKind::Bf16 } else { inputs };
-        Self::from_rows((Stored::Bf16, inputs), weight, bias, (in_features, out_features))
+        Self::of_slice((FloatFormat::Bf16, inputs), weight, bias, (in_features, out_features))
     }
 
-    fn from_rows(
-        (stored, inputs): (Stored, ActivationKind),
+    /// As [`Self::from_floats`], of weights that are in memory.
+    ///
+    /// # Panics
+    /// As [`Self::new`] and [`Self::from_floats`].
+    pub fn of_slice(
+        form: (FloatFormat, ActivationKind),
         weight: &[f32],
         bias: Option<Vec<f32>>,
         (in_features, out_features): (usize, usize),
     ) -> Self {
         assert_eq!(weight.len(), in_features * out_features, "weight of {out_features} rows");
-        let weight = Packed::from_rows(stored, inputs, weight, (in_features, out_features));
-        Self { weight, bias: None, in_features, out_features }.with_bias(bias)
+        let open = |_: Range<usize>| {
+            let read = |row: usize, first: usize, out: &mut [f32]| {
+                out.copy_from_slice(&weight[row * in_features + first..][..out.len()]);
+            };
+            Ok::<_, Infallible>(read)
+        };
+        let Ok(linear) = Self::from_floats(form, bias, in_features, out_features, open);
+        linear
     }
 
     /// Weights in groups of codes, kept as they are, for inputs of some kind (bf16 instead of bytes if the format has no products with those);
-    /// scales and minimums are rounded to f16. `groups(row, out)` fills the `in_features / GROUP` groups of a row. `None` if a scale or a minimum is out of
-    /// f16's range of normal numbers.
+    /// scales and minimums are rounded to f16. `open` and `read` as in [`Self::from_floats`], `first` and `out` in groups of [`GROUP`] inputs. `None` if a scale or a
+    /// minimum is out of f16's range of normal numbers.
     ///
     /// # Errors
-    /// What `groups` returns.
+    /// What `open` returns.
     ///
     /// # Panics
     /// If `in_features` is not whole groups, or a bias has another length than `out_features`.
-    pub fn from_codes<E>(
+    pub fn from_codes<E: Send, R: Fn(usize, usize, &mut [GroupCodes])>(
         (format, inputs): (CodeFormat, ActivationKind),
         bias: Option<Vec<f32>>,
         in_features: usize,
         out_features: usize,
-        groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
     ) -> Result<Option<Self>, E> {
         assert!(in_features.is_multiple_of(GROUP), "{in_features} inputs in groups of {GROUP}");
         let inputs = if format.takes(inputs) { inputs } else { ActivationKind::Bf16 };
-        let packed = Packed::from_codes(format, inputs, (in_features, out_features), groups)?;
+        let packed = Packed::from_codes(format, inputs, (in_features, out_features), open)?;
         Ok(packed
             .map(|weight| Self { weight, bias: None, in_features, out_features }.with_bias(bias)))
     }
 
-    /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `groups(row, out)` fills
-    /// the `in_features / GROUP` groups of a row. With inputs in bytes nothing but inputs is rounded; with others weights of formats with
+    /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `open` and `read` as in
+    /// [`Self::from_codes`]. With inputs in bytes or f32 no weight is rounded; with inputs in bf16 weights of formats with
     /// a scale for 16 are rounded to bf16 when they are multiplied.
     ///
     /// # Errors
-    /// What `groups` returns.
+    /// What `open` returns.
     ///
     /// # Panics
     /// If `in_features` is not whole blocks of the format, inputs are tiles, or a bias has another length than `out_features`.
-    pub fn from_k<E>(
+    pub fn from_k<E: Send, R: Fn(usize, usize, &mut [KGroup])>(
         (format, inputs): (KFormat, ActivationKind),
         bias: Option<Vec<f32>>,
         in_features: usize,
         out_features: usize,
-        groups: impl FnMut(usize, &mut [KGroup]) -> Result<(), E>,
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
     ) -> Result<Self, E> {
         let block = format.block_inputs();
         assert!(in_features.is_multiple_of(block), "{in_features} inputs in blocks of {block}");
         assert!(inputs != ActivationKind::Tiles, "codes of a K type with tiles");
-        let weight = Packed::from_k(format, inputs, (in_features, out_features), groups)?;
+        let weight = Packed::from_k(format, inputs, (in_features, out_features), open)?;
         Ok(Self { weight, bias: None, in_features, out_features }.with_bias(bias))
     }
 
@@ -168,6 +230,29 @@ impl Linear {
         self.weight.bytes.len() + 4 * self.bias.as_ref().map_or(0, Vec::len)
     }
 
+    /// Bytes of a matrix held as numbers.
+    pub fn bytes_of_floats(held: FloatFormat, in_features: usize, out_features: usize) -> usize {
+        Packed::num_bytes(held.stored(), (in_features, out_features))
+    }
+
+    /// Bytes of a matrix of codes.
+    pub fn bytes_of_codes(format: CodeFormat, in_features: usize, out_features: usize) -> usize {
+        Packed::num_bytes(Stored::Codes(format), (in_features, out_features))
+    }
+
+    /// Bytes of a matrix of a K type.
+    pub fn bytes_of_k(format: KFormat, in_features: usize, out_features: usize) -> usize {
+        Packed::num_bytes(Stored::K(format), (in_features, out_features))
+    }
+
+    /// Keeps the weights in memory, whatever else wants it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn lock(&self) -> std::io::Result<()> {
+        self.weight.bytes.lock()
+    }
+
     /// The form in which this layer reads its inputs.
     pub fn activation_kind(&self) -> ActivationKind {
         self.weight.inputs
@@ -178,6 +263,7 @@ impl Linear {
         let weights = match self.weight.stored {
             Stored::Codes(_) | Stored::K(_) => "codes",
             Stored::Bf16 => "bf16",
+            Stored::F16 => "f16",
             Stored::F32 => "f32",
         };
         format!("{weights} × {}", self.activation_kind())

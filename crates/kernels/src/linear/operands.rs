@@ -20,8 +20,10 @@ pub(super) trait Product<S: Simd>: Copy {
     /// Of codes of 4 bits in the lowest bits of both halves of each lane, whatever else is there.
     fn of_codes(self, s: S, table: Self::Table, codes: S::I) -> Self::Weights;
 
-    /// Of the second and the first input.
+    /// Of the second and the first input, which bf16 holds exactly.
     fn of_numbers(self, s: S, second: S::F, first: S::F) -> Self::Weights;
+    /// The same of any numbers, rounded to bf16 where inputs are bf16.
+    fn of_any(self, s: S, second: S::F, first: S::F) -> Self::Weights;
     /// Of bf16, as they are stored.
     fn of_words(self, s: S, words: S::I) -> Self::Weights;
     /// # Safety
@@ -73,6 +75,11 @@ impl<S: WordTables> Product<S> for Words {
     }
 
     #[inline(always)]
+    fn of_any(self, s: S, second: S::F, first: S::F) -> S::Pairs {
+        s.pairs(s.or(s.round_bf16(first), s.shl(s.round_bf16(second), 16)))
+    }
+
+    #[inline(always)]
     fn of_words(self, s: S, words: S::I) -> S::Pairs {
         s.pairs(words)
     }
@@ -104,7 +111,10 @@ impl<S: WordTables> Product<S> for Words {
 
 /// Two numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Floats;
+pub(super) struct Floats {
+    /// Whether weights are rounded to bf16, since inputs are: every set gives the same bits.
+    pub(super) rounds: bool,
+}
 
 impl<S: Simd> Product<S> for Floats {
     type Weights = [S::F; 2];
@@ -128,6 +138,14 @@ impl<S: Simd> Product<S> for Floats {
     #[inline(always)]
     fn of_numbers(self, _s: S, second: S::F, first: S::F) -> [S::F; 2] {
         [second, first]
+    }
+
+    #[inline(always)]
+    fn of_any(self, s: S, second: S::F, first: S::F) -> [S::F; 2] {
+        match self.rounds {
+            true => [second, first].map(|x| s.from_bits(s.shl(s.round_bf16(x), 16))),
+            false => [second, first],
+        }
     }
 
     #[inline(always)]
@@ -229,6 +247,29 @@ impl<S: Simd, P: Product<S>> Source<S, P> for StoredWords {
     }
 }
 
+/// f16 as they are stored.
+#[derive(Clone, Copy)]
+pub(super) struct StoredHalves(pub(super) *const u8);
+
+impl<S: Simd, P: Product<S>> Source<S, P> for StoredHalves {
+    #[inline(always)]
+    unsafe fn pair(self, s: S, p: P, group: usize, pair: usize, half: usize) -> P::Weights {
+        let at = self.0.wrapping_add(((group * PAIRS + pair) * 2 + half) * 64);
+        // SAFETY: by contract.
+        unsafe { p.of_any(s, s.load_f16(at.cast()), s.load_f16(at.add(32).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn factor(self, s: S, _group: usize, _which: usize, _half: usize) -> S::F {
+        s.zero()
+    }
+
+    #[inline(always)]
+    fn fetch(self, group: usize) {
+        prefetch::<L2>(self.0.wrapping_add(group * PAIRS * 128), PAIRS * 128);
+    }
+}
+
 /// f32 as they are stored.
 #[derive(Clone, Copy)]
 pub(super) struct StoredFloats(pub(super) *const u8);
@@ -237,8 +278,9 @@ impl<S: Simd, P: Product<S>> Source<S, P> for StoredFloats {
     #[inline(always)]
     unsafe fn pair(self, s: S, p: P, group: usize, pair: usize, half: usize) -> P::Weights {
         // SAFETY: by contract.
-        let [second, first] =
-            unsafe { Floats.load(s, self.0.add(((group * PAIRS + pair) * 2 + half) * 128)) };
+        let [second, first] = unsafe {
+            Floats { rounds: false }.load(s, self.0.add(((group * PAIRS + pair) * 2 + half) * 128))
+        };
         p.of_numbers(s, second, first)
     }
 

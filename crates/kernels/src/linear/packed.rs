@@ -14,6 +14,7 @@
 //! | 4 bits, quads | 4 registers × 2 halves; nibble s of register z is quad `2 z + s`; then the same |
 //! | 8 bits, quads | 8 quads × 2 halves, as steps from the lowest code; then the same |
 //! | bf16 | 16 pairs × 2 halves × 1 register |
+//! | f16 | 16 pairs × 2 halves × 2 half registers, the second input first |
 //! | f32 | 16 pairs × 2 halves × 2 registers |
 //! | 4 bits, tiles | 16 pairs of features × 32 inputs: nibble s of a byte is feature s of the pair; then 32 scales, 32 minimums |
 //! | 8 bits, tiles | 32 features × 32 inputs; then the same |
@@ -21,10 +22,14 @@
 //!
 //! Minimums are left out where a format has none.
 
-use half::{bf16, f16};
+use std::ops::Range;
+
+use half::f16;
 
 use super::ActivationKind;
 use super::k_packed::{KFormat, KGroup};
+use super::k_source::{Format, by_k_format};
+use super::pack::{self, CodeLayout, Unpacked};
 
 use crate::{AlignedBytes, Arena};
 
@@ -92,6 +97,7 @@ pub(super) enum Stored {
     /// Superblocks of codes, laid out as `k_packed.rs` says.
     K(KFormat),
     Bf16,
+    F16,
     F32,
 }
 
@@ -101,7 +107,7 @@ impl Stored {
         match self {
             Self::Codes(format) => groups * format.group_bytes(),
             Self::K(format) => format.tile_bytes(groups),
-            Self::Bf16 => groups * 2 * TILE * GROUP,
+            Self::Bf16 | Self::F16 => groups * 2 * TILE * GROUP,
             Self::F32 => groups * 4 * TILE * GROUP,
         }
     }
@@ -127,80 +133,77 @@ impl Packed {
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
     ) -> Self {
-        let num_groups = in_features.div_ceil(GROUP);
-        let tiles = out_features.div_ceil(TILE);
-        let bytes = WEIGHTS.zeroed(tiles * stored.tile_bytes(num_groups));
-        Self { bytes, stored, inputs, num_groups }
+        let bytes = WEIGHTS.zeroed(Self::num_bytes(stored, (in_features, out_features)));
+        Self { bytes, stored, inputs, num_groups: in_features.div_ceil(GROUP) }
     }
 
-    /// Rows as they are, or rounded to bf16 (`stored`). `rows`: `[out_features, in_features]`.
-    pub(super) fn from_rows(
+    /// Bytes of a matrix of a shape.
+    pub(super) fn num_bytes(stored: Stored, (in_features, out_features): (usize, usize)) -> usize {
+        out_features.div_ceil(TILE) * stored.tile_bytes(in_features.div_ceil(GROUP))
+    }
+
+    /// Rows of numbers, as they are or rounded (`stored`: [`Stored::F32`], [`Stored::F16`] or [`Stored::Bf16`]); see [`Self::fill`].
+    pub(super) fn from_floats<E: Send, R: Fn(usize, usize, &mut [f32])>(
         stored: Stored,
         inputs: ActivationKind,
-        rows: &[f32],
         (in_features, out_features): (usize, usize),
-    ) -> Self {
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
+    ) -> Result<Self, E> {
         let mut packed = Self::new(stored, inputs, (in_features, out_features));
-        let tile_bytes = packed.tile_bytes();
-        for (row, weights) in rows.chunks_exact(in_features).enumerate() {
-            let (tile, f) = (row / TILE, row % TILE);
-            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
-            for (k, weight) in weights.iter().enumerate() {
-                if stored == Stored::F32 {
-                    let at = f32_at(f, k);
-                    tile[at..at + 4].copy_from_slice(&weight.to_le_bytes());
-                } else {
-                    let at = bf16_at(inputs, f, k);
-                    tile[at..at + 2].copy_from_slice(&bf16::from_f32(*weight).to_le_bytes());
-                }
+        let put = |tile: &mut [u8], at: (usize, usize), weights: &[f32]| {
+            match stored {
+                Stored::F32 => pack::put_f32(tile, at, weights),
+                Stored::F16 => pack::put_f16(tile, at, weights),
+                _ => pack::put_bf16(inputs, tile, at, weights),
             }
+            true
+        };
+        match packed.fill((out_features, in_features, 1), open, put) {
+            Err(Unpacked::Source(error)) => Err(error),
+            Ok(()) | Err(Unpacked::Unfit) => Ok(packed),
         }
-        packed
     }
 
-    /// Takes codes as they are, scales and minimums rounded to f16. `groups(row, out)` fills a row's.
+    /// Takes codes as they are, scales and minimums rounded to f16; see [`Self::fill`].
     /// `None` if a scale or minimum is too large or too small for f16.
-    pub(super) fn from_codes<E>(
+    pub(super) fn from_codes<E: Send, R: Fn(usize, usize, &mut [GroupCodes])>(
         format: CodeFormat,
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
-        mut groups: impl FnMut(usize, &mut [GroupCodes]) -> Result<(), E>,
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
     ) -> Result<Option<Self>, E> {
         let mut packed = Self::new(Stored::Codes(format), inputs, (in_features, out_features));
-        let tile_bytes = packed.tile_bytes();
-        let mut row_groups = vec![GroupCodes::default(); packed.num_groups];
-        for row in 0..out_features {
-            groups(row, &mut row_groups)?;
-            let (tile, f) = (row / TILE, row % TILE);
-            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
-            for (group, bytes) in row_groups.iter().zip(tile.chunks_exact_mut(format.group_bytes()))
-            {
-                if !is_f16(group.scale) || !is_f16(group.min) {
-                    return Ok(None);
-                }
+        let put = |tile: &mut [u8], (f, first): (usize, usize), groups: &[GroupCodes]| {
+            let tile = tile.chunks_exact_mut(format.group_bytes()).skip(first);
+            groups.iter().zip(tile).all(|(group, bytes)| {
                 put_group(format, inputs, f, group, bytes);
-            }
+                is_f16(group.scale) && is_f16(group.min)
+            })
+        };
+        match packed.fill((out_features, packed.num_groups, GROUP), open, put) {
+            Ok(()) => Ok(Some(packed)),
+            Err(Unpacked::Unfit) => Ok(None),
+            Err(Unpacked::Source(error)) => Err(error),
         }
-        Ok(Some(packed))
     }
 
-    /// Takes codes of a K type as they are. `groups(row, out)` fills a row's.
-    pub(super) fn from_k<E>(
+    /// Takes codes of a K type as they are; see [`Self::fill`].
+    pub(super) fn from_k<E: Send, R: Fn(usize, usize, &mut [KGroup])>(
         format: KFormat,
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
-        mut groups: impl FnMut(usize, &mut [KGroup]) -> Result<(), E>,
+        open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
     ) -> Result<Self, E> {
         let mut packed = Self::new(Stored::K(format), inputs, (in_features, out_features));
-        let tile_bytes = packed.tile_bytes();
-        let mut row_groups = vec![KGroup::default(); packed.num_groups];
-        for row in 0..out_features {
-            groups(row, &mut row_groups)?;
-            let (tile, f) = (row / TILE, row % TILE);
-            let tile = &mut packed.bytes.as_mut_slice()[tile * tile_bytes..][..tile_bytes];
-            row_groups.iter().enumerate().for_each(|(g, group)| format.put(tile, (f, g), group));
+        let put_groups: PutGroups = by_k_format!(format, |F| put_groups::<F>);
+        let put = |tile: &mut [u8], at: (usize, usize), groups: &[KGroup]| {
+            put_groups(tile, at, groups);
+            true
+        };
+        match packed.fill((out_features, packed.num_groups, GROUP), open, put) {
+            Err(Unpacked::Source(error)) => Err(error),
+            Ok(()) | Err(Unpacked::Unfit) => Ok(packed),
         }
-        Ok(packed)
     }
 
     pub(super) fn tile_bytes(&self) -> usize {
@@ -219,28 +222,24 @@ impl Packed {
         let format = match self.stored {
             Stored::Codes(format) => format,
             Stored::K(format) => return format.row_into(tile, f, out),
-            Stored::Bf16 => {
-                for (k, out) in out.iter_mut().enumerate() {
-                    let at = bf16_at(self.inputs, f, k);
-                    *out = bf16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
-                }
-                return;
-            }
-            Stored::F32 => {
-                for (k, out) in out.iter_mut().enumerate() {
-                    let [a, b, c, d] = [0, 1, 2, 3].map(|i| tile[f32_at(f, k) + i]);
-                    *out = f32::from_le_bytes([a, b, c, d]);
-                }
-                return;
-            }
+            Stored::Bf16 => return pack::read_bf16(self.inputs, tile, f, out),
+            Stored::F16 => return pack::read_f16(tile, f, out),
+            Stored::F32 => return pack::read_f32(tile, f, out),
         };
         for (out, bytes) in out.chunks_mut(GROUP).zip(tile.chunks_exact(format.group_bytes())) {
             let (scale, min) = (read_scale(format, bytes, 0, f), read_scale(format, bytes, 1, f));
-            for (k, out) in out.iter_mut().enumerate() {
-                *out = scale * f32::from(read_code(format, self.inputs, bytes, f, k)) + min;
-            }
+            let codes = read_codes(format, self.inputs, bytes, f);
+            out.iter_mut().zip(codes).for_each(|(out, code)| *out = scale * f32::from(code) + min);
         }
     }
+}
+
+/// Puts groups of a feature into a tile, from some group on.
+type PutGroups = fn(&mut [u8], (usize, usize), &[KGroup]);
+
+/// A copy for each format: compilers then know what is where.
+fn put_groups<F: Format>(tile: &mut [u8], (f, first): (usize, usize), groups: &[KGroup]) {
+    (first..).zip(groups).for_each(|(g, group)| F::FORMAT.put(tile, (f, g), group));
 }
 
 /// Whether f16 holds a number to the precision of f16.
@@ -250,45 +249,6 @@ fn is_f16(x: f32) -> bool {
         || f16::from_f32(x).to_f32() == x
 }
 
-/// Where feature `f`, input `k` of a bf16 tile is.
-fn bf16_at(inputs: ActivationKind, f: usize, k: usize) -> usize {
-    if inputs == ActivationKind::Tiles {
-        return 2 * ((k / GROUP * TILE + f) * GROUP + k % GROUP);
-    }
-    let (half, lane) = (f / HALF, 2 * (f % HALF) + k % 2);
-    2 * (((k / 2) * 2 + half) * TILE + lane)
-}
-
-/// Where feature `f`, input `k` of an f32 tile is.
-fn f32_at(f: usize, k: usize) -> usize {
-    let (half, second) = (f / HALF, 1 - k % 2);
-    4 * ((((k / 2) * 2 + half) * 2 + second) * HALF + f % HALF)
-}
-
-/// Byte and shift of feature `f`, input `k` (below [`GROUP`]) in a group's codes.
-fn code_at(bits: u8, inputs: ActivationKind, f: usize, k: usize) -> (usize, u32) {
-    let half = f / HALF;
-    if inputs == ActivationKind::Tiles {
-        return match bits {
-            4 => (f / 2 * GROUP + k, 4 * (f % 2) as u32),
-            _ => (f * GROUP + k, 0),
-        };
-    }
-    if inputs == ActivationKind::Bytes {
-        let (quad, lane) = (k / 4, 4 * (f % HALF) + k % 4);
-        return match bits {
-            4 => (64 * (2 * (quad / 2) + half) + lane, 4 * (quad % 2) as u32),
-            _ => (64 * (2 * quad + half) + lane, 0),
-        };
-    }
-    let (lane, pair) = (2 * (f % HALF) + k % 2, k / 2);
-    // Codes of a 16-bit lane.
-    let in_lane = 16 / usize::from(bits);
-    let registers = PAIRS / in_lane;
-    let bit = usize::from(bits) * (pair % in_lane);
-    (64 * (half * registers + pair / in_lane) + 2 * lane + bit / 8, (bit % 8) as u32)
-}
-
 fn put_group(
     format: CodeFormat,
     inputs: ActivationKind,
@@ -296,13 +256,11 @@ fn put_group(
     group: &GroupCodes,
     bytes: &mut [u8],
 ) {
+    // Where codes are not steps from the lowest one they have a sign.
+    let lowest = if has_steps(format, inputs) { format.lowest } else { 0 };
     let mask = if format.bits == 4 { 15 } else { 255 };
-    let steps = format.bits == 4 || inputs == ActivationKind::Bytes;
-    for (k, code) in group.codes.iter().enumerate() {
-        let (at, shift) = code_at(format.bits, inputs, f, k);
-        let stored = if steps { code.wrapping_sub(format.lowest) } else { *code };
-        bytes[at] |= (stored as u8 & mask) << shift;
-    }
+    let codes = group.codes.map(|code| code.wrapping_sub(lowest) as u8 & mask);
+    CodeLayout::of(inputs).put(format.bits, bytes, f, &codes);
     let scales = format.code_bytes() + 2 * f;
     bytes[scales..scales + 2].copy_from_slice(&f16::from_f32(group.scale).to_le_bytes());
     if format.has_min {
@@ -311,13 +269,17 @@ fn put_group(
     }
 }
 
-/// Code of feature `f`, input `k` of a group.
-fn read_code(format: CodeFormat, inputs: ActivationKind, bytes: &[u8], f: usize, k: usize) -> i16 {
-    let (at, shift) = code_at(format.bits, inputs, f, k);
-    match (format.bits, inputs) {
-        (4, _) => i16::from((bytes[at] >> shift) & 15) + i16::from(format.lowest),
-        (_, ActivationKind::Bytes) => i16::from(bytes[at]) + i16::from(format.lowest),
-        _ => i16::from(bytes[at] as i8),
+/// Whether codes are stored as steps from the lowest one.
+fn has_steps(format: CodeFormat, inputs: ActivationKind) -> bool {
+    format.bits == 4 || inputs == ActivationKind::Bytes
+}
+
+/// Codes of feature `f` of a group.
+fn read_codes(format: CodeFormat, inputs: ActivationKind, bytes: &[u8], f: usize) -> [i16; GROUP] {
+    let codes = CodeLayout::of(inputs).read(format.bits, bytes, f);
+    match has_steps(format, inputs) {
+        true => codes.map(|code| i16::from(code) + i16::from(format.lowest)),
+        false => codes.map(|code| i16::from(code as i8)),
     }
 }
 

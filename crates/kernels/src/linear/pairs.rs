@@ -9,9 +9,10 @@
 // Registers are indexed; iterators would hide that.
 #![allow(clippy::needless_range_loop)]
 
+use super::ActivationKind;
 use super::k_source::{Format, StoredK, by_k_format};
 use super::operands::{
-    Floats, Product, Source, StoredCodes, StoredFloats, StoredWords, Turned, Words,
+    Floats, Product, Source, StoredCodes, StoredFloats, StoredHalves, StoredWords, Turned, Words,
 };
 use super::packed::{CodeFormat, GROUP, HALF, PAIRS, Packed, Stored, TILE};
 use super::product::{Rows, Target};
@@ -223,7 +224,8 @@ fn floats_body<S: Simd>(
     rows: &Rows<'_>,
     out: &Target<'_>,
 ) {
-    multiply_body(s, Floats, matrix, tile, room, rows, out);
+    let rounds = matrix.inputs == ActivationKind::Bf16;
+    multiply_body(s, Floats { rounds }, matrix, tile, room, rows, out);
 }
 
 /// `room`: [`TURNED_ROOM`], and after its numbers those of `[rows, TILE]` sums.
@@ -246,6 +248,7 @@ fn multiply_body<S: Simd, P: Product<S>>(
     unsafe {
         match matrix.stored {
             Stored::Bf16 => all_groups::<S, P, _, CHAIN>((s, p), StoredWords(at), room, rows, sums),
+            Stored::F16 => all_groups::<S, P, _, SUM>((s, p), StoredHalves(at), room, rows, sums),
             Stored::F32 => all_groups::<S, P, _, SUM>((s, p), StoredFloats(at), room, rows, sums),
             Stored::Codes(format) => codes_body(s, p, format, at, room, rows, sums),
             Stored::K(format) => by_k_format!(format, |F| {

@@ -17,8 +17,8 @@ fn coded(
     let random = values(n * k, seed);
     let scales = values(2 * n * k / GROUP, seed + 1);
     let span = if format.bits == 4 { 16.0 } else { 256.0 };
-    let groups = |row: usize, out: &mut [GroupCodes]| {
-        for (g, group) in out.iter_mut().enumerate() {
+    let groups = |row: usize, first: usize, out: &mut [GroupCodes]| {
+        for (g, group) in (first..).zip(out) {
             let at = row * k / GROUP + g;
             group.scale = f16::from_f32(scales[2 * at] * 0.1).to_f32();
             group.min =
@@ -29,13 +29,13 @@ fn coded(
                 *code = (code_from_lowest + i16::from(format.lowest)) as i8;
             }
         }
-        Ok::<(), ()>(())
     };
-    let linear = Linear::from_codes((format, inputs), None, k, n, groups).unwrap().unwrap();
+    let open = |_: Range<usize>| Ok::<_, ()>(groups);
+    let linear = Linear::from_codes((format, inputs), None, k, n, open).unwrap().unwrap();
     let mut rows = vec![0.0; n * k];
     for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
         let mut codes = vec![GroupCodes::default(); k / GROUP];
-        groups(row, &mut codes).unwrap();
+        groups(row, 0, &mut codes);
         for (group, weights) in codes.iter().zip(weights.chunks_exact_mut(GROUP)) {
             for (w, code) in weights.iter_mut().zip(group.codes) {
                 *w = group.scale * f32::from(code) + group.min;
@@ -58,8 +58,8 @@ fn k_coded(
     let integer = |unit: f32, low: i32, span: i32| {
         (low + ((unit + 1.0) / 2.0 * span as f32).min(span as f32 - 1.0) as i32) as i8
     };
-    let groups = |row: usize, out: &mut [KGroup]| {
-        for (g, group) in out.iter_mut().enumerate() {
+    let groups = |row: usize, first: usize, out: &mut [KGroup]| {
+        for (g, group) in (first..).zip(out) {
             let block = format.block_inputs();
             // The same in all of a superblock.
             let first = (row * k + g * GROUP / block * block) / 16;
@@ -81,13 +81,13 @@ fn k_coded(
                 *code = integer(unit, i32::from(format.lowest()), 1 << format.bits());
             }
         }
-        Ok::<(), ()>(())
     };
-    let linear = Linear::from_k((format, inputs), None, k, n, groups).unwrap();
+    let open = |_: Range<usize>| Ok::<_, ()>(groups);
+    let linear = Linear::from_k((format, inputs), None, k, n, open).unwrap();
     let mut rows = vec![0.0; n * k];
     for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
         let mut row_groups = vec![KGroup::default(); k / GROUP];
-        groups(row, &mut row_groups).unwrap();
+        groups(row, 0, &mut row_groups);
         for (group, weights) in row_groups.iter().zip(weights.chunks_exact_mut(GROUP)) {
             for (i, weight) in weights.iter_mut().enumerate() {
                 let which = if format.scales() == 1 { 0 } else { i / 16 };
@@ -122,7 +122,12 @@ fn filled(x: &Activations) -> impl PartialEq + std::fmt::Debug {
 fn layers(k: usize, n: usize) -> Vec<(Linear, Vec<f32>)> {
     let plain = values(n * k, 90);
     let rounded: Vec<f32> = plain.iter().map(|w| bf16::from_f32(*w).to_f32()).collect();
+    let halves: Vec<f32> = plain.iter().map(|w| f16::from_f32(*w).to_f32()).collect();
+    let half =
+        |inputs| Linear::of_slice((FloatFormat::F16, inputs), &plain, Some(values(n, 91)), (k, n));
     let mut layers = vec![
+        (half(ActivationKind::F32), halves.clone()),
+        (half(ActivationKind::Bf16), halves),
         (Linear::new(&plain, Some(values(n, 91)), k, n), plain.clone()),
         (Linear::bf16(ActivationKind::Bf16, &plain, Some(values(n, 91)), k, n), rounded.clone()),
         (Linear::bf16(ActivationKind::F32, &plain, Some(values(n, 91)), k, n), rounded.clone()),
@@ -189,8 +194,12 @@ fn exact(linear: &Linear, weights: &[f32], inputs: &Activations, row: usize) -> 
         .map(|(j, w)| {
             let tiles = inputs.is(ActivationKind::Tiles);
             let codes = matches!(linear.weight.stored, Stored::Codes(_));
-            let two_scales = matches!(linear.weight.stored, Stored::K(k) if k.scales() == 2);
-            let weight = |w| match (tiles && codes, two_scales && !bytes) {
+            let rounds = match linear.weight.stored {
+                Stored::K(k) => k.scales() == 2,
+                stored => stored == Stored::F16,
+            };
+            let bf16_inputs = inputs.is(ActivationKind::Bf16);
+            let weight = |w| match (tiles && codes, rounds && bf16_inputs) {
                 (true, _) => near(w),
                 (_, true) => bf16::from_f32(w).to_f32(),
                 _ => w,
@@ -287,7 +296,12 @@ fn a_row_does_not_depend_on_the_batch_or_the_threads() {
 fn layers_of_one_input_are_what_each_is_alone() {
     let (k, tokens) = (64, 9);
     let x = values(tokens * k, 4);
-    let [a, b, c] = [(40, 1), (32, 9), (97, 8)].map(|(n, which)| layers(k, n).remove(which).0);
+    // Three that differ in how they are stored.
+    let [a, b, c] = [(40, 0), (32, 2), (97, 5)].map(|(n, which)| {
+        let mut layers = layers(k, n);
+        layers.retain(|(layer, _)| layer.activation_kind() == ActivationKind::Bf16);
+        layers.remove(which).0
+    });
     let mut inputs = Activations::default();
     inputs.set(ActivationKind::Bf16, &x, k);
     let mut outs = [&a, &b, &c].map(|linear| vec![0.0; tokens * linear.out_features()]);
@@ -340,10 +354,10 @@ fn norms_are_rounded_like_any_input() {
 #[test]
 fn scales_beyond_f16_are_not_taken() {
     for (scale, fits) in [(1e-3, true), (1e6, false), (1e-7, false), (0.0, true)] {
-        let fill = |_: usize, out: &mut [GroupCodes]| {
+        let fill = |_: usize, _: usize, out: &mut [GroupCodes]| {
             out.fill(GroupCodes { scale, ..GroupCodes::default() });
-            Ok::<(), ()>(())
         };
+        let fill = |_: Range<usize>| Ok::<_, ()>(fill);
         let linear =
             Linear::from_codes((FORMATS[0], ActivationKind::Bf16), None, 32, 1, fill).unwrap();
         assert_eq!(linear.is_some(), fits, "{scale}");

@@ -315,7 +315,7 @@ fn multiply_body<S: Lanes>(
                 }
             }
             // Weights in f32 take inputs in f32.
-            Stored::K(_) | Stored::Bf16 | Stored::F32 => {
+            Stored::K(_) | Stored::Bf16 | Stored::F16 | Stored::F32 => {
                 // Few rows read weights once, as they come.
                 let most = if n <= 2 * BLOCK { groups } else { SPAN };
                 for first in (0..groups).step_by(most) {

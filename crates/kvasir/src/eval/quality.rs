@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use kvasir_cache::{Recipe, Sharing};
 use kvasir_eval::corpus::Corpus;
 use kvasir_eval::quality::{self, RecipeQuality, Settings, Workload};
-use kvasir_model::{Runner, Threads};
+use kvasir_model::{LoadOptions, Runner, Threads};
 
 use crate::options::{DtypeArg, EncodingArgs, ModelArgs};
 use crate::output::{print_json, print_line};
@@ -152,7 +152,8 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
+    let model =
+        load_model(&path, command.model.load.load_options(command.encoding.threads), progress)?;
     let (statistics, tables) = command.encoding.load(&model, &path, &command.recipe, progress)?;
     let mut runner = Runner::new(Threads::new(command.encoding.threads)?);
     let bar = progress.steps("measuring");
@@ -160,9 +161,12 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
-    let control = command.control_dtype.filter(|dtype| *dtype != command.model.dtype);
+    let control = command.control_dtype.filter(|dtype| *dtype != command.model.load.dtype);
     let control = control
-        .map(|dtype| load_model(&path, dtype.into(), command.encoding.threads, progress))
+        .map(|dtype| {
+            let options = command.model.load.load_options(command.encoding.threads);
+            load_model(&path, LoadOptions { dtype: dtype.into(), ..options }, progress)
+        })
         .transpose()?;
     let caches = quality::Caches {
         recipes: &command.recipe,

@@ -165,7 +165,7 @@ pub(super) fn execute(command: &SuiteCommand) -> Result<()> {
 /// Answers from an engine in this process, and everything else that needs one.
 fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     let recipes = command.recipes()?;
-    let name = format!("{} ({:?})", command.model.model, command.model.dtype).to_lowercase();
+    let name = format!("{} ({:?})", command.model.model, command.model.load.dtype).to_lowercase();
     let config = command.config(name, command.lanes(&recipes))?;
     // Mistakes are found before a model is loaded; a run is begun only with a model that is there.
     config.samples()?;
@@ -182,7 +182,8 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     if begun {
         create()?;
     }
-    let model = load_model(&path, command.model.dtype.into(), command.encoding.threads, progress)?;
+    let model =
+        load_model(&path, command.model.load.load_options(command.encoding.threads), progress)?;
     let curve = command.curve(&recipes);
     let mut needed: Vec<Recipe> = recipes.iter().chain(&curve).copied().collect();
     if let Some(risks) = &risk_model {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::kv_size::KvSize;
+use super::memory::{Memory, Resident};
 
 /// The contents of a GGUF file.
 #[derive(Debug, Serialize)]
@@ -24,6 +25,7 @@ pub(crate) struct Report {
     /// By storage type.
     pub(crate) tensor_types: BTreeMap<String, TypeTotal>,
     pub(crate) kv_cache: Option<KvSize>,
+    pub(crate) memory: Memory,
     /// Arrays are shown as their length and element type.
     pub(crate) metadata: Map<String, Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,11 +49,14 @@ pub(crate) struct TensorLine {
     #[serde(rename = "type")]
     pub(crate) ty: String,
     pub(crate) bytes: u64,
+    /// What it takes in memory, and as what; absent where the model cannot be loaded.
+    #[serde(flatten)]
+    pub(crate) resident: Option<Resident>,
 }
 
 impl Report {
     /// Reads the header of `file`.
-    pub(crate) fn of(file: &GgufFile, list_tensors: bool) -> Result<Self> {
+    pub(crate) fn of(file: &GgufFile, memory: Memory, list_tensors: bool) -> Result<Self> {
         let metadata = file.metadata();
         let mut tensor_types: BTreeMap<String, TypeTotal> = BTreeMap::new();
         for tensor in file.tensors() {
@@ -63,11 +68,13 @@ impl Report {
         let tensors = list_tensors.then(|| {
             file.tensors()
                 .iter()
-                .map(|tensor| TensorLine {
+                .enumerate()
+                .map(|(at, tensor)| TensorLine {
                     name: tensor.name.clone(),
                     shape: tensor.shape.clone(),
                     ty: tensor.ty.to_string(),
                     bytes: tensor.num_bytes,
+                    resident: memory.tensor(at),
                 })
                 .collect()
         });
@@ -82,6 +89,7 @@ impl Report {
             tensor_bytes: tensor_types.values().map(|total| total.bytes).sum(),
             tensor_types,
             kv_cache: KvSize::of(metadata)?,
+            memory,
             metadata: metadata
                 .iter()
                 .map(|(key, value)| (key.to_owned(), summary(value)))
@@ -116,7 +124,7 @@ mod tests {
 
     #[test]
     fn arrays_are_summarised() {
-        let vocabulary = Value::StringArray(vec!["a".into(); 3]);
+        let vocabulary = Value::StringArray(["a"; 3].iter().collect());
         assert_eq!(summary(&vocabulary), json!({ "array": "string", "length": 3 }));
         assert_eq!(summary(&Value::Uint(u64::MAX)), json!(u64::MAX));
         assert_eq!(summary(&Value::Float(1e-5)), json!(1e-5));

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value as Json;
 
+use super::memory::Memory;
 use super::report::Report;
 use crate::units::format_bytes;
 
@@ -33,6 +34,7 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         )?,
         None => writeln!(out, "KV cache      unknown: the metadata does not describe attention")?,
     }
+    write_memory(out, &report.memory)?;
     writeln!(
         out,
         "\ntensors       {} ({})",
@@ -54,12 +56,20 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(out, "  {:<width$}  {}", printable(key), shown(value))?;
     }
     if let Some(tensors) = &report.tensors {
-        writeln!(out, "\n  {:<10} {:>14} {:<20} tensor", "type", "bytes", "shape")?;
+        writeln!(
+            out,
+            "\n  {:<10} {:>14} {:>14} {:<12} {:<20} tensor",
+            "type", "bytes", "in memory", "as", "shape"
+        )?;
         for tensor in tensors {
             let shape = format!("{:?}", tensor.shape);
+            let (resident, held) = match &tensor.resident {
+                Some(resident) => (resident.resident_bytes.to_string(), resident.held),
+                None => ("?".to_owned(), "?"),
+            };
             writeln!(
                 out,
-                "  {:<10} {:>14} {shape:<20} {}",
+                "  {:<10} {:>14} {resident:>14} {held:<12} {shape:<20} {}",
                 tensor.ty,
                 tensor.bytes,
                 printable(&tensor.name)
@@ -67,6 +77,27 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn write_memory(out: &mut String, memory: &Memory) -> std::fmt::Result {
+    if let Some(why) = &memory.unknown {
+        return writeln!(out, "memory        unknown: {}", printable(why));
+    }
+    let of = |bytes: usize| format_bytes(bytes as u64);
+    let machine = memory.machine_bytes.map(|bytes| match bytes < memory.total_bytes {
+        true => format!("; this machine has only {}", of(bytes)),
+        false => format!("; this machine has {}", of(bytes)),
+    });
+    writeln!(
+        out,
+        "memory        {} to serve it: weights {}, tokenizer {}, KV cache {}, program about {}{}",
+        of(memory.total_bytes),
+        of(memory.weight_bytes),
+        of(memory.tokenizer_bytes),
+        of(memory.kv_cache_bytes),
+        of(memory.program_bytes),
+        machine.unwrap_or_default()
+    )
 }
 
 fn shown_or_unknown(text: Option<&str>) -> String {

@@ -205,7 +205,7 @@ impl Config<'_> {
 
     /// Tokens in the embedding table: the table itself says it best.
     pub(crate) fn vocab_size(&self) -> Result<usize> {
-        let name = crate::weights::names(self.is_gguf(), self.tensors()).embedding;
+        let name = crate::tensor_names::names(self.is_gguf(), self.tensors()).embedding;
         let shape = self.tensors().shape(name);
         let shape = shape.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         Ok(shape.first().copied().unwrap_or(0))

@@ -130,7 +130,7 @@ fn check_checkpoint(config: &Config<'_>) -> Result<()> {
             ),
         });
     }
-    let head = crate::weights::names(config.is_gguf(), config.tensors()).output;
+    let head = crate::tensor_names::names(config.is_gguf(), config.tensors()).output;
     // A head that is there is used even if the embeddings are said to be tied, as transformers 5 does.
     if config.hf_bool("tie_word_embeddings")? == Some(false)
         && config.tensors().shape(head).is_none()

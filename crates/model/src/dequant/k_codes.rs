@@ -3,52 +3,25 @@
 use half::f16;
 use kvasir_kernels::{KFormat, KGroup};
 
-use super::codes::{halves, high_bits};
+use super::codes::halves;
 use super::k_scales::{packed_scales, scale_and_min};
-use super::q5::fifth_bit;
 use crate::gguf::GgmlType;
 
-/// A tensor's bytes as groups of 32.
-#[derive(Clone, Copy)]
-pub struct KTensor<'a> {
-    /// What the codes are like.
-    pub format: KFormat,
-    decode: fn(&[u8], &mut [KGroup]),
-    row_bytes: usize,
-    bytes: &'a [u8],
-}
+/// Turns blocks into groups of 32, as many as there are of both.
+pub(crate) type DecodeK = fn(&[u8], &mut [KGroup]);
 
-impl std::fmt::Debug for KTensor<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KTensor").field("format", &self.format).finish_non_exhaustive()
-    }
-}
-
-impl<'a> KTensor<'a> {
-    /// `None` for another type, or rows that are not whole blocks.
-    pub(crate) fn new(ty: GgmlType, bytes: &'a [u8], row_elements: usize) -> Option<Self> {
-        type Decode = fn(&[u8], &mut [KGroup]);
-        let (format, decode): (_, Decode) = match ty {
-            GgmlType::Q2_K => (KFormat::Q2, |bytes, out| blocks(bytes, out, q2_k)),
-            GgmlType::Q3_K => (KFormat::Q3, |bytes, out| blocks(bytes, out, q3_k)),
-            GgmlType::Q4_K => (KFormat::Q4, |bytes, out| blocks(bytes, out, q4_k)),
-            GgmlType::Q5_K => (KFormat::Q5, |bytes, out| blocks(bytes, out, q5_k)),
-            GgmlType::Q6_K => (KFormat::Q6, |bytes, out| blocks(bytes, out, q6_k)),
-            GgmlType::Q5_0 => (KFormat::Q5_0, |bytes, out| blocks(bytes, out, q5_0)),
-            GgmlType::Q5_1 => (KFormat::Q5_1, |bytes, out| blocks(bytes, out, q5_1)),
-            _ => return None,
-        };
-        let whole = row_elements.is_multiple_of(ty.block_elements());
-        let row_bytes = row_elements / ty.block_elements() * ty.block_bytes();
-        (whole && row_bytes > 0).then_some(Self { format, decode, row_bytes, bytes })
-    }
-
-    /// The groups of a row; nothing if there is no such row. `out`: a row's groups.
-    pub fn row(&self, row: usize, out: &mut [KGroup]) {
-        if let Some(bytes) = self.bytes.chunks_exact(self.row_bytes).nth(row) {
-            (self.decode)(bytes, out);
-        }
-    }
+/// What codes of a type are like, and how its blocks are read; `None` for another type.
+pub(crate) fn k_decoder(ty: GgmlType) -> Option<(KFormat, DecodeK)> {
+    Some(match ty {
+        GgmlType::Q2_K => (KFormat::Q2, |bytes, out| blocks(bytes, out, q2_k)),
+        GgmlType::Q3_K => (KFormat::Q3, |bytes, out| blocks(bytes, out, q3_k)),
+        GgmlType::Q4_K => (KFormat::Q4, |bytes, out| blocks(bytes, out, q4_k)),
+        GgmlType::Q5_K => (KFormat::Q5, |bytes, out| blocks(bytes, out, q5_k)),
+        GgmlType::Q6_K => (KFormat::Q6, |bytes, out| blocks(bytes, out, q6_k)),
+        GgmlType::Q5_0 => (KFormat::Q5_0, |bytes, out| blocks(bytes, out, q5_0)),
+        GgmlType::Q5_1 => (KFormat::Q5_1, |bytes, out| blocks(bytes, out, q5_1)),
+        _ => return None,
+    })
 }
 
 fn blocks<const BYTES: usize, const GROUPS: usize>(
@@ -142,22 +115,36 @@ fn q6_k(block: &[u8; 210], out: &mut [KGroup; 8]) {
     }
 }
 
+/// 16 where a bit of four bytes is set, element after element: eight at a time, each bit in a byte of its own.
+fn fifth_bits(high: &[u8]) -> [u8; 32] {
+    let mut bits = [0; 32];
+    for (bits, byte) in bits.as_chunks_mut::<8>().0.iter_mut().zip(high) {
+        // Bit i of the byte stays in byte i, and becomes its highest bit if it is there.
+        let apart = (u64::from(*byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        let set = (apart + 0x7f7f_7f7f_7f7f_7f7f) & 0x8080_8080_8080_8080;
+        *bits = (set >> 3).to_le_bytes();
+    }
+    bits
+}
+
 /// See `q5.rs`.
 fn q5_0(block: &[u8; 22], [out]: &mut [KGroup; 1]) {
     out.d = f16_at(block, 0);
-    let high = high_bits(block, 2);
-    out.codes = halves(&block[6..], |j, quant| (quant as i8 | fifth_bit(high, j) as i8) - 16);
+    let fifth = fifth_bits(&block[2..6]);
+    out.codes = halves(&block[6..], |j, quant| (quant | fifth[j]) as i8 - 16);
 }
 
 /// See `q5.rs`.
 fn q5_1(block: &[u8; 24], [out]: &mut [KGroup; 1]) {
     (out.d, out.min) = (f16_at(block, 0), f16_at(block, 2));
-    let high = high_bits(block, 4);
-    out.codes = halves(&block[8..], |j, quant| quant as i8 | fifth_bit(high, j) as i8);
+    let fifth = fifth_bits(&block[4..8]);
+    out.codes = halves(&block[8..], |j, quant| (quant | fifth[j]) as i8);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use kvasir_kernels::{ActivationKind, Linear};
 
     use super::*;
@@ -176,7 +163,8 @@ mod tests {
             (GgmlType::Q5_1, 0),
         ];
         for (ty, numbers) in types {
-            let (rows, width) = (37, 512);
+            // Wider than what is packed at a time.
+            let (rows, width) = (37, 1280);
             let mut bytes = vec![0u8; rows * width / ty.block_elements() * ty.block_bytes()];
             let mut state = 7u32;
             for byte in &mut bytes {
@@ -193,17 +181,13 @@ mod tests {
                 }
             }
             let exact = dequantize("t", ty, &bytes).unwrap();
-            let tensor = KTensor::new(ty, &bytes, width).unwrap();
-            let packed = Linear::from_k(
-                (tensor.format, ActivationKind::Bytes),
-                None,
-                width,
-                rows,
-                |row, out| {
-                    tensor.row(row, out);
-                    Ok::<(), ()>(())
-                },
-            );
+            let (format, decode) = k_decoder(ty).unwrap();
+            let read = |row: usize, first: usize, out: &mut [KGroup]| {
+                let blocks = (row * width + first * 32) / ty.block_elements();
+                decode(&bytes[blocks * ty.block_bytes()..], out);
+            };
+            let open = |_: Range<usize>| Ok::<_, ()>(read);
+            let packed = Linear::from_k((format, ActivationKind::Bytes), None, width, rows, open);
             let (packed, mut found) = (packed.unwrap(), vec![0.0; width]);
             for (row, exact) in exact.chunks_exact(width).enumerate() {
                 packed.row_into(row, &mut found);
@@ -213,7 +197,6 @@ mod tests {
             let bound = in_file as f64 * 1.05;
             assert!(packed.num_bytes() as f64 <= bound, "{ty}: {} {bound}", packed.num_bytes());
         }
-        assert!(KTensor::new(GgmlType::Q8_0, &[0; 272], 256).is_none());
-        assert!(KTensor::new(GgmlType::Q6_K, &[0; 210], 128).is_none());
+        assert!(k_decoder(GgmlType::Q8_0).is_none());
     }
 }

@@ -18,14 +18,16 @@ mod q5;
 mod q5_k;
 mod q6_k;
 mod q8;
+mod quantize;
 
 use half::f16;
 
 use crate::error::{ModelError, Result};
 use crate::gguf::GgmlType;
 
-pub use codes::CodedTensor;
-pub use k_codes::KTensor;
+pub(crate) use codes::{DecodeCodes, code_decoder};
+pub(crate) use k_codes::{DecodeK, k_decoder};
+pub use quantize::Quantize;
 
 /// Decodes whole blocks: `(bytes, out)`. What does not fill a block on either side is left alone.
 pub(crate) type BlockDecoder = fn(&[u8], &mut [f32]);

@@ -31,6 +31,6 @@ pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
 /// 16 if bit `j` is set: a comparison with a constant mask, which vectorises where a shift by a
 /// different amount for each element does not.
 #[inline(always)]
-pub(super) fn fifth_bit(high: u32, j: usize) -> i32 {
+fn fifth_bit(high: u32, j: usize) -> i32 {
     if high & (1 << j) != 0 { 16 } else { 0 }
 }

@@ -44,7 +44,7 @@ fn sample() -> GgufBuilder {
         .metadata("a.i32", Value::Int(-7))
         .float("a.f32", 0.5)
         .metadata("a.bool", Value::Bool(true))
-        .metadata("a.tokens", Value::StringArray(vec!["a".into(), String::new(), "ß".into()]))
+        .metadata("a.tokens", Value::StringArray(["a", "", "ß"].iter().collect()))
         .metadata("a.scores", Value::FloatArray(vec![0.1, 0.2]))
         .metadata("a.types", Value::IntArray(vec![1, -1]))
         .metadata("a.flags", Value::BoolArray(vec![true, false]))
@@ -85,7 +85,8 @@ fn the_sample_reads_back() {
         assert_eq!(metadata.get("a.u64"), Some(&Value::Uint(HUGE)));
         assert_eq!(metadata.get("a.i32"), Some(&Value::Int(-7)));
         assert_eq!(metadata.get("a.bool"), Some(&Value::Bool(true)));
-        assert_eq!(metadata.strings("a.tokens").unwrap().unwrap(), ["a", "", "ß"]);
+        let tokens = metadata.strings("a.tokens").unwrap().unwrap();
+        assert_eq!(tokens.iter().collect::<Vec<_>>(), ["a", "", "ß"]);
         assert_eq!(metadata.get("a.scores"), Some(&Value::FloatArray(vec![0.1, 0.2])));
         assert_eq!(
             metadata.get("a.nested"),
@@ -134,7 +135,7 @@ fn metadata_of_every_type_written_by_the_reference() {
             "string",
             (
                 Value::String("größe ≤ 1".into()),
-                Value::StringArray(vec![String::new(), "a".into(), "▁the".into()]),
+                Value::StringArray(["", "a", "▁the"].iter().collect()),
             ),
         ),
     ] {

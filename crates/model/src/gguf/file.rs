@@ -1,14 +1,15 @@
 //! An open GGUF file.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::header::{Header, parse};
 use super::metadata::Metadata;
 use super::tensor_info::TensorInfo;
-use crate::dequant::{self, CodedTensor, KTensor};
 use crate::error::{ModelError, Result};
-use crate::file_bytes::FileBytes;
+use crate::file_bytes::{Access, FileBytes};
 use crate::source::TensorSource;
+use crate::stored_tensor::StoredTensor;
 
 /// A GGUF file, memory-mapped, with a checked header. Tensor data is read on request.
 ///
@@ -27,14 +28,22 @@ use crate::source::TensorSource;
 /// ```
 #[derive(Debug)]
 pub struct GgufFile {
-    bytes: FileBytes,
+    bytes: Arc<FileBytes>,
     header: Header,
 }
 
 impl GgufFile {
     /// Maps a file and parses its header; see [`parse`] for the errors, plus [`ModelError::Io`].
     pub fn open(path: &Path) -> Result<Self> {
-        Self::new(FileBytes::map(path)?)
+        Self::open_as(path, Access::Mapped)
+    }
+
+    /// [`Self::open`] with tensors that come into memory in some way.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(path: &Path, access: Access) -> Result<Self> {
+        Self::new(FileBytes::open(path, access)?)
     }
 
     /// A file that is already in memory. `path` is only shown in messages.
@@ -44,7 +53,7 @@ impl GgufFile {
 
     fn new(bytes: FileBytes) -> Result<Self> {
         let header = parse(bytes.as_slice(), bytes.path())?;
-        Ok(Self { bytes, header })
+        Ok(Self { bytes: Arc::new(bytes), header })
     }
 
     /// Where the file was opened.
@@ -104,20 +113,13 @@ impl TensorSource for GgufFile {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let bytes = self.tensor_bytes(name)?;
-        let Some(tensor) = self.tensor(name) else {
-            return Err(ModelError::MissingTensor { name: name.to_owned() });
-        };
-        dequant::dequantize(name, tensor.ty, bytes)
+        let stored = self.stored(name);
+        stored.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?.read_f32()
     }
 
-    fn codes(&self, name: &str) -> Option<CodedTensor<'_>> {
+    fn stored(&self, name: &str) -> Option<StoredTensor> {
         let tensor = self.tensor(name)?;
-        CodedTensor::new(tensor.ty, self.tensor_bytes(name).ok()?, *tensor.shape.last()?)
-    }
-
-    fn k_codes(&self, name: &str) -> Option<KTensor<'_>> {
-        let tensor = self.tensor(name)?;
-        KTensor::new(tensor.ty, self.tensor_bytes(name).ok()?, *tensor.shape.last()?)
+        let start = usize::try_from(tensor.offset).ok()?;
+        StoredTensor::new((name, tensor.ty), &tensor.shape, &self.bytes, start)
     }
 }

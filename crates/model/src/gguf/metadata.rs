@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::strings::Strings;
 use crate::error::{ModelError, Result};
 
 /// One metadata value. Arrays keep their element type, so a vocabulary of 262,144 strings is one
-/// `Vec<String>` and not as many enum values.
+/// [`Strings`] and not as many enum values.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
@@ -28,7 +29,7 @@ pub enum Value {
     /// Array of booleans.
     BoolArray(Vec<bool>),
     /// Array of strings.
-    StringArray(Vec<String>),
+    StringArray(Strings),
     /// Array of arrays: kept for `inspect`, read by nobody.
     NestedArray(Vec<Value>),
 }
@@ -100,7 +101,7 @@ impl Metadata {
     }
 
     /// An array of strings, if the key is there.
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
+    pub fn strings(&self, key: &str) -> Result<Option<&Strings>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::StringArray(v)) => Ok(Some(v)),

@@ -8,6 +8,7 @@ mod ggml_type;
 mod header;
 mod metadata;
 mod reader;
+mod strings;
 mod tensor_info;
 #[doc(hidden)]
 pub mod testkit;
@@ -20,4 +21,5 @@ pub use file::GgufFile;
 pub use ggml_type::GgmlType;
 pub use header::{Header, parse};
 pub use metadata::{Metadata, Value};
+pub use strings::Strings;
 pub use tensor_info::TensorInfo;

@@ -1,6 +1,7 @@
 //! What a file says about one tensor.
 
 use super::ggml_type::GgmlType;
+use crate::error::ModelError;
 
 /// One tensor of a GGUF file. A value of this type was checked: its bytes lie inside the file and
 /// its row length is a multiple of the type's block.
@@ -23,6 +24,11 @@ impl TensorInfo {
     /// Number of elements: the product of the shape.
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The error of a type that this build cannot read.
+    pub(crate) fn bad_type(&self) -> ModelError {
+        ModelError::TensorType { name: self.name.clone(), ty: self.ty.name().to_owned() }
     }
 
     /// Stored bits per element, scales included.

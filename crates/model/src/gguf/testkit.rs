@@ -220,7 +220,7 @@ fn encode(value: &Value) -> (u32, Vec<u8>) {
         Value::Int(v) => encode_ints(&[*v]),
         Value::Float(v) => encode_floats(&[*v]),
         Value::Bool(v) => (t::BOOL, vec![u8::from(*v)]),
-        Value::String(v) => (t::STRING, encode_strings(std::slice::from_ref(v))),
+        Value::String(v) => (t::STRING, encode_strings([v.as_str()].into_iter())),
         Value::UintArray(v) => {
             let (ty, bytes) = encode_uints(v);
             items(ty, v.len(), bytes)
@@ -234,7 +234,7 @@ fn encode(value: &Value) -> (u32, Vec<u8>) {
             items(ty, v.len(), bytes)
         }
         Value::BoolArray(v) => items(t::BOOL, v.len(), v.iter().map(|b| u8::from(*b)).collect()),
-        Value::StringArray(v) => items(t::STRING, v.len(), encode_strings(v)),
+        Value::StringArray(v) => items(t::STRING, v.len(), encode_strings(v.iter())),
         Value::NestedArray(v) => {
             items(t::ARRAY, v.len(), v.iter().flat_map(|item| encode(item).1).collect())
         }
@@ -265,7 +265,7 @@ fn encode_floats(values: &[f64]) -> (u32, Vec<u8>) {
     }
 }
 
-fn encode_strings(values: &[String]) -> Vec<u8> {
+fn encode_strings<'a>(values: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut out = Vec::new();
     for value in values {
         put_string(&mut out, value.as_bytes());

@@ -2,6 +2,7 @@
 
 use super::metadata::Value;
 use super::reader::{Reader, shown};
+use super::strings::Strings;
 use crate::error::Result;
 
 /// Arrays of arrays deeper than this are refused, so that a file cannot exhaust the stack.
@@ -38,7 +39,7 @@ pub(super) fn read_value(reader: &mut Reader<'_>, key: &str) -> Result<Value> {
         Value::IntArray(v) => v.first().copied().map(Value::Int),
         Value::FloatArray(v) => v.first().copied().map(Value::Float),
         Value::BoolArray(v) => v.first().copied().map(Value::Bool),
-        Value::StringArray(v) => v.into_iter().next().map(Value::String),
+        Value::StringArray(v) => v.get(0).map(|string| Value::String(string.to_owned())),
         other => Some(other),
     };
     scalar.ok_or_else(|| reader.damaged(start, format!("'{}' has no value", shown(key))))
@@ -104,10 +105,10 @@ fn read_items(
         }
         t::STRING => {
             // `count` was checked against the bytes left, at 8 bytes for each length.
-            let mut strings = Vec::with_capacity(count);
+            let mut strings = Strings::with_capacity(count);
             for i in 0..count {
                 let what = format_args!("string {i} of '{}'", shown(key));
-                strings.push(reader.string(u64::MAX, what)?.to_owned());
+                strings.push(reader.string(u64::MAX, what)?);
             }
             Value::StringArray(strings)
         }

@@ -5,14 +5,15 @@ mod weight_file;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::dequant;
 use crate::error::{ModelError, Result};
-use crate::file_bytes::FileBytes;
+use crate::file_bytes::{Access, FileBytes};
 use crate::source::TensorSource;
+use crate::stored_tensor::StoredTensor;
 use weight_file::{float_type, parse_weight_file};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -25,7 +26,8 @@ const CONFIG_FILE: &str = "config.json";
 pub struct SafetensorsDir {
     path: PathBuf,
     config: Value,
-    shards: Vec<FileBytes>,
+    access: Access,
+    shards: Vec<Arc<FileBytes>>,
     tensors: Vec<SafetensorsTensor>,
     by_name: HashMap<String, usize>,
 }
@@ -64,6 +66,14 @@ impl SafetensorsDir {
     /// [`ModelError::Damaged`] for bad JSON, a missing shard, a tensor that the index lists and
     /// its shard lacks, and tensor data outside its file; [`ModelError::Io`].
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, Access::Mapped)
+    }
+
+    /// [`Self::open`] with tensors that come into memory in some way.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(path: &Path, access: Access) -> Result<Self> {
         let missing = |what: String| Err(ModelError::NotAModel { path: path.to_owned(), what });
         if !path.is_dir() {
             return missing("not a folder".to_owned());
@@ -74,6 +84,7 @@ impl SafetensorsDir {
         let mut dir = Self {
             path: path.to_owned(),
             config: read_json(&path.join(CONFIG_FILE))?,
+            access,
             shards: Vec::new(),
             tensors: Vec::new(),
             by_name: HashMap::new(),
@@ -177,7 +188,7 @@ impl SafetensorsDir {
 
     /// Maps a weight file and takes the tensors that `wanted` accepts.
     fn add_shard(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        let file = FileBytes::map(path)?;
+        let file = FileBytes::open(path, self.access)?;
         let shard = self.shards.len();
         let tensors = parse_weight_file(file.as_slice(), path)?;
         self.tensors.extend(tensors.into_iter().filter(|(name, ..)| wanted(name)).map(
@@ -189,7 +200,7 @@ impl SafetensorsDir {
                 bytes,
             },
         ));
-        self.shards.push(file);
+        self.shards.push(Arc::new(file));
         Ok(())
     }
 }
@@ -200,12 +211,20 @@ impl TensorSource for SafetensorsDir {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let bytes = self.tensor_bytes(name)?;
-        let dtype = self.tensor(name).map_or("", |tensor| tensor.dtype.as_str());
-        match float_type(dtype) {
-            Some(ty) => dequant::dequantize(name, ty, bytes),
-            None => Err(ModelError::TensorType { name: name.to_owned(), ty: dtype.to_owned() }),
-        }
+        let Some(tensor) = self.tensor(name) else {
+            return Err(ModelError::MissingTensor { name: name.to_owned() });
+        };
+        let bad_type =
+            || ModelError::TensorType { name: name.to_owned(), ty: tensor.dtype.clone() };
+        self.stored(name).ok_or_else(bad_type)?.read_f32()
+    }
+
+    fn stored(&self, name: &str) -> Option<StoredTensor> {
+        let tensor = self.tensor(name)?;
+        let (ty, file) = (float_type(&tensor.dtype)?, self.shards.get(tensor.shard)?);
+        // A number alone is a row of one.
+        let shape = if tensor.shape.is_empty() { &[1] } else { &tensor.shape[..] };
+        StoredTensor::new((name, ty), shape, file, tensor.bytes.start)
     }
 }
 

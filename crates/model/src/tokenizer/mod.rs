@@ -13,6 +13,7 @@ mod gguf;
 mod hf;
 #[cfg(test)]
 mod hf_tests;
+mod merger;
 mod pre_tokenizer;
 mod special;
 mod spm;
@@ -74,7 +75,7 @@ impl Tokenizer {
                 for fragment in special.fragments(text) {
                     match fragment {
                         Fragment::Token(id) => ids.push(id),
-                        Fragment::Text(text) => encoder.encode(text, &mut ids)?,
+                        Fragment::Text(text) => encoder.encode(&self.vocab, text, &mut ids)?,
                     }
                 }
                 ids
@@ -175,6 +176,16 @@ impl Tokenizer {
     /// Number of tokens; every id is below it. The model's logits may be more (padding).
     pub fn vocab_size(&self) -> usize {
         self.vocab.len()
+    }
+
+    /// Bytes in memory; `None` for a `tokenizer.json`, whose structures belong to another crate. Patterns are left out: some hundred KiB.
+    pub fn num_bytes(&self) -> Option<usize> {
+        let encoder = match &self.encoder {
+            Encoder::Bpe { encoder, special } => encoder.num_bytes() + special.num_bytes(),
+            Encoder::Spm { encoder, special } => encoder.num_bytes() + special.num_bytes(),
+            Encoder::Json(_) => return None,
+        };
+        Some(self.vocab.num_bytes() + encoder)
     }
 
     /// The token that starts a text.

@@ -43,6 +43,11 @@ impl SpecialMatcher {
         Ok(Self { automaton: Some(automaton), ids })
     }
 
+    /// Bytes in memory.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.automaton.as_ref().map_or(0, AhoCorasick::memory_usage) + 4 * self.ids.capacity()
+    }
+
     /// Splits `text` at these tokens: the leftmost first, and of those that start at the same place
     /// the longest. Linear time.
     ///

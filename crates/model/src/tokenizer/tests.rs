@@ -2,10 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chat_template::{ChatTemplate, RenderOptions};
-use crate::gguf::{Metadata, Value};
+use crate::gguf::{Metadata, Strings, Value};
 
 fn strings<S: AsRef<str>>(values: &[S]) -> Value {
-    Value::StringArray(values.iter().map(|value| value.as_ref().to_owned()).collect())
+    Value::StringArray(values.iter().collect())
 }
 
 const WORDS: &[&str] = &["he", "ll", "hell", "hello", "Ġw", "or", "Ġwor", "ĠĠ"];
@@ -244,7 +244,9 @@ fn malformed_metadata_is_an_error_that_names_the_key() {
         (true, "unknown model 'bert'", |m| set(m, "model", Value::String("bert".into()))),
         (true, "tokenizer.ggml.model", |m| set(m, "model", Value::Uint(1))),
         (true, "unknown pre-tokenizer 'x'", |m| set(m, "pre", Value::String("x".into()))),
-        (true, "tokenizer.ggml.tokens", |m| set(m, "tokens", Value::StringArray(vec![]))),
+        (true, "tokenizer.ggml.tokens", |m| {
+            set(m, "tokens", Value::StringArray(Strings::default()))
+        }),
         (true, "tokenizer.ggml.tokens", |m| set(m, "tokens", Value::Uint(0))),
         (true, "tokenizer.ggml.token_type", |m| set(m, "token_type", Value::IntArray(vec![1]))),
         (true, "tokenizer.ggml.token_type", |m| set(m, "token_type", strings(&["1"]))),

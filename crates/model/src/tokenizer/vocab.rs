@@ -150,6 +150,13 @@ impl Vocab {
         kind.copied().unwrap_or(TokenKind::Unused)
     }
 
+    /// Bytes in memory.
+    pub(super) fn num_bytes(&self) -> usize {
+        let arenas = [&self.texts, &self.bytes];
+        let arenas = arenas.map(|arena| arena.data.capacity() + 4 * arena.ends.capacity());
+        arenas.iter().sum::<usize>() + self.kinds.capacity() + 4 * self.slots.capacity()
+    }
+
     /// Number of tokens.
     pub(super) fn len(&self) -> usize {
         self.kinds.len()

@@ -1,7 +1,7 @@
 //! Tensors that are missing or have another shape than the metadata asks for.
 
 use super::*;
-use crate::weights::{Dtype, Weights};
+use crate::weights::{ReadOptions, Weights};
 
 /// All tensors of a spec under both schemes' names.
 fn tensors(spec: &DecoderSpec, gguf: bool) -> Shapes {
@@ -47,7 +47,7 @@ fn tensors(spec: &DecoderSpec, gguf: bool) -> Shapes {
 }
 
 fn read(spec: &DecoderSpec, tensors: &Shapes, gguf: bool) -> Result<Weights> {
-    Weights::read(spec, tensors, gguf, Dtype::Auto, &|| ())
+    Weights::read(spec, tensors, gguf, ReadOptions::default(), &|| ())
 }
 
 #[test]
