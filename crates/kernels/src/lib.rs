@@ -51,8 +51,8 @@ pub use elementwise::{add_assign, num_beyond, scale_in_place, soft_cap};
 pub use gemm::{gemm_nn_acc, gemm_nt};
 pub use isa::{ISA_VARIABLE, Isa, IsaError, Set};
 pub use linear::{
-    ActivationKind, Activations, CodeFormat, FloatFormat, GROUP, GroupCodes, KFormat, KGroup,
-    Linear, SUPERBLOCK, forward_all, forward_gated,
+    ActivationKind, Activations, CodeFormat, FloatFormat, GROUP, GroupCodes, IQ4_LEVELS, KFormat,
+    KGroup, Linear, MXFP4_LEVELS, SUPERBLOCK, forward_all, forward_gated,
 };
 pub use low_rank::{BackMatrix, FromLatents, RowElement, rows_from_latents};
 pub use norm::{rms_norm, rms_norm_rows};

@@ -109,8 +109,11 @@ impl Model {
             dir.release_pages();
             Ok(model)
         } else {
-            let file = GgufFile::open_as(path, options.access)?;
-            let model = Self::from_gguf(&file, options)?;
+            let mut file = GgufFile::open_as(path, options.access)?;
+            let tokenizer = gguf_tokenizer(&file)?;
+            file.forget_vocabulary();
+            let config = Config::Gguf { metadata: file.metadata(), tensors: &file };
+            let model = Self::build(&config, &file, tokenizer, options)?;
             file.release_pages();
             Ok(model)
         }
@@ -122,10 +125,7 @@ impl Model {
     /// As [`Self::load`].
     pub fn from_gguf(file: &GgufFile, options: &LoadOptions<'_>) -> Result<Self> {
         let config = Config::Gguf { metadata: file.metadata(), tensors: file };
-        // The spec first: an unknown architecture says more than what its tokenizer lacks.
-        arch::spec(&config)?;
-        let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-        Self::build(&config, file, tokenizer, options)
+        Self::build(&config, file, gguf_tokenizer(file)?, options)
     }
 
     fn build(
@@ -310,4 +310,10 @@ impl Model {
     pub fn logits(&self, rows: &[usize], runner: &mut Runner, out: &mut Vec<f32>) {
         self.decoder.logits(rows, runner, out);
     }
+}
+
+/// The tokenizer of a file whose architecture is known: an unknown one says more than what its tokenizer lacks.
+fn gguf_tokenizer(file: &GgufFile) -> Result<Tokenizer> {
+    arch::spec(&Config::Gguf { metadata: file.metadata(), tensors: file })?;
+    Tokenizer::from_gguf(file.metadata())
 }

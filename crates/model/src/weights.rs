@@ -271,7 +271,7 @@ impl Reader<'_> {
         let read = |held: Held, bias: Option<Vec<f32>>| match held {
             Held::K(format, kind, decode) => {
                 let open = |rows| order.open(&tensor, rows, GROUP, decode);
-                Linear::from_k((format, kind), bias, inputs, outputs, open).map(Some)
+                Linear::from_k((format, kind), bias, inputs, outputs, open)
             }
             Held::Codes(format, kind, decode) => {
                 let open = |rows| order.open(&tensor, rows, GROUP, decode);

@@ -102,8 +102,10 @@ fn linear(weights: Weights, kind: ActivationKind, inputs: usize, outputs: usize)
                 }
             };
             let fill = |_: std::ops::Range<usize>| Ok::<_, std::convert::Infallible>(fill);
-            let Ok(linear) = Linear::from_k((format, kind), None, inputs, outputs, fill);
-            return linear;
+            let coded = Linear::from_k((format, kind), None, inputs, outputs, fill).ok().flatten();
+            return coded.unwrap_or_else(|| {
+                Linear::bf16(kind, &numbers(inputs * outputs), None, inputs, outputs)
+            });
         }
         Weights::Bf16 => {
             return Linear::bf16(kind, &numbers(inputs * outputs), None, inputs, outputs);

@@ -1,5 +1,5 @@
-//! Codes of 2 to 6 bits as they are: ggml's K types, integers with a byte that scales each 16 or 32 of them and a number for 256, and Q5_0
-//! and Q5_1, with a number for 32.
+//! Codes of 2 to 6 bits as they are: ggml's K types, integers with a byte that scales each 16 or 32 of them and a number for 256, Q5_0
+//! and Q5_1, with a number for 32, and types whose codes name levels (IQ4_XS, IQ4_NL, MXFP4).
 //!
 //! Nothing is rounded: a weight is `(d · scale) · code + (min · min_scale)`, as the file has it. A tile of [`TILE`] features lies superblock after
 //! superblock of 256 inputs (or group after group, of types without), whatever its inputs are:
@@ -14,12 +14,19 @@
 //! | scales of the group, or of its first 16 inputs, then of its last 16 | 32 each |
 //! | the same of minimums, if there are any (of Q2, where both have four bits, they are the high half of the scale's byte) | 32 each |
 //!
-//! Q5_0 and Q5_1 have `d` and `min` in place of a group's scales and minimums. A register is a quad of inputs of 16 features, as in `packed.rs`.
+//! Q5_0, Q5_1, IQ4_NL and MXFP4 have `d` and `min` in place of a group's scales and minimums. A register is a quad of inputs of 16 features, as in `packed.rs`.
 
 use half::f16;
 
 use super::pack::{put_plane, read_plane};
 use super::packed::{GROUP, HALF, TILE};
+
+/// Levels of IQ4_XS and IQ4_NL.
+pub const IQ4_LEVELS: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Levels of MXFP4, floats with one bit of mantissa, times two.
+pub const MXFP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Inputs of a superblock.
 pub const SUPERBLOCK: usize = 256;
@@ -43,12 +50,28 @@ pub enum KFormat {
     Q5_0,
     /// Codes 0 to 31, a number and a minimum for 32.
     Q5_1,
+    /// Codes of 4 bits that name one of 16 levels, scales for 32.
+    Iq4Xs,
+    /// The same, a number for 32.
+    Iq4Nl,
+    /// The same with other levels.
+    Mxfp4,
 }
 
 impl KFormat {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Q2, Self::Q3, Self::Q4, Self::Q5, Self::Q6, Self::Q5_0, Self::Q5_1];
+    pub const ALL: [Self; 10] = [
+        Self::Q2,
+        Self::Q3,
+        Self::Q4,
+        Self::Q5,
+        Self::Q6,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Iq4Xs,
+        Self::Iq4Nl,
+        Self::Mxfp4,
+    ];
 
     /// Bits of a code.
     #[inline(always)]
@@ -56,7 +79,7 @@ impl KFormat {
         match self {
             Self::Q2 => 2,
             Self::Q3 => 3,
-            Self::Q4 => 4,
+            Self::Q4 | Self::Iq4Xs | Self::Iq4Nl | Self::Mxfp4 => 4,
             Self::Q5 | Self::Q5_0 | Self::Q5_1 => 5,
             Self::Q6 => 6,
         }
@@ -70,6 +93,16 @@ impl KFormat {
             Self::Q6 => -32,
             Self::Q5_0 => -16,
             _ => 0,
+        }
+    }
+
+    /// What codes are worth that are not worth themselves.
+    #[inline(always)]
+    pub const fn levels(self) -> Option<&'static [i8; 16]> {
+        match self {
+            Self::Iq4Xs | Self::Iq4Nl => Some(&IQ4_LEVELS),
+            Self::Mxfp4 => Some(&MXFP4_LEVELS),
+            _ => None,
         }
     }
 
@@ -88,7 +121,7 @@ impl KFormat {
     /// Whether groups have numbers of their own, and no superblock.
     #[inline(always)]
     pub(super) fn is_plain(self) -> bool {
-        matches!(self, Self::Q5_0 | Self::Q5_1)
+        matches!(self, Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl | Self::Mxfp4)
     }
 
     /// Whether a scale and a minimum share a byte.
@@ -181,7 +214,10 @@ impl KFormat {
                 _ => {}
             }
         }
-        codes.map(|code| (code as i8).wrapping_add(self.lowest()))
+        match self.levels() {
+            Some(levels) => codes.map(|code| levels[usize::from(code % 16)]),
+            None => codes.map(|code| (code as i8).wrapping_add(self.lowest())),
+        }
     }
 
     /// Puts group `g` of feature `f` into a tile, which has been zeros.
@@ -260,9 +296,9 @@ pub struct KGroup {
     pub d: f16,
     /// Factor of the minimums, the same; formats without have none.
     pub min: f16,
-    /// Integers within the format's range.
+    /// Integers within the format's range; where there are levels, what names them (and the level takes the place of the code above).
     pub codes: [i8; GROUP],
-    /// Of the group, or of its first and its last 16 weights; Q5_0 and Q5_1 have none.
+    /// Of the group, or of its first and its last 16 weights; formats with a number for 32 have none.
     pub scales: [i8; 2],
     /// The same of minimums.
     pub mins: [i8; 2],

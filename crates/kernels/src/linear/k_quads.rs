@@ -96,15 +96,17 @@ unsafe fn half_group<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const 
     unsafe {
         for i in 0..R {
             let header = &*rows.headers.add(i * rows.num_groups + g);
-            if F::SHIFT > 0 {
+            // Bytes that fill theirs are multiplied with a sign where instructions have none for them.
+            if F::SHIFT > 0 && (F::WIDTH < 8 || S::SUMS_AS_STORED) {
                 total[i] = [s.isplat(header.minus[step] << F::SHIFT); N];
             }
         }
         let x = rows.bytes.add(g * GROUP);
         // As many as 16 bits can sum.
-        let quads = if F::BITS == 6 { 2 } else { STEP_QUADS };
+        let quads = if F::WIDTH == 6 { 2 } else { STEP_QUADS };
         for part in 0..STEP_QUADS / quads {
-            let mut sums = if S::SUMS_AS_STORED { total } else { [[s.izero(); N]; R] };
+            let whole = S::SUMS_AS_STORED || F::WIDTH == 8;
+            let mut sums = if whole { total } else { [[s.izero(); N]; R] };
             // Compilers that know how many there are keep more than there are registers for.
             let known = if S::WIDE { S::SUMS_AS_STORED } else { R == 1 };
             let pairs = if known { quads / 2 } else { rows.step_quads * quads / (2 * STEP_QUADS) };
@@ -119,14 +121,17 @@ unsafe fn half_group<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const 
                         let x = x.add(i * rows.stride + 4 * quad);
                         let x = s.isplat(x.cast::<i32>().read_unaligned());
                         for h in 0..N {
-                            sums[i][h] = s.dot_codes(sums[i][h], codes[h], x);
+                            sums[i][h] = match F::WIDTH {
+                                8 => s.dot_bytes(sums[i][h], s.bytes(codes[h]), x),
+                                _ => s.dot_codes(sums[i][h], codes[h], x),
+                            };
                         }
                     }
                 }
             }
             for i in 0..R {
                 for h in 0..N {
-                    total[i][h] = if S::SUMS_AS_STORED || F::BITS == 4 {
+                    total[i][h] = if whole || F::WIDTH == 4 {
                         sums[i][h]
                     } else {
                         s.add_codes(total[i][h], sums[i][h])
@@ -165,7 +170,7 @@ unsafe fn block<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const N: us
                     for i in 0..R {
                         let steps = &header(i).steps;
                         let [first, last] = [first[i][h], last[i][h]];
-                        let sum = if F::BITS == 4 {
+                        let sum = if F::WIDTH == 4 {
                             s.from_int(s.join_codes(first, last, steps, s.izero()))
                         } else {
                             let [a, b] = steps.each().map(|step| s.splat(step as f32));

@@ -14,14 +14,18 @@ pub(super) trait Format: Copy {
     /// Scales of a group.
     const SCALES: usize;
     const MIN: bool;
-    /// The lowest code is −(1 << shift), or 0.
+    /// What is multiplied counts from −(1 << shift), or 0.
     const SHIFT: u32;
+    /// Bits of what is multiplied, counted so: of codes their own, of levels those of the range.
+    const WIDTH: usize;
+    /// What codes are worth that are not worth themselves.
+    const LEVELS: Option<&'static [i8; 16]> = Self::FORMAT.levels();
     /// Bytes of the first plane of codes.
     const LOW_BYTES: usize = TILE * GROUP / 8 * if Self::BITS < 4 { 2 } else { 4 };
 }
 
 macro_rules! formats {
-    ($($name:ident: $bits:literal bits, $scales:literal scales, $min:literal, $shift:literal;)*) => {
+    ($($name:ident: $bits:literal bits, $scales:literal scales, $min:literal, $shift:literal, $width:literal;)*) => {
         $(
             #[derive(Clone, Copy)]
             pub(super) struct $name;
@@ -31,24 +35,28 @@ macro_rules! formats {
                 const SCALES: usize = $scales;
                 const MIN: bool = $min;
                 const SHIFT: u32 = $shift;
+                const WIDTH: usize = $width;
             }
         )*
     };
 }
 formats! {
-    Q2: 2 bits, 2 scales, true, 0;
-    Q3: 3 bits, 2 scales, false, 2;
-    Q4: 4 bits, 1 scales, true, 0;
-    Q5: 5 bits, 1 scales, true, 0;
-    Q6: 6 bits, 2 scales, false, 5;
-    Q5_0: 5 bits, 1 scales, false, 4;
-    Q5_1: 5 bits, 1 scales, true, 0;
+    Q2: 2 bits, 2 scales, true, 0, 2;
+    Q3: 3 bits, 2 scales, false, 2, 3;
+    Q4: 4 bits, 1 scales, true, 0, 4;
+    Q5: 5 bits, 1 scales, true, 0, 5;
+    Q6: 6 bits, 2 scales, false, 5, 6;
+    Q5_0: 5 bits, 1 scales, false, 4, 5;
+    Q5_1: 5 bits, 1 scales, true, 0, 5;
+    Iq4Xs: 4 bits, 1 scales, false, 7, 8;
+    Iq4Nl: 4 bits, 1 scales, false, 7, 8;
+    Mxfp4: 4 bits, 1 scales, false, 4, 5;
 }
 
 /// Evaluates `$body` with the format as the type `$F`.
 macro_rules! by_k_format {
     ($format:expr, |$F:ident| $body:expr) => {
-        by_k_format!(@ $format, $F, $body, Q2 Q3 Q4 Q5 Q6 Q5_0 Q5_1)
+        by_k_format!(@ $format, $F, $body, Q2 Q3 Q4 Q5 Q6 Q5_0 Q5_1 Iq4Xs Iq4Nl Mxfp4)
     };
     (@ $format:expr, $F:ident, $body:expr, $($name:ident)*) => {
         match $format {
@@ -60,6 +68,25 @@ macro_rules! by_k_format {
     };
 }
 pub(super) use by_k_format;
+
+/// Levels as products take them, four times.
+#[repr(align(64))]
+struct Levels([u8; 64]);
+
+impl Levels {
+    /// Of a format, counted from the lowest that its shift tells.
+    const fn of<F: Format>() -> Self {
+        let mut all = [0; 64];
+        if let Some(levels) = F::LEVELS {
+            let mut i = 0;
+            while i < all.len() {
+                all[i] = (levels[i % 16] as u8).wrapping_add(1 << F::SHIFT);
+                i += 1;
+            }
+        }
+        Self(all)
+    }
+}
 
 /// A tile as it is stored.
 #[derive(Clone, Copy)]
@@ -112,6 +139,10 @@ impl<F: Format> StoredK<F> {
         unsafe {
             let group = self.group(group);
             let low = plane(s, group, (quad, half), low_bits, 0);
+            if F::LEVELS.is_some() {
+                let table = s.iload(const { &Levels::of::<F>() }.0.as_ptr());
+                return s.shuffle(table, low);
+            }
             if F::BITS == low_bits {
                 return low;
             }

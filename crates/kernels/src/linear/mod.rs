@@ -28,7 +28,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 pub use activations::{ActivationKind, Activations};
-pub use k_packed::{KFormat, KGroup, SUPERBLOCK};
+pub use k_packed::{IQ4_LEVELS, KFormat, KGroup, MXFP4_LEVELS, SUPERBLOCK};
 pub use packed::{CodeFormat, GROUP, GroupCodes};
 
 use crate::activation::{Activation, gated};
@@ -189,7 +189,7 @@ impl Linear {
 
     /// Weights of a K type, kept as they are, for inputs of some kind but tiles, of which there are no products with them. `open` and `read` as in
     /// [`Self::from_codes`]. With inputs in bytes or f32 no weight is rounded; with inputs in bf16 weights of formats with
-    /// a scale for 16 are rounded to bf16 when they are multiplied.
+    /// a scale for 16 are rounded to bf16 when they are multiplied. `None` if a group's number is none: one that f16 cannot hold.
     ///
     /// # Errors
     /// What `open` returns.
@@ -202,12 +202,13 @@ impl Linear {
         in_features: usize,
         out_features: usize,
         open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
-    ) -> Result<Self, E> {
+    ) -> Result<Option<Self>, E> {
         let block = format.block_inputs();
         assert!(in_features.is_multiple_of(block), "{in_features} inputs in blocks of {block}");
         assert!(inputs != ActivationKind::Tiles, "codes of a K type with tiles");
-        let weight = Packed::from_k(format, inputs, (in_features, out_features), open)?;
-        Ok(Self { weight, bias: None, in_features, out_features }.with_bias(bias))
+        let packed = Packed::from_k(format, inputs, (in_features, out_features), open)?;
+        Ok(packed
+            .map(|weight| Self { weight, bias: None, in_features, out_features }.with_bias(bias)))
     }
 
     fn with_bias(self, bias: Option<Vec<f32>>) -> Self {

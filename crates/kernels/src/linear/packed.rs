@@ -187,22 +187,23 @@ impl Packed {
         }
     }
 
-    /// Takes codes of a K type as they are; see [`Self::fill`].
+    /// Takes codes of a K type as they are; see [`Self::fill`]. `None` if a group's number is none.
     pub(super) fn from_k<E: Send, R: Fn(usize, usize, &mut [KGroup])>(
         format: KFormat,
         inputs: ActivationKind,
         (in_features, out_features): (usize, usize),
         open: impl Fn(Range<usize>) -> Result<R, E> + Sync,
-    ) -> Result<Self, E> {
+    ) -> Result<Option<Self>, E> {
         let mut packed = Self::new(Stored::K(format), inputs, (in_features, out_features));
         let put_groups: PutGroups = by_k_format!(format, |F| put_groups::<F>);
         let put = |tile: &mut [u8], at: (usize, usize), groups: &[KGroup]| {
             put_groups(tile, at, groups);
-            true
+            groups.iter().all(|group| !group.d.is_nan())
         };
         match packed.fill((out_features, packed.num_groups, GROUP), open, put) {
+            Ok(()) => Ok(Some(packed)),
+            Err(Unpacked::Unfit) => Ok(None),
             Err(Unpacked::Source(error)) => Err(error),
-            Ok(()) | Err(Unpacked::Unfit) => Ok(packed),
         }
     }
 

@@ -71,7 +71,8 @@ fn k_coded(
                 KFormat::Q3 => (-32, 64),
                 KFormat::Q4 | KFormat::Q5 => (0, 64),
                 KFormat::Q6 => (-128, 256),
-                KFormat::Q5_0 | KFormat::Q5_1 => (1, 1),
+                KFormat::Iq4Xs => (-32, 64),
+                KFormat::Q5_0 | KFormat::Q5_1 | KFormat::Iq4Nl | KFormat::Mxfp4 => (1, 1),
             };
             let number = |i: usize| numbers[(row * k / 16 + 2 * g + i) % numbers.len()];
             group.scales = [0, 1].map(|i| integer(number(i), low, span));
@@ -83,7 +84,7 @@ fn k_coded(
         }
     };
     let open = |_: Range<usize>| Ok::<_, ()>(groups);
-    let linear = Linear::from_k((format, inputs), None, k, n, open).unwrap();
+    let linear = Linear::from_k((format, inputs), None, k, n, open).unwrap().unwrap();
     let mut rows = vec![0.0; n * k];
     for (row, weights) in rows.chunks_exact_mut(k).enumerate() {
         let mut row_groups = vec![KGroup::default(); k / GROUP];
@@ -92,7 +93,9 @@ fn k_coded(
             for (i, weight) in weights.iter_mut().enumerate() {
                 let which = if format.scales() == 1 { 0 } else { i / 16 };
                 let scale = group.d.to_f32() * f32::from(group.scales[which]);
-                *weight = scale * f32::from(group.codes[i]);
+                let code = group.codes[i];
+                let worth = format.levels().map_or(code, |levels| levels[code as usize]);
+                *weight = scale * f32::from(worth);
                 if format.has_min() {
                     *weight += group.min.to_f32() * f32::from(group.mins[which]);
                 }

@@ -156,6 +156,7 @@ macro_rules! registers {
                 ];
             }
             methods! {
+                shuffle(v: I, at: I) -> I = both!(|v, at| _mm256_shuffle_epi8(v, at));
                 zero() -> F = [_mm256_setzero_ps(); 2];
                 splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
                 add(a: F, b: F) -> F = both!(|a, b| _mm256_add_ps(a, b));

@@ -62,6 +62,7 @@ macro_rules! registers {
                 load_signed(from: *const u8) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
             }
             methods! {
+                shuffle(v: __m512i, at: __m512i) -> __m512i = _mm512_shuffle_epi8(v, at);
                 zero() -> __m512 = _mm512_setzero_ps();
                 splat(x: f32) -> __m512 = _mm512_set1_ps(x);
                 add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);

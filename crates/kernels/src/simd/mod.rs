@@ -179,6 +179,8 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load_signed(self, from: *const u8) -> Self::I;
+    /// Of each 16 bytes of `v`, those that the low four bits of `at` name. (The highest bit of a byte of `at` must be 0.)
+    fn shuffle(self, v: Self::I, at: Self::I) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn xor(self, a: Self::I, b: Self::I) -> Self::I;

@@ -115,6 +115,12 @@ impl Simd for Portable {
         };
     }
     methods! {
+        shuffle(v: I, at: I) -> I = lanes!(|l| i32 = {
+            let quarter = &v[l / 4 * 4..][..4];
+            i32::from_le_bytes(at[l].to_le_bytes().map(|at| {
+                quarter[usize::from(at % 16 / 4)].to_le_bytes()[usize::from(at % 4)]
+            }))
+        });
         zero() -> F = [0.0; LANES];
         splat(x: f32) -> F = [x; LANES];
         add(a: F, b: F) -> F = lanes!(|l| f32 = a[l] + b[l]);

@@ -176,6 +176,18 @@ impl Simd for Sse2 {
         };
     }
     methods! {
+        shuffle(v: I, at: I) -> I = {
+            // There is no instruction for it.
+            let mut both = [[0u8; 64]; 2];
+            for (bytes, from) in both.iter_mut().zip([v, at]) {
+                for (to, from) in bytes.chunks_exact_mut(16).zip(from) {
+                    _mm_storeu_si128(to.as_mut_ptr().cast(), from);
+                }
+            }
+            let [v, at] = both;
+            let out: [u8; 64] = std::array::from_fn(|i| v[i / 16 * 16 + usize::from(at[i] % 16)]);
+            std::array::from_fn(|i| _mm_loadu_si128(out.as_ptr().add(16 * i).cast()))
+        };
         zero() -> F = [_mm_setzero_ps(); 4];
         splat(x: f32) -> F = [_mm_set1_ps(x); 4];
         add(a: F, b: F) -> F = all!(|a, b| _mm_add_ps(a, b));

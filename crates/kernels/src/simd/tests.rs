@@ -158,6 +158,9 @@ fn all<S: Simd>(s: S, seed: u32, floats: &mut Vec<[u32; LANES]>, ints: &mut Vec<
         ints.push(out);
         s.istore(out.as_mut_ptr().cast(), s.load_signed(bytes.as_ptr()));
         ints.push(out);
+        let at = s.and(ix, s.isplat(0x0f0f_0f0f));
+        s.istore(out.as_mut_ptr().cast(), s.shuffle(iy, at));
+        ints.push(out);
     }
 }
 

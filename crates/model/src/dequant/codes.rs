@@ -1,10 +1,9 @@
 //! Stored types whose elements are small integers in groups of 32 with a scale: these integers, for layers
-//! that keep them. K types, Q5_0 and Q5_1 are in `k_codes.rs`.
+//! that keep them. All others are in `k_codes.rs`.
 
 use kvasir_kernels::{CodeFormat, GroupCodes};
 
 use super::f16_at;
-use super::{iq4, mxfp4};
 use crate::gguf::GgmlType;
 
 /// Turns blocks into groups, as many as there are of both.
@@ -20,8 +19,6 @@ pub(crate) fn code_decoder(ty: GgmlType) -> Option<(CodeFormat, DecodeCodes)> {
         GgmlType::Q4_0 => (Q4, |bytes, out| blocks(bytes, out, q4_0)),
         GgmlType::Q4_1 => (Q4_MIN, |bytes, out| blocks(bytes, out, q4_1)),
         GgmlType::Q8_0 => (Q8, |bytes, out| blocks(bytes, out, q8_0)),
-        GgmlType::IQ4_NL => (Q8, |bytes, out| blocks(bytes, out, iq4_nl)),
-        GgmlType::MXFP4 => (Q8, |bytes, out| blocks(bytes, out, mxfp4)),
         _ => return None,
     })
 }
@@ -61,17 +58,6 @@ fn q8_0(block: &[u8; 34], [out]: &mut [GroupCodes; 1]) {
     out.codes = std::array::from_fn(|j| block[2 + j] as i8);
 }
 
-fn iq4_nl(block: &[u8; 18], [out]: &mut [GroupCodes; 1]) {
-    out.scale = f16_at(block[0], block[1]);
-    out.codes = halves(&block[2..], |_, quant| iq4::LEVELS[usize::from(quant)]);
-}
-
-/// Scales that f16 has not are left to layers in bf16, which holds such weights exactly.
-fn mxfp4(block: &[u8; 17], [out]: &mut [GroupCodes; 1]) {
-    out.scale = mxfp4::half_of_power(block[0]);
-    out.codes = halves(&block[1..], |_, quant| mxfp4::LEVELS[usize::from(quant)]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,9 +65,7 @@ mod tests {
 
     #[test]
     fn codes_are_what_dequantisation_reads() {
-        let types =
-            [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::IQ4_NL, GgmlType::MXFP4];
-        for ty in types {
+        for ty in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0] {
             let (rows, width) = (3, 512);
             let mut bytes = vec![0u8; rows * width / ty.block_elements() * ty.block_bytes()];
             let mut state = 7u32;
@@ -92,9 +76,6 @@ mod tests {
             // Scales that are numbers.
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 (block[1], block[3]) = (0x2c, 0x28);
-                if ty == GgmlType::MXFP4 {
-                    block[0] = 120;
-                }
             }
             let exact = dequantize("t", ty, &bytes).unwrap();
             let (format, decode) = code_decoder(ty).unwrap();

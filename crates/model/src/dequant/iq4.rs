@@ -1,10 +1,8 @@
 //! IQ4_NL and IQ4_XS: 4 bits that name one of 16 uneven levels.
 
-use super::f16_at;
+use kvasir_kernels::IQ4_LEVELS as LEVELS;
 
-/// What a code is worth, times the scale.
-pub(super) const LEVELS: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+use super::f16_at;
 
 /// 32 elements: the low halves of 16 bytes, then the high ones.
 #[inline(always)]

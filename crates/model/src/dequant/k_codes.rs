@@ -1,10 +1,12 @@
-//! K types, Q5_0 and Q5_1 as the codes, scales and minimums that they are, for layers that keep them.
+//! K types, Q5_0, Q5_1 and types of levels as the codes, scales and minimums that they are, for layers that keep them.
 
 use half::f16;
 use kvasir_kernels::{KFormat, KGroup};
 
 use super::codes::halves;
+use super::iq4::iq4_xs_scale;
 use super::k_scales::{packed_scales, scale_and_min};
+use super::mxfp4::half_of_power;
 use crate::gguf::GgmlType;
 
 /// Turns blocks into groups of 32, as many as there are of both.
@@ -20,6 +22,9 @@ pub(crate) fn k_decoder(ty: GgmlType) -> Option<(KFormat, DecodeK)> {
         GgmlType::Q6_K => (KFormat::Q6, |bytes, out| blocks(bytes, out, q6_k)),
         GgmlType::Q5_0 => (KFormat::Q5_0, |bytes, out| blocks(bytes, out, q5_0)),
         GgmlType::Q5_1 => (KFormat::Q5_1, |bytes, out| blocks(bytes, out, q5_1)),
+        GgmlType::IQ4_XS => (KFormat::Iq4Xs, |bytes, out| blocks(bytes, out, iq4_xs)),
+        GgmlType::IQ4_NL => (KFormat::Iq4Nl, |bytes, out| blocks(bytes, out, iq4_nl)),
+        GgmlType::MXFP4 => (KFormat::Mxfp4, |bytes, out| blocks(bytes, out, mxfp4)),
         _ => return None,
     })
 }
@@ -141,6 +146,29 @@ fn q5_1(block: &[u8; 24], [out]: &mut [KGroup; 1]) {
     out.codes = halves(&block[8..], |j, quant| (quant | fifth[j]) as i8);
 }
 
+/// See `iq4.rs`.
+fn iq4_xs(block: &[u8; 136], out: &mut [KGroup; 8]) {
+    for (g, group) in out.iter_mut().enumerate() {
+        group.d = f16_at(block, 0);
+        group.scales = [iq4_xs_scale(block, g), 0];
+        group.codes = halves(&block[8 + 16 * g..][..16], |_, quant| quant as i8);
+    }
+}
+
+/// See `iq4.rs`.
+fn iq4_nl(block: &[u8; 18], [out]: &mut [KGroup; 1]) {
+    out.d = f16_at(block, 0);
+    out.codes = halves(&block[2..], |_, quant| quant as i8);
+}
+
+/// See `mxfp4.rs`. A scale that f16 has not is no number, which layouts refuse.
+fn mxfp4(block: &[u8; 17], [out]: &mut [KGroup; 1]) {
+    let scale = half_of_power(block[0]);
+    let rounded = f16::from_f32(scale);
+    out.d = if rounded.to_f32() == scale { rounded } else { f16::NAN };
+    out.codes = halves(&block[1..], |_, quant| quant as i8);
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
@@ -161,6 +189,9 @@ mod tests {
             (GgmlType::Q6_K, 208),
             (GgmlType::Q5_0, 0),
             (GgmlType::Q5_1, 0),
+            (GgmlType::IQ4_XS, 0),
+            (GgmlType::IQ4_NL, 0),
+            (GgmlType::MXFP4, 0),
         ];
         for (ty, numbers) in types {
             // Wider than what is packed at a time.
@@ -173,6 +204,9 @@ mod tests {
             }
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 block[numbers + 1] = 0x2c;
+                if ty == GgmlType::MXFP4 {
+                    block[0] = 110 + block[0] % 16;
+                }
                 if let Some(min) = block
                     .get_mut(numbers + 3)
                     .filter(|_| !matches!(ty, GgmlType::Q3_K | GgmlType::Q5_0))
@@ -188,13 +222,14 @@ mod tests {
             };
             let open = |_: Range<usize>| Ok::<_, ()>(read);
             let packed = Linear::from_k((format, ActivationKind::Bytes), None, width, rows, open);
-            let (packed, mut found) = (packed.unwrap(), vec![0.0; width]);
+            let (packed, mut found) = (packed.unwrap().unwrap(), vec![0.0; width]);
             for (row, exact) in exact.chunks_exact(width).enumerate() {
                 packed.row_into(row, &mut found);
                 assert_eq!(found, exact, "row {row} of {ty}");
             }
             let in_file = bytes.len() * rows.next_multiple_of(32) / rows;
-            let bound = in_file as f64 * 1.05;
+            // MXFP4's scale is a byte in the file.
+            let bound = in_file as f64 * if ty == GgmlType::MXFP4 { 1.06 } else { 1.05 };
             assert!(packed.num_bytes() as f64 <= bound, "{ty}: {} {bound}", packed.num_bytes());
         }
         assert!(k_decoder(GgmlType::Q8_0).is_none());

@@ -1,7 +1,6 @@
 //! MXFP4: 32 elements of 4 bits, floats with one bit of mantissa, and a power of two for all.
 
-/// Twice what a code is worth, times the scale.
-pub(super) const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+use kvasir_kernels::MXFP4_LEVELS as LEVELS;
 
 /// `{ exponent: u8, quants: [u8; 16] }`, element = `2^(exponent − 128) * LEVELS[quant]`.
 #[inline(always)]

@@ -76,6 +76,12 @@ impl GgufFile {
         self.header.metadata()
     }
 
+    /// Drops what only the tokenizer is made of: up to some ten MiB that nobody else reads.
+    pub fn forget_vocabulary(&mut self) {
+        self.header.forget("tokenizer.");
+        self.bytes.release_pages();
+    }
+
     /// All tensors in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         self.header.tensors()

@@ -48,6 +48,11 @@ impl Header {
         &self.metadata
     }
 
+    /// Drops the keys that begin so.
+    pub(super) fn forget(&mut self, prefix: &str) {
+        self.metadata.forget(prefix);
+    }
+
     /// All tensors in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -46,6 +46,11 @@ impl Metadata {
         self.values.insert(key.into(), value);
     }
 
+    /// Drops the keys that begin so.
+    pub(super) fn forget(&mut self, prefix: &str) {
+        self.values.retain(|key, _| !key.starts_with(prefix));
+    }
+
     /// The value of `key`, whatever its type.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)

@@ -167,8 +167,6 @@ pub(crate) trait Bytes: Simd {
     /// Which bytes are equal, as bits.
     fn equal8(self, a: Self::I, b: Self::I) -> u64;
 
-    /// Of each quarter, the bytes that the low four bits of `at` name. (Its highest bit must be 0.)
-    fn shuffle(self, v: Self::I, at: Self::I) -> Self::I;
     /// A table as [`Self::look_up`] takes it.
     fn table(self, table: &Table) -> [Self::I; 4];
     /// Elements of a table of `N`: 16, 32 or 64. Indices are smaller.

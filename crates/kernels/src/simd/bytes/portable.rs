@@ -259,10 +259,6 @@ impl Bytes for Portable {
         };
         swap32(v: I) -> I = each!(i32, |l| v[l ^ 1]);
         swap64(v: I) -> I = each!(i32, |l| v[l ^ 2]);
-        shuffle(v: I, at: I) -> I = {
-            let (v, at) = (bytes(v), bytes(at));
-            each8!(|i| v[i / 16 * 16 + usize::from(at[i] % 16)])
-        };
         table(table: &Table) -> [I; 4] = [each8!(|i| table.0[i] as u8); 4];
         permute(v: I, at: I) -> I = {
             let (v, at) = (bytes(v), bytes(at));

@@ -184,7 +184,6 @@ macro_rules! avx512 {
                 equal8(a: __m512i, b: __m512i) -> u64 = _mm512_cmpeq_epi8_mask(a, b);
                 swap32(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0xb1>(v);
                 swap64(v: __m512i) -> __m512i = _mm512_shuffle_epi32::<0x4e>(v);
-                shuffle(v: __m512i, at: __m512i) -> __m512i = _mm512_shuffle_epi8(v, at);
             }
             memory! {
                 load_half(from: *const u8) -> __m512i =
@@ -342,7 +341,6 @@ macro_rules! avx2 {
                 };
                 swap32(v: I) -> I = both!(|v| _mm256_shuffle_epi32::<0xb1>(v));
                 swap64(v: I) -> I = both!(|v| _mm256_shuffle_epi32::<0x4e>(v));
-                shuffle(v: I, at: I) -> I = both!(|v, at| _mm256_shuffle_epi8(v, at));
             }
             memory! {
                 load_half(from: *const u8) -> I =
