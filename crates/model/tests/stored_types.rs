@@ -185,7 +185,7 @@ fn it_does_not_matter_how_a_file_comes_into_memory() {
                 [(Access::Mapped, false), (Access::Mapped, true), (Access::Read, false)]
             {
                 let options =
-                    LoadOptions { threads: 2, access, resident, ..LoadOptions::default() };
+                    LoadOptions { threads: 2, access, resident, dtype, ..LoadOptions::default() };
                 let model = Model::load(&path, &options).unwrap();
                 assert!(logits(&model) == expected, "{ty}, {access:?}");
                 let file = GgufFile::open_as(&path, access).unwrap();
