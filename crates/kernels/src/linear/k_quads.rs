@@ -238,11 +238,13 @@ unsafe fn all_rows<S: Simd, F: Format, Q: Source<S, F>>(
                     3 => block::<S, F, Q, 3, 2>(s, from, rows, out),
                     _ => block::<S, F, Q, 4, 2>(s, from, rows, out),
                 }
+            } else if n == 1 {
+                // In one pass over the tile, which is as fast as memory then.
+                block::<S, F, Q, 1, 2>(s, (source, 0), rows, out);
             } else {
                 for half in 0..2 {
                     let from = (source, half);
                     match n {
-                        1 => block::<S, F, Q, 1, 1>(s, from, rows, out),
                         2 => block::<S, F, Q, 2, 1>(s, from, rows, out),
                         3 => block::<S, F, Q, 3, 1>(s, from, rows, out),
                         _ => block::<S, F, Q, 4, 1>(s, from, rows, out),

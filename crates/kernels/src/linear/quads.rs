@@ -303,11 +303,13 @@ unsafe fn all_rows<S: Simd, Q: Source<S>, const BITS: usize, const MIN: bool, co
                     3 => block::<S, Q, 3, 2, BITS, MIN, SHIFT>(s, from, rows, out),
                     _ => block::<S, Q, 4, 2, BITS, MIN, SHIFT>(s, from, rows, out),
                 }
+            } else if n == 1 {
+                // In one pass over the tile, which is as fast as memory then.
+                block::<S, Q, 1, 2, BITS, MIN, SHIFT>(s, (source, 0), rows, out);
             } else {
                 for half in 0..2 {
                     let from = (source, half);
                     match n {
-                        1 => block::<S, Q, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
                         2 => block::<S, Q, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
                         3 => block::<S, Q, 3, 1, BITS, MIN, SHIFT>(s, from, rows, out),
                         _ => block::<S, Q, 4, 1, BITS, MIN, SHIFT>(s, from, rows, out),
