@@ -16,6 +16,9 @@ use crate::simd::{Simd, compiled};
 
 /// Where the codes of a tile, its scales and minimums come from.
 trait Source<S: Simd, F: Format>: Copy {
+    /// Whether a code is a byte already.
+    const TURNED: bool;
+
     /// # Safety
     /// There is such a group.
     unsafe fn quad(self, s: S, group: usize, quad: usize, half: usize) -> S::I;
@@ -31,6 +34,8 @@ trait Source<S: Simd, F: Format>: Copy {
 }
 
 impl<S: Simd, F: Format> Source<S, F> for StoredK<F> {
+    const TURNED: bool = false;
+
     #[inline(always)]
     unsafe fn quad(self, s: S, group: usize, quad: usize, half: usize) -> S::I {
         // SAFETY: by contract.
@@ -62,6 +67,8 @@ const fn numbers_of<F: Format>() -> usize {
 }
 
 impl<S: Simd, F: Format> Source<S, F> for Turned {
+    const TURNED: bool = true;
+
     #[inline(always)]
     unsafe fn quad(self, s: S, group: usize, quad: usize, half: usize) -> S::I {
         // SAFETY: by contract.
@@ -143,75 +150,105 @@ unsafe fn half_group<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const 
     total
 }
 
-/// R rows against N halves of a tile, from `half` on.
+/// Adds the products of group `g` to the sums of R rows with N halves of a tile, from `half` on.
+///
+/// # Safety
+/// As [`block`], and there is such a group.
+#[inline(always)]
+unsafe fn add_group<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const N: usize>(
+    s: S,
+    from: (Q, usize),
+    rows: &Rows<'_>,
+    g: usize,
+    sums: &mut [[S::F; N]; R],
+) {
+    let (source, half) = from;
+    // SAFETY: by contract.
+    unsafe {
+        let first = half_group::<S, F, Q, R, N>(s, from, rows, (g, 0));
+        let last = half_group::<S, F, Q, R, N>(s, from, rows, (g, 1));
+        let products = [first, last];
+        let header = |i: usize| &*rows.headers.add(i * rows.num_groups + g);
+        if F::SCALES == 1 {
+            for h in 0..N {
+                let scale = source.number(s, g, (0, 0), half + h);
+                for i in 0..R {
+                    let steps = &header(i).steps;
+                    let [first, last] = [first[i][h], last[i][h]];
+                    let sum = if F::WIDTH == 4 {
+                        s.from_int(s.join_codes(first, last, steps, s.izero()))
+                    } else {
+                        let [a, b] = steps.each().map(|step| s.splat(step as f32));
+                        s.fma(s.from_int(last), b, s.mul(s.from_int(first), a))
+                    };
+                    sums[i][h] = s.fma(sum, scale, sums[i][h]);
+                }
+            }
+        } else {
+            for (step, products) in products.into_iter().enumerate() {
+                for h in 0..N {
+                    let scale = source.number(s, g, (0, step), half + h);
+                    for i in 0..R {
+                        let worth = s.splat(header(i).steps.each()[step] as f32);
+                        let sum = s.mul(s.from_int(products[i][h]), scale);
+                        sums[i][h] = s.fma(sum, worth, sums[i][h]);
+                    }
+                }
+            }
+        }
+        for which in 0..if F::MIN { F::SCALES } else { 0 } {
+            for h in 0..N {
+                let min = source.number(s, g, (1, which), half + h);
+                for i in 0..R {
+                    let header = header(i);
+                    let minus = match F::SCALES {
+                        1 => header.last,
+                        _ => header.minus[which] * header.steps.each()[which],
+                    };
+                    sums[i][h] = s.fma(min, s.splat(-(minus as f32)), sums[i][h]);
+                }
+            }
+        }
+    }
+}
+
+/// R rows against PARTS times N halves of a tile, from `half` on, N at a time in each group: where there are registers for one half, a tile is read once
+/// all the same.
 ///
 /// # Safety
 /// `source` has as many groups as `rows`; `rows` and `out` have R rows.
 #[inline(always)]
-unsafe fn block<S: Simd, F: Format, Q: Source<S, F>, const R: usize, const N: usize>(
+unsafe fn block<
+    S: Simd,
+    F: Format,
+    Q: Source<S, F>,
+    const R: usize,
+    const N: usize,
+    const PARTS: usize,
+>(
     s: S,
-    from: (Q, usize),
+    (source, half): (Q, usize),
     rows: &Rows<'_>,
     out: &Target<'_>,
 ) {
-    let (source, half) = from;
-    let mut sums = [[s.zero(); N]; R];
+    let mut all = [[[s.zero(); N]; R]; PARTS];
     // SAFETY: groups, halves and rows exist by contract.
     unsafe {
         for g in 0..rows.num_groups {
             source.fetch(g);
-            let first = half_group::<S, F, Q, R, N>(s, from, rows, (g, 0));
-            let last = half_group::<S, F, Q, R, N>(s, from, rows, (g, 1));
-            let products = [first, last];
-            let header = |i: usize| &*rows.headers.add(i * rows.num_groups + g);
-            if F::SCALES == 1 {
-                for h in 0..N {
-                    let scale = source.number(s, g, (0, 0), half + h);
-                    for i in 0..R {
-                        let steps = &header(i).steps;
-                        let [first, last] = [first[i][h], last[i][h]];
-                        let sum = if F::WIDTH == 4 {
-                            s.from_int(s.join_codes(first, last, steps, s.izero()))
-                        } else {
-                            let [a, b] = steps.each().map(|step| s.splat(step as f32));
-                            s.fma(s.from_int(last), b, s.mul(s.from_int(first), a))
-                        };
-                        sums[i][h] = s.fma(sum, scale, sums[i][h]);
-                    }
-                }
-            } else {
-                for (step, products) in products.into_iter().enumerate() {
-                    for h in 0..N {
-                        let scale = source.number(s, g, (0, step), half + h);
-                        for i in 0..R {
-                            let worth = s.splat(header(i).steps.each()[step] as f32);
-                            let sum = s.mul(s.from_int(products[i][h]), scale);
-                            sums[i][h] = s.fma(sum, worth, sums[i][h]);
-                        }
-                    }
-                }
-            }
-            for which in 0..if F::MIN { F::SCALES } else { 0 } {
-                for h in 0..N {
-                    let min = source.number(s, g, (1, which), half + h);
-                    for i in 0..R {
-                        let header = header(i);
-                        let minus = match F::SCALES {
-                            1 => header.last,
-                            _ => header.minus[which] * header.steps.each()[which],
-                        };
-                        sums[i][h] = s.fma(min, s.splat(-(minus as f32)), sums[i][h]);
-                    }
-                }
+            for part in 0..PARTS {
+                add_group::<S, F, Q, R, N>(s, (source, half + part * N), rows, g, &mut all[part]);
             }
         }
-        for i in 0..R {
-            let unit = s.splat(*rows.units.add(i));
-            for h in 0..N {
-                sums[i][h] = s.mul(sums[i][h], unit);
+        for part in 0..PARTS {
+            for i in 0..R {
+                let unit = s.splat(*rows.units.add(i));
+                for h in 0..N {
+                    all[part][i][h] = s.mul(all[part][i][h], unit);
+                }
             }
+            out.put_block(s, &all[part], half + part * N);
         }
-        out.put_block(s, &sums, half);
     }
 }
 
@@ -230,24 +267,29 @@ unsafe fn all_rows<S: Simd, F: Format, Q: Source<S, F>>(
         let (rows, out) = (&rows.part(first, n), &out.from(first));
         // SAFETY: by contract.
         unsafe {
+            let from = (source, 0);
             if S::WIDE {
-                let from = (source, 0);
                 match n {
-                    1 => block::<S, F, Q, 1, 2>(s, from, rows, out),
-                    2 => block::<S, F, Q, 2, 2>(s, from, rows, out),
-                    3 => block::<S, F, Q, 3, 2>(s, from, rows, out),
-                    _ => block::<S, F, Q, 4, 2>(s, from, rows, out),
+                    1 => block::<S, F, Q, 1, 2, 1>(s, from, rows, out),
+                    2 => block::<S, F, Q, 2, 2, 1>(s, from, rows, out),
+                    3 => block::<S, F, Q, 3, 2, 1>(s, from, rows, out),
+                    _ => block::<S, F, Q, 4, 2, 1>(s, from, rows, out),
                 }
-            } else if n == 1 {
-                // In one pass over the tile, which is as fast as memory then.
-                block::<S, F, Q, 1, 2>(s, (source, 0), rows, out);
+            } else if !Q::TURNED {
+                // Memory is what counts.
+                match n {
+                    1 => block::<S, F, Q, 1, 2, 1>(s, from, rows, out),
+                    2 => block::<S, F, Q, 2, 1, 2>(s, from, rows, out),
+                    3 => block::<S, F, Q, 3, 1, 2>(s, from, rows, out),
+                    _ => block::<S, F, Q, 4, 1, 2>(s, from, rows, out),
+                }
             } else {
-                for half in 0..2 {
-                    let from = (source, half);
+                for from in [(source, 0), (source, 1)] {
                     match n {
-                        2 => block::<S, F, Q, 2, 1>(s, from, rows, out),
-                        3 => block::<S, F, Q, 3, 1>(s, from, rows, out),
-                        _ => block::<S, F, Q, 4, 1>(s, from, rows, out),
+                        1 => block::<S, F, Q, 1, 1, 1>(s, from, rows, out),
+                        2 => block::<S, F, Q, 2, 1, 1>(s, from, rows, out),
+                        3 => block::<S, F, Q, 3, 1, 1>(s, from, rows, out),
+                        _ => block::<S, F, Q, 4, 1, 1>(s, from, rows, out),
                     }
                 }
             }

@@ -183,12 +183,12 @@ unsafe fn half_group<S: Simd, Q: Source<S>, const R: usize, const N: usize, cons
     sums
 }
 
-/// R rows against N halves of a tile, from `half` on.
+/// Adds the products of group `g` to the sums of R rows with N halves of a tile, from `half` on.
 ///
 /// # Safety
-/// `source` has as many groups as `rows`; `rows` and `out` have R rows.
+/// As [`block`], and there is such a group.
 #[inline(always)]
-unsafe fn block<
+unsafe fn add_group<
     S: Simd,
     Q: Source<S>,
     const R: usize,
@@ -200,82 +200,120 @@ unsafe fn block<
     s: S,
     from: (Q, usize),
     rows: &Rows<'_>,
-    out: &Target<'_>,
+    g: usize,
+    sums: &mut [[S::F; N]; R],
 ) {
     let (source, half) = from;
-    let mut sums = [[s.zero(); N]; R];
+    // SAFETY: by contract.
+    unsafe {
+        let headers = rows.headers.add(g);
+        let mut begin = [[[s.izero(); N]; R]; STEPS];
+        if BITS == 8 && S::SUMS_AS_STORED {
+            for i in 0..R {
+                let minus = (*headers.add(i * rows.num_groups)).minus;
+                for step in 0..STEPS {
+                    begin[step][i] = [s.isplat(minus[step] << SHIFT); N];
+                }
+            }
+        }
+        let [mut first, mut last] = begin;
+        if S::WIDE && S::SUMS_AS_STORED && BITS == 4 && Q::TURNED {
+            // In turn, so that products wait less for those before them.
+            for pair in [(0, 1), (1, 2)] {
+                first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pair, first);
+                last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pair, last);
+            }
+        } else {
+            // Compilers that know how many there are look so far ahead that they keep more than there are registers for.
+            let known = if S::WIDE { S::SUMS_AS_STORED } else { R == 1 };
+            let pairs = (0, if known { STEP_QUADS / 2 } else { rows.step_quads / 2 });
+            first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pairs, first);
+            last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pairs, last);
+        }
+        let mut scale = [s.zero(); N];
+        for h in 0..N {
+            scale[h] = source.scale(s, g, half + h);
+        }
+        for i in 0..R {
+            let header = &*headers.add(i * rows.num_groups);
+            if BITS == 4 {
+                let begin = if SHIFT > 0 { s.isplat(header.last << SHIFT) } else { s.izero() };
+                for h in 0..N {
+                    let sum = s.join_codes(first[i][h], last[i][h], &header.steps, begin);
+                    sums[i][h] = s.fma(s.from_int(sum), scale[h], sums[i][h]);
+                }
+            } else {
+                let [first_step, last_step] = header.steps.each();
+                let steps = [s.splat(first_step as f32), s.splat(last_step as f32)];
+                for h in 0..N {
+                    let sum = s.mul(s.from_int(first[i][h]), steps[0]);
+                    let sum = s.fma(s.from_int(last[i][h]), steps[1], sum);
+                    sums[i][h] = s.fma(sum, scale[h], sums[i][h]);
+                }
+            }
+        }
+        if MIN && (g % 2 == 1 || g + 1 == rows.num_groups) {
+            let mut mins = [s.pairs(s.izero()); N];
+            for h in 0..N {
+                mins[h] = s.pairs(source.mins(s, g / 2, half + h));
+            }
+            for i in 0..R {
+                let at = i * rows.num_groups.next_multiple_of(2) + g / 2 * 2;
+                let both = rows.byte_sums.add(at).cast::<i32>().read_unaligned();
+                let both = s.pairs(s.isplat(both));
+                for h in 0..N {
+                    sums[i][h] = s.dot_pairs(sums[i][h], mins[h], both);
+                }
+            }
+        }
+    }
+}
+
+/// R rows against PARTS times N halves of a tile, from `half` on, N at a time in each group: where there are registers for one half, a tile is read once
+/// all the same.
+///
+/// # Safety
+/// `source` has as many groups as `rows`; `rows` and `out` have R rows.
+#[inline(always)]
+unsafe fn block<
+    S: Simd,
+    Q: Source<S>,
+    const R: usize,
+    const N: usize,
+    const PARTS: usize,
+    const BITS: usize,
+    const MIN: bool,
+    const SHIFT: u32,
+>(
+    s: S,
+    (source, half): (Q, usize),
+    rows: &Rows<'_>,
+    out: &Target<'_>,
+) {
+    let mut all = [[[s.zero(); N]; R]; PARTS];
     // SAFETY: groups, halves and rows exist by contract.
     unsafe {
         for g in 0..rows.num_groups {
             source.fetch(g);
-            let headers = rows.headers.add(g);
-            let mut begin = [[[s.izero(); N]; R]; STEPS];
-            if BITS == 8 && S::SUMS_AS_STORED {
-                for i in 0..R {
-                    let minus = (*headers.add(i * rows.num_groups)).minus;
-                    for step in 0..STEPS {
-                        begin[step][i] = [s.isplat(minus[step] << SHIFT); N];
-                    }
-                }
+            for part in 0..PARTS {
+                add_group::<S, Q, R, N, BITS, MIN, SHIFT>(
+                    s,
+                    (source, half + part * N),
+                    rows,
+                    g,
+                    &mut all[part],
+                );
             }
-            let [mut first, mut last] = begin;
-            if S::WIDE && S::SUMS_AS_STORED && BITS == 4 && Q::TURNED {
-                // In turn, so that products wait less for those before them.
-                for pair in [(0, 1), (1, 2)] {
-                    first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pair, first);
-                    last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pair, last);
-                }
-            } else {
-                // Compilers that know how many there are look so far ahead that they keep more than there are registers for.
-                let known = if S::WIDE { S::SUMS_AS_STORED } else { R == 1 };
-                let pairs = (0, if known { STEP_QUADS / 2 } else { rows.step_quads / 2 });
-                first = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 0), pairs, first);
-                last = half_group::<S, Q, R, N, BITS>(s, from, rows, (g, 1), pairs, last);
-            }
-            let mut scale = [s.zero(); N];
-            for h in 0..N {
-                scale[h] = source.scale(s, g, half + h);
-            }
+        }
+        for part in 0..PARTS {
             for i in 0..R {
-                let header = &*headers.add(i * rows.num_groups);
-                if BITS == 4 {
-                    let begin = if SHIFT > 0 { s.isplat(header.last << SHIFT) } else { s.izero() };
-                    for h in 0..N {
-                        let sum = s.join_codes(first[i][h], last[i][h], &header.steps, begin);
-                        sums[i][h] = s.fma(s.from_int(sum), scale[h], sums[i][h]);
-                    }
-                } else {
-                    let [first_step, last_step] = header.steps.each();
-                    let steps = [s.splat(first_step as f32), s.splat(last_step as f32)];
-                    for h in 0..N {
-                        let sum = s.mul(s.from_int(first[i][h]), steps[0]);
-                        let sum = s.fma(s.from_int(last[i][h]), steps[1], sum);
-                        sums[i][h] = s.fma(sum, scale[h], sums[i][h]);
-                    }
-                }
-            }
-            if MIN && (g % 2 == 1 || g + 1 == rows.num_groups) {
-                let mut mins = [s.pairs(s.izero()); N];
+                let unit = s.splat(*rows.units.add(i));
                 for h in 0..N {
-                    mins[h] = s.pairs(source.mins(s, g / 2, half + h));
-                }
-                for i in 0..R {
-                    let at = i * rows.num_groups.next_multiple_of(2) + g / 2 * 2;
-                    let both = rows.byte_sums.add(at).cast::<i32>().read_unaligned();
-                    let both = s.pairs(s.isplat(both));
-                    for h in 0..N {
-                        sums[i][h] = s.dot_pairs(sums[i][h], mins[h], both);
-                    }
+                    all[part][i][h] = s.mul(all[part][i][h], unit);
                 }
             }
+            out.put_block(s, &all[part], half + part * N);
         }
-        for i in 0..R {
-            let unit = s.splat(*rows.units.add(i));
-            for h in 0..N {
-                sums[i][h] = s.mul(sums[i][h], unit);
-            }
-        }
-        out.put_block(s, &sums, half);
     }
 }
 
@@ -295,24 +333,29 @@ unsafe fn all_rows<S: Simd, Q: Source<S>, const BITS: usize, const MIN: bool, co
         let (rows, out) = (&rows.part(first, n), &out.from(first));
         // SAFETY: by contract.
         unsafe {
+            let from = (source, 0);
             if S::WIDE {
-                let from = (source, 0);
                 match n {
-                    1 => block::<S, Q, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                    2 => block::<S, Q, 2, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                    3 => block::<S, Q, 3, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                    _ => block::<S, Q, 4, 2, BITS, MIN, SHIFT>(s, from, rows, out),
+                    1 => block::<S, Q, 1, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                    2 => block::<S, Q, 2, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                    3 => block::<S, Q, 3, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                    _ => block::<S, Q, 4, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
                 }
-            } else if n == 1 {
-                // In one pass over the tile, which is as fast as memory then.
-                block::<S, Q, 1, 2, BITS, MIN, SHIFT>(s, (source, 0), rows, out);
+            } else if !Q::TURNED {
+                // Memory is what counts.
+                match n {
+                    1 => block::<S, Q, 1, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                    2 => block::<S, Q, 2, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
+                    3 => block::<S, Q, 3, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
+                    _ => block::<S, Q, 4, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
+                }
             } else {
-                for half in 0..2 {
-                    let from = (source, half);
+                for from in [(source, 0), (source, 1)] {
                     match n {
-                        2 => block::<S, Q, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                        3 => block::<S, Q, 3, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                        _ => block::<S, Q, 4, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                        1 => block::<S, Q, 1, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                        2 => block::<S, Q, 2, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                        3 => block::<S, Q, 3, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
+                        _ => block::<S, Q, 4, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
                     }
                 }
             }
