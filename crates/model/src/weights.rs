@@ -264,8 +264,11 @@ impl Reader<'_> {
         form: Form,
     ) -> Result<Linear> {
         self.source.check_shape(name, &[outputs, inputs])?;
-        let tensor = self.source.stored(name);
-        let tensor = tensor.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+        let Some(tensor) = self.source.stored(name) else {
+            // What is there and cannot be opened says why when it is read.
+            self.source.read_f32(name)?;
+            return Err(ModelError::MissingTensor { name: name.to_owned() });
+        };
         let order = Order { rows, dim: self.spec.head_dim };
         let held = form.held(tensor.ty(), inputs).ok_or_else(|| tensor.bad_type())?;
         let read = |held: Held, bias: Option<Vec<f32>>| match held {

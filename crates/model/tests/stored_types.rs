@@ -227,27 +227,51 @@ fn floats_are_quantised_as_they_are_read() {
     }
 }
 
+/// The same file with another tensor of that name.
+fn with_tensor(
+    file: Vec<u8>,
+    name: &str,
+    (shape, ty): (&[usize], GgmlType),
+    bytes: &[u8],
+) -> Vec<u8> {
+    let file = GgufFile::from_bytes(file, Path::new("types.gguf")).unwrap();
+    let mut changed = GgufBuilder::new();
+    for (key, value) in file.metadata().iter() {
+        changed = changed.metadata(key, value.clone());
+    }
+    for tensor in file.tensors() {
+        let own = file.tensor_bytes(&tensor.name).unwrap();
+        changed = match tensor.name == name {
+            true => changed.tensor(name, shape, ty, bytes),
+            false => changed.tensor(&tensor.name, &tensor.shape, tensor.ty, own),
+        };
+    }
+    changed.build()
+}
+
+#[test]
+fn types_that_cannot_be_read_are_named() {
+    let name = "blk.1.ffn_down.weight";
+    let bytes = vec![0; HIDDEN * FFN / 256 * GgmlType::IQ1_S.block_bytes()];
+    let file = model(GgmlType::Q4_K, false, true);
+    let file = with_tensor(file, name, (&[HIDDEN, FFN], GgmlType::IQ1_S), &bytes);
+    let file = GgufFile::from_bytes(file, Path::new("types.gguf")).unwrap();
+    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+    let errors = [
+        Model::from_gguf(&file, &options).unwrap_err().to_string(),
+        Footprint::of(&file, &options).unwrap_err().to_string(),
+    ];
+    assert!(errors.iter().all(|e| e.contains(name) && e.contains("IQ1_S")), "{errors:?}");
+}
+
 #[test]
 fn a_scale_of_mxfp4_that_f16_has_not_is_kept() {
-    let shape = [VOCAB, HIDDEN];
     let mut bytes = blocks(GgmlType::MXFP4, VOCAB * HIDDEN, 3);
     // 2^-78: far below what f16 has.
     bytes.iter_mut().step_by(17).for_each(|exponent| *exponent = 50);
     let with = |ty, bytes: &[u8]| {
         let file = model(GgmlType::MXFP4, false, true);
-        let file = GgufFile::from_bytes(file, Path::new("types.gguf")).unwrap();
-        let mut changed = GgufBuilder::new();
-        for (key, value) in file.metadata().iter() {
-            changed = changed.metadata(key, value.clone());
-        }
-        for tensor in file.tensors() {
-            let own = file.tensor_bytes(&tensor.name).unwrap();
-            changed = match tensor.name == "token_embd.weight" {
-                true => changed.tensor(&tensor.name, &shape, ty, bytes),
-                false => changed.tensor(&tensor.name, &tensor.shape, tensor.ty, own),
-            };
-        }
-        load(changed.build(), Dtype::Float32)
+        load(with_tensor(file, "token_embd.weight", (&[VOCAB, HIDDEN], ty), bytes), Dtype::Float32)
     };
     let plain = dequantize("x", GgmlType::MXFP4, &bytes).unwrap();
     let plain: Vec<u8> = plain.iter().flat_map(|x| x.to_le_bytes()).collect();

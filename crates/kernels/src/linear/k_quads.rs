@@ -10,7 +10,7 @@
 use super::k_packed::KFormat;
 use super::k_source::{Format, StoredK, by_k_format};
 use super::packed::{GROUP, HALF, QUADS, TILE};
-use super::product::{Rows, Target};
+use super::product::{Rows, Target, by_rows};
 use super::quads::{ROWS, STEP_QUADS};
 use crate::simd::{Simd, compiled};
 
@@ -265,34 +265,14 @@ unsafe fn all_rows<S: Simd, F: Format, Q: Source<S, F>>(
 ) {
     for (first, n) in rows.blocks(ROWS) {
         let (rows, out) = (&rows.part(first, n), &out.from(first));
+        macro_rules! block_of {
+            ($from:expr, $r:literal, $n:literal, $parts:literal) => {
+                block::<S, F, Q, $r, $n, $parts>(s, $from, rows, out)
+            };
+        }
         // SAFETY: by contract.
         unsafe {
-            let from = (source, 0);
-            if S::WIDE {
-                match n {
-                    1 => block::<S, F, Q, 1, 2, 1>(s, from, rows, out),
-                    2 => block::<S, F, Q, 2, 2, 1>(s, from, rows, out),
-                    3 => block::<S, F, Q, 3, 2, 1>(s, from, rows, out),
-                    _ => block::<S, F, Q, 4, 2, 1>(s, from, rows, out),
-                }
-            } else if !Q::TURNED {
-                // Memory is what counts.
-                match n {
-                    1 => block::<S, F, Q, 1, 2, 1>(s, from, rows, out),
-                    2 => block::<S, F, Q, 2, 1, 2>(s, from, rows, out),
-                    3 => block::<S, F, Q, 3, 1, 2>(s, from, rows, out),
-                    _ => block::<S, F, Q, 4, 1, 2>(s, from, rows, out),
-                }
-            } else {
-                for from in [(source, 0), (source, 1)] {
-                    match n {
-                        1 => block::<S, F, Q, 1, 1, 1>(s, from, rows, out),
-                        2 => block::<S, F, Q, 2, 1, 1>(s, from, rows, out),
-                        3 => block::<S, F, Q, 3, 1, 1>(s, from, rows, out),
-                        _ => block::<S, F, Q, 4, 1, 1>(s, from, rows, out),
-                    }
-                }
-            }
+            by_rows!(S::WIDE, Q::TURNED, n, source, block_of);
         }
     }
 }

@@ -158,6 +158,39 @@ impl Target<'_> {
     }
 }
 
+/// Calls `$block!(from, R, N, PARTS)` for so many rows (1 to 4) of products with bytes: `from` is a source and the half of its tile to begin with, N halves are
+/// multiplied at a time and PARTS times as many in each group.
+macro_rules! by_rows {
+    ($wide:expr, $turned:expr, $rows:expr, $source:expr, $block:ident) => {
+        if $wide {
+            match $rows {
+                1 => $block!(($source, 0), 1, 2, 1),
+                2 => $block!(($source, 0), 2, 2, 1),
+                3 => $block!(($source, 0), 3, 2, 1),
+                _ => $block!(($source, 0), 4, 2, 1),
+            }
+        } else if !$turned {
+            // From memory: a tile is read once.
+            match $rows {
+                1 => $block!(($source, 0), 1, 2, 1),
+                2 => $block!(($source, 0), 2, 1, 2),
+                3 => $block!(($source, 0), 3, 1, 2),
+                _ => $block!(($source, 0), 4, 1, 2),
+            }
+        } else {
+            for half in 0..2 {
+                match $rows {
+                    1 => $block!(($source, half), 1, 1, 1),
+                    2 => $block!(($source, half), 2, 1, 1),
+                    3 => $block!(($source, half), 3, 1, 1),
+                    _ => $block!(($source, half), 4, 1, 1),
+                }
+            }
+        }
+    };
+}
+pub(super) use by_rows;
+
 /// Whether inputs in bf16 are read as such; elsewhere they are f32 that have been rounded.
 #[inline]
 pub(super) fn reads_words(isa: Isa) -> bool {

@@ -15,7 +15,7 @@
 
 use super::bytes::STEPS;
 use super::packed::{CodeFormat, GROUP, HALF, QUADS, TILE};
-use super::product::{Rows, Target};
+use super::product::{Rows, Target, by_rows};
 use crate::simd::{L2, Simd, compiled, prefetch};
 
 /// Most rows of a register block: with 32 registers sums over two halves and all of it of 4 × 2 vectors, weights and an input
@@ -331,34 +331,14 @@ unsafe fn all_rows<S: Simd, Q: Source<S>, const BITS: usize, const MIN: bool, co
 ) {
     for (first, n) in rows.blocks(ROWS) {
         let (rows, out) = (&rows.part(first, n), &out.from(first));
+        macro_rules! block_of {
+            ($from:expr, $r:literal, $n:literal, $parts:literal) => {
+                block::<S, Q, $r, $n, $parts, BITS, MIN, SHIFT>(s, $from, rows, out)
+            };
+        }
         // SAFETY: by contract.
         unsafe {
-            let from = (source, 0);
-            if S::WIDE {
-                match n {
-                    1 => block::<S, Q, 1, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                    2 => block::<S, Q, 2, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                    3 => block::<S, Q, 3, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                    _ => block::<S, Q, 4, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                }
-            } else if !Q::TURNED {
-                // Memory is what counts.
-                match n {
-                    1 => block::<S, Q, 1, 2, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                    2 => block::<S, Q, 2, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                    3 => block::<S, Q, 3, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                    _ => block::<S, Q, 4, 1, 2, BITS, MIN, SHIFT>(s, from, rows, out),
-                }
-            } else {
-                for from in [(source, 0), (source, 1)] {
-                    match n {
-                        1 => block::<S, Q, 1, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                        2 => block::<S, Q, 2, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                        3 => block::<S, Q, 3, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                        _ => block::<S, Q, 4, 1, 1, BITS, MIN, SHIFT>(s, from, rows, out),
-                    }
-                }
-            }
+            by_rows!(S::WIDE, Q::TURNED, n, source, block_of);
         }
     }
 }
