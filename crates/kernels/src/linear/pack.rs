@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::ActivationKind;
 use super::packed::{GROUP, HALF, Packed, QUADS, TILE};
+use crate::f32_to_f16;
 
 /// Inputs of 32 rows that are packed at a time: their part of a tile stays in L1.
 const STRIP: usize = 1024;
@@ -242,9 +243,16 @@ pub(super) fn read_bf16(inputs: ActivationKind, tile: &[u8], f: usize, out: &mut
 
 /// As [`put_bf16`], rounded to f16.
 pub(super) fn put_f16(tile: &mut [u8], (f, first): (usize, usize), weights: &[f32]) {
-    for (k, weight) in (first..).zip(weights) {
-        let at = f16_at(f, k);
-        tile[at..at + 2].copy_from_slice(&f16::from_f32(*weight).to_le_bytes());
+    // Some at once, for which there are instructions.
+    const AT_ONCE: usize = 64;
+    let mut words = [f16::ZERO; AT_ONCE];
+    for (first, weights) in (first..).step_by(AT_ONCE).zip(weights.chunks(AT_ONCE)) {
+        let words = &mut words[..weights.len()];
+        f32_to_f16(weights, words);
+        for (k, word) in (first..).zip(words) {
+            let at = f16_at(f, k);
+            tile[at..at + 2].copy_from_slice(&word.to_le_bytes());
+        }
     }
 }
 
