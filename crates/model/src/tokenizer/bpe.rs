@@ -1,7 +1,7 @@
 //! Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM).
 //!
 //! The algorithm is that of the `tokenizers` crate, which tests compare with. That crate keeps every token's text twice and a map of
-//! strings each way, 60 MiB for a vocabulary of 151,936 tokens; merges of ids on the vocabulary that is there anyway take 4.
+//! strings each way; merges of ids on the vocabulary that is there anyway left a server of 151,936 tokens 46 MiB smaller.
 
 use std::hash::{BuildHasher, RandomState};
 
