@@ -123,8 +123,7 @@ pub(crate) fn execute(command: &CalibrateCommand) -> Result<()> {
     }
     let progress = Progress::stderr();
     let model_path = resolve_model(&command.model.model)?;
-    let model =
-        load_model(&model_path, command.model.load.load_options(command.threads), progress)?;
+    let model = load_model(&model_path, command.model.load.options(command.threads), progress)?;
     let context = model.spec().context_length;
     let default = match command.method {
         Target::Joint => statistics::default_tokens_per_text(&model),

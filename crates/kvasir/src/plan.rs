@@ -215,7 +215,7 @@ impl PlanCommand {
                 self.model.model
             );
         }
-        let model = load_model(&path, self.model.load.load_options(0), progress)?;
+        let model = load_model(&path, self.model.load.options(0), progress)?;
         let mut encode = |text: &str, special: bool| Ok(model.tokenizer().encode(text, special)?);
         let requests = dataset.requests(size, model.spec().vocab_size, &mut encode)?;
         let prompts = requests.iter().map(|r| Ok((r.tokens(&mut encode)?, r.output_len)));

@@ -64,8 +64,7 @@ struct Accuracy {
 pub(crate) fn execute(command: &ProfileCommand) -> Result<()> {
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model =
-        load_model(&path, command.model.load.load_options(command.encoding.threads), progress)?;
+    let model = load_model(&path, command.model.load.options(command.encoding.threads), progress)?;
     let (statistics, tables) = command.encoding.load(&model, &path, &command.recipes, progress)?;
     let config = EngineConfig {
         block_size: command.encoding.block_size,

@@ -20,7 +20,7 @@ pub(crate) fn load_engine(
     progress: Progress,
 ) -> Result<(Arc<Model>, Engine)> {
     let path = resolve_model(&model.model)?;
-    let model = load_model(&path, model.load.load_options(cache.threads()), progress)?;
+    let model = load_model(&path, model.load.options(cache.threads()), progress)?;
     let config = with_statistics(cache.engine_config(), &model, &path, cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config)?;
     Ok((model, engine))

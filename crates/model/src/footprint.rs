@@ -75,11 +75,11 @@ impl Footprint {
         matrices.sort_unstable();
         let tied = file.tensor(names.output).is_none();
         let of = |tensor: &TensorInfo| -> Result<(HeldAs, usize)> {
-            let head = tensor.name == names.output || tensor.name == names.embedding;
-            if head && tensor.name == names.embedding && !tied && read.keeps_mapped(options.access)
-            {
+            let embedding = tensor.name == names.embedding;
+            if embedding && !tied && read.keeps_mapped(options.access) {
                 return Ok((HeldAs::InTheFile, 0));
             }
+            let head = embedding || tensor.name == names.output;
             match tensor.shape[..] {
                 [len] => Ok((HeldAs::F32, 4 * len)),
                 [outputs, inputs] if head || matrices.binary_search(&tensor.name).is_ok() => {

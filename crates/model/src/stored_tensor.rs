@@ -35,19 +35,9 @@ impl StoredTensor {
         whole.then(|| Self { name, ty, rows, row_bytes, file: Arc::clone(file), start })
     }
 
-    /// Its name in the file.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// How its elements are stored.
     pub fn ty(&self) -> GgmlType {
         self.ty
-    }
-
-    /// Bytes in the file.
-    pub fn num_bytes(&self) -> usize {
-        self.rows * self.row_bytes
     }
 
     /// Whether rows can be read later without memory of the process.

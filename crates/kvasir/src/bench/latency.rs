@@ -106,8 +106,7 @@ impl LatencyCommand {
     /// An engine with room for `kinds`.
     fn engine(&self, kinds: &[Kind], progress: Progress) -> Result<Engine> {
         let path = resolve_model(&self.model.model)?;
-        let model =
-            load_model(&path, self.model.load.load_options(self.cache.threads()), progress)?;
+        let model = load_model(&path, self.model.load.options(self.cache.threads()), progress)?;
         let mut config = self.cache.engine_config();
         latency::make_room(&mut config, kinds, model.spec());
         let config = with_statistics(config, &model, &path, &self.cache, progress)?;

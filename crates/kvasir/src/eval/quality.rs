@@ -152,8 +152,7 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     let texts = command.corpus.texts()?;
     let progress = Progress::stderr();
     let path = resolve_model(&command.model.model)?;
-    let model =
-        load_model(&path, command.model.load.load_options(command.encoding.threads), progress)?;
+    let model = load_model(&path, command.model.load.options(command.encoding.threads), progress)?;
     let (statistics, tables) = command.encoding.load(&model, &path, &command.recipe, progress)?;
     let mut runner = Runner::new(Threads::new(command.encoding.threads)?);
     let bar = progress.steps("measuring");
@@ -164,7 +163,7 @@ pub(super) fn execute(command: &QualityCommand) -> Result<()> {
     let control = command.control_dtype.filter(|dtype| *dtype != command.model.load.dtype);
     let control = control
         .map(|dtype| {
-            let options = command.model.load.load_options(command.encoding.threads);
+            let options = command.model.load.options(command.encoding.threads);
             load_model(&path, LoadOptions { dtype: dtype.into(), ..options }, progress)
         })
         .transpose()?;

@@ -182,8 +182,7 @@ fn local(command: &SuiteCommand, progress: Progress) -> Result<()> {
     if begun {
         create()?;
     }
-    let model =
-        load_model(&path, command.model.load.load_options(command.encoding.threads), progress)?;
+    let model = load_model(&path, command.model.load.options(command.encoding.threads), progress)?;
     let curve = command.curve(&recipes);
     let mut needed: Vec<Recipe> = recipes.iter().chain(&curve).copied().collect();
     if let Some(risks) = &risk_model {

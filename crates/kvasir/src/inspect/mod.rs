@@ -43,7 +43,7 @@ pub(crate) struct InspectCommand {
 /// Runs the command.
 pub(crate) fn execute(command: &InspectCommand) -> Result<()> {
     let file = GgufFile::open(&resolve_model(&command.file)?)?;
-    let memory = Memory::of(&file, &command.load.load_options(0), command.kv_cache_memory);
+    let memory = Memory::of(&file, &command.load.options(0), command.kv_cache_memory);
     let report = Report::of(&file, memory, command.tensors)?;
     if command.json { print_json(&report) } else { print_text(&text::render(&report)) }
 }

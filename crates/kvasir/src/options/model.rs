@@ -39,7 +39,7 @@ pub(crate) struct LoadArgs {
 
 impl LoadArgs {
     /// How the model is loaded.
-    pub(crate) fn load_options(&self, threads: usize) -> LoadOptions<'static> {
+    pub(crate) fn options(&self, threads: usize) -> LoadOptions<'static> {
         LoadOptions {
             threads,
             dtype: self.dtype.into(),

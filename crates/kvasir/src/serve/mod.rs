@@ -105,8 +105,7 @@ fn load(command: &ServeCommand, template: Option<String>, handle: &ServerHandle)
     let start = Instant::now();
     let path = resolve_model(&command.model.model)?;
     let progress = Progress::stderr();
-    let model =
-        load_model(&path, command.model.load.load_options(command.cache.threads()), progress)?;
+    let model = load_model(&path, command.model.load.options(command.cache.threads()), progress)?;
     let config = with_statistics(engine_config(command), &model, &path, &command.cache, progress)?;
     let engine = Engine::new(Arc::clone(&model), config.clone())?;
     let Machine { processor, isa, .. } = Machine::this();
