@@ -1,7 +1,7 @@
 //! Linear layers.
 //!
-//! Weights stay packed as the file has them (4- and 8-bit codes with a scale for 32), or are rounded to
-//! bf16, or, where somebody wants a control, kept in f32. Inputs are rounded once
+//! Weights stay packed as the file has them (codes of 2 to 8 bits, f16, bf16, f32), or are rounded to
+//! bf16. Inputs are rounded once
 //! per row and shared by all layers that read them: to bytes with a step for each 16, where weights are codes, to bf16, or not at
 //! all ([`ActivationKind`]). Bytes are fastest wherever there are products of them; which of the others is depends on the processor.
 //!
